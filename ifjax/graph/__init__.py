@@ -1,0 +1,1 @@
+"""Any JAX function -> groups of coupled axes, and back again at another width."""

@@ -1,0 +1,153 @@
+"""From a function and the shapes of its arguments to the axes of all its values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ifjax.graph.axes import AxisStore
+from ifjax.graph.flow import Axes, Context, Frame, walk
+
+
+def path_name(path: Any) -> str:
+    """A key path as text: keys joined by slashes."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def is_array(x: Any) -> bool:
+    """Whether a leaf of the inputs is traced; other Python values are static."""
+    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def struct(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array, tracer or struct."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x
+    if not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    weak = bool(getattr(x, "weak_type", False))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Inputs taken apart into arrays and static values."""
+
+    tree: Any
+    static: tuple[tuple[int, Any], ...]
+    arrays: tuple[Any, ...]
+
+    @classmethod
+    def split(cls, inputs: Sequence[Any]) -> Arguments:
+        """Takes inputs apart."""
+        leaves, tree = jax.tree.flatten(tuple(inputs))
+        static = tuple((i, x) for i, x in enumerate(leaves) if not is_array(x))
+        return cls(tree, static, tuple(x for x in leaves if is_array(x)))
+
+    def join(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """Puts inputs together, with other arrays."""
+        leaves: list[Any] = [None] * self.tree.num_leaves
+        rest = iter(arrays)
+        static = dict(self.static)
+        for i in range(len(leaves)):
+            leaves[i] = static[i] if i in static else next(rest)
+        return jax.tree.unflatten(self.tree, leaves)
+
+
+@dataclasses.dataclass
+class Analysis:
+    """A walked function.
+
+    Attributes:
+      frame: axes of every variable.
+      store: the axis store.
+      leaves: axes of the parameter leaves, in the order of the tree.
+      inputs: axes of the arrays among the inputs.
+      out_tree: structure of the output.
+      outputs: axes of the outputs.
+      macs: axes whose sizes multiply to the work of each contraction.
+    """
+
+    frame: Frame
+    store: AxisStore
+    leaves: list[Axes]
+    inputs: list[Axes]
+    out_tree: Any
+    outputs: list[Axes]
+    macs: list[Axes]
+
+
+def analyse(
+    apply_fn: Callable[..., Any],
+    params: Any,
+    arguments: Arguments,
+    static: Mapping[str, Any],
+    leaf_axes: Callable[[AxisStore, str, jax.ShapeDtypeStruct], Axes],
+) -> Analysis:
+    """Traces ``apply_fn`` at full size and walks its jaxpr.
+
+    Args:
+      apply_fn: ``apply_fn(params, *inputs, **static)``.
+      params: tree of arrays or structs.
+      arguments: the inputs.
+      static: keyword arguments.
+      leaf_axes: gives the axis nodes of a leaf.
+
+    Returns:
+      The analysis, with inputs and outputs pinned and outputs that mirror a leaf tied to it.
+    """
+    params = jax.tree.map(struct, params)
+
+    def function(params: Any, *arrays: Any) -> Any:
+        return apply_fn(params, *arguments.join(arrays), **static)
+
+    structs = [struct(a) for a in arguments.arrays]
+    closed, out_shape = jax.make_jaxpr(function, return_shape=True)(params, *structs)
+    store = AxisStore()
+    named = [(path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)]
+    leaves = [leaf_axes(store, path, x) for path, x in named]
+    inputs = [
+        tuple(store.pinned(n, "an axis of the function's inputs") for n in s.shape)
+        for s in structs
+    ]
+    context = Context(store)
+    frame, outputs = walk(context, closed, [*leaves, *inputs])
+    mirrors = _mirrors(out_shape, named)
+    for i, axes in enumerate(outputs):
+        if i in mirrors:
+            for a, b in zip(axes, leaves[mirrors[i]], strict=True):
+                store.unify(a, b)
+        else:
+            for a in axes:
+                store.pin(a, "an axis of the function's outputs")
+    return Analysis(
+        frame, store, leaves, inputs, jax.tree.structure(out_shape), outputs, context.macs
+    )
+
+
+def _mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]:
+    """Outputs that are updated leaves, by the end of their path and their shape and dtype.
+
+    An output mirrors a leaf where its path ends in the leaf's whole path, or in at least the last
+    two keys that remain of it without the collection (``batch_stats``).
+    """
+    index: dict[tuple[str, ...], int] = {}
+    for i, (path, _) in enumerate(leaves):
+        keys = tuple(path.split("/"))
+        index[keys] = i
+        if len(keys) > 2:
+            index.setdefault(keys[1:], i)
+    found = {}
+    for i, (path, x) in enumerate(jax.tree_util.tree_leaves_with_path(out_shape)):
+        keys = tuple(path_name(path).split("/"))
+        for start in range(len(keys)):
+            leaf = index.get(keys[start:])
+            if leaf is not None:
+                if leaves[leaf][1].shape == x.shape and leaves[leaf][1].dtype == x.dtype:
+                    found[i] = leaf
+                break
+    return found

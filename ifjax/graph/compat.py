@@ -1,0 +1,57 @@
+"""What differs between jax versions in the structure of jaxprs, in one place.
+
+In jax 0.12 ``ClosedJaxpr`` is merged into ``Jaxpr``; 0.10 keeps the two apart. The rest of the
+package sees an (open jaxpr, constant variables, constants) triple and binds equations through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend import core, source_info_util
+
+Literal = core.Literal
+Jaxpr = Any
+Equation = Any
+Var = Any
+
+
+def unpack(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Var], list[Any]]:
+    """The open jaxpr, its constant variables and their values; an open jaxpr has no constants."""
+    consts = list(getattr(jaxpr, "consts", ()))
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    constvars = list(inner.constvars)
+    if consts and not constvars:
+        constvars = list(inner.all_invars[: len(consts)])
+    return inner, constvars, consts
+
+
+def bind(equation: Equation, values: Sequence[Any], **changed: Any) -> list[Any]:
+    """Evaluates one equation on ``values``, with some of its parameters changed."""
+    params = equation.primitive.get_bind_params({**equation.params, **changed})
+    info = equation.source_info
+    stack = source_info_util.current_name_stack() + info.name_stack
+    with (
+        source_info_util.user_context(info.traceback, name_stack=stack),
+        equation.ctx.manager,
+    ):
+        out = equation.primitive.bind(*values, **params)
+    return list(out) if equation.primitive.multiple_results else [out]
+
+
+def source_line(equation: Equation) -> str:
+    """Where in the user's code the equation comes from, as ``file:line (function)``."""
+    return source_info_util.summarize(equation.source_info)
+
+
+def jvp_jaxpr(
+    equation: Equation, zeros: Sequence[bool]
+) -> tuple[Jaxpr, list[Any], list[bool]]:
+    """The derivative rule of a ``custom_jvp_call``: jaxpr, its constants, which tangents are zero.
+
+    The jaxpr takes the primal inputs without constants, then the tangents that ``zeros`` does not
+    mark as symbolically zero.
+    """
+    jaxpr, consts, out_zeros = equation.params["jvp_jaxpr_fun"].call_wrapped(*zeros)
+    return jaxpr, list(consts), list(out_zeros)

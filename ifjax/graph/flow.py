@@ -1,0 +1,185 @@
+"""Walks a jaxpr once and lets the rule of every primitive relate the axes of its operands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ifjax.graph import compat
+from ifjax.graph.axes import AxisStore
+
+Axes = tuple[int, ...]
+MAX_RUNS = 64  # runs of equal slices along an axis of a constant, before it is pinned instead
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """Why something is pinned: the primitive, what about it, and lazily the source line."""
+
+    text: str
+    equation: Any = None
+
+    def __str__(self) -> str:
+        """The reason with the source line that the equation comes from."""
+        if self.equation is None:
+            return self.text
+        return f"{self.text} at {compat.source_line(self.equation)}"
+
+
+@dataclasses.dataclass
+class Frame:
+    """One walk through one jaxpr: the axes of its variables and what the rules noted."""
+
+    jaxpr: Any
+    constants: list[Any]
+    axes: dict[Any, Axes] = dataclasses.field(default_factory=dict)
+    notes: dict[int, Any] = dataclasses.field(default_factory=dict)
+
+    def read(self, atom: Any, store: AxisStore) -> Axes:
+        """Axes of a variable or literal."""
+        if isinstance(atom, compat.Literal):
+            return tuple(store.fresh(n) for n in np.shape(atom.val))
+        return self.axes[atom]
+
+
+@dataclasses.dataclass
+class Context:
+    """What a rule may do: relate axes, pin them, walk into a call, leave a note for rebuilding."""
+
+    store: AxisStore
+    equation: Any = None
+    note: Any = None
+    macs: list[Axes] = dataclasses.field(default_factory=list)
+
+    def reason(self, text: str) -> str:
+        """A reason that names this equation's primitive and source line."""
+        return Reason(f"{self.equation.primitive.name}: {text}", self.equation)  # type: ignore[return-value]
+
+    def unify(self, a: int, b: int) -> None:
+        """States that two axes hold the same neurons."""
+        if a != b:
+            self.store.unify(a, b, self.reason("axes regrouped without a common factor"))
+
+    def pin(self, nodes: Sequence[int], text: str) -> None:
+        """Fixes axes, with the reason."""
+        for node in nodes:
+            self.store.pin(node, self.reason(text))
+
+    def pinned(self, shape: Sequence[int], text: str) -> Axes:
+        """Fresh axes that cannot be cut."""
+        reason = self.reason(text)
+        return tuple(self.store.pinned(n, reason) for n in shape)
+
+    def fresh(self, shape: Sequence[int]) -> Axes:
+        """Fresh free axes."""
+        return tuple(self.store.fresh(n) for n in shape)
+
+    def call(self, jaxpr: Any, inputs: Sequence[Axes]) -> tuple[Frame, list[Axes]]:
+        """Walks the jaxpr of a call; returns its frame, to be noted, and its outputs' axes."""
+        equation, note = self.equation, self.note
+        frame, outputs = walk(self, jaxpr, inputs)
+        self.equation, self.note = equation, note
+        return frame, outputs
+
+
+def walk(
+    context: Context, jaxpr: Any, inputs: Sequence[Axes], constants: Sequence[Any] = ()
+) -> tuple[Frame, list[Axes]]:
+    """Relates the axes of all variables of a jaxpr.
+
+    Args:
+      context: holds the axis store.
+      jaxpr: open or closed.
+      inputs: axes of the jaxpr's inputs.
+      constants: values of the constant variables of an open jaxpr.
+
+    Returns:
+      The frame, and the axes of the outputs.
+    """
+    from ifjax.graph.rules import RULES, unknown
+
+    store = context.store
+    inner, constvars, values = compat.unpack(jaxpr)
+    values = values or list(constants)
+    frame = Frame(inner, values)
+    for var, value in zip(constvars, values, strict=True):
+        frame.axes[var] = constant_axes(store, value)
+    frame.axes.update(zip(inner.invars, inputs, strict=True))
+    for i, equation in enumerate(inner.eqns):
+        context.equation, context.note = equation, None
+        operands = [frame.read(v, store) for v in equation.invars]
+        rule = RULES.get(equation.primitive.name, unknown)
+        results = rule.flow(context, equation, operands)
+        frame.axes.update(zip(equation.outvars, results, strict=True))
+        if context.note is not None:
+            frame.notes[i] = context.note
+    return frame, [frame.read(v, store) for v in inner.outvars]
+
+
+def constant_axes(store: AxisStore, value: Any) -> Axes:
+    """Axes of a closed-over array: a free class per run of equal slices, pinned where too many.
+
+    A rotary table or a mask differs from slice to slice and is pinned; an array of zeros is not.
+    """
+    shape = np.shape(value)
+    if isinstance(value, jax.core.Tracer) or not hasattr(value, "dtype"):
+        return tuple(store.pinned(n, "constant that is traced") for n in shape)
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+        return tuple(store.pinned(n, "constant random key") for n in shape)
+    array = np.asarray(value)
+    axes = []
+    for axis, n in enumerate(shape):
+        if n < 2 or array.size == 0:
+            axes.append(store.fresh(n))
+            continue
+        slices = np.moveaxis(array, axis, 0).reshape(n, -1)
+        changes = np.flatnonzero((slices[1:] != slices[:-1]).any(1)) + 1
+        if len(changes) == n - 1 or len(changes) > MAX_RUNS:
+            axes.append(store.pinned(n, "constant whose values depend on the index"))
+        else:
+            axes.append(store.sum([store.fresh(int(r)) for r in np.diff([0, *changes, n])]))
+    return tuple(axes)
+
+
+def interpret(
+    frame: Frame,
+    store: AxisStore,
+    inputs: Sequence[Any],
+    transfer: Callable[[Any, list[Axes], list[Axes], list[Any]], list[Any]],
+    constant: Callable[[Any], Any],
+) -> list[Any]:
+    """Evaluates a walked jaxpr, calls included, on abstract values.
+
+    Args:
+      frame: the frame of `walk`.
+      store: the axis store of the walk.
+      inputs: abstract values of the inputs.
+      transfer: gets an equation, its operands' and results' axes, its operands' abstract values;
+        returns the results' abstract values.
+      constant: abstract value of a literal or constant.
+
+    Returns:
+      Abstract values of the outputs.
+    """
+    inner, constvars, _ = compat.unpack(frame.jaxpr)
+    values = dict(zip(constvars, map(constant, frame.constants), strict=True))
+    values.update(zip(inner.invars, inputs, strict=True))
+
+    def read(atom: Any) -> Any:
+        return constant(atom.val) if isinstance(atom, compat.Literal) else values[atom]
+
+    for i, equation in enumerate(inner.eqns):
+        operands = [read(v) for v in equation.invars]
+        note = frame.notes.get(i)
+        if isinstance(note, Frame):
+            results = interpret(note, store, operands, transfer, constant)
+        else:
+            ins = [frame.read(v, store) for v in equation.invars]
+            outs = [frame.read(v, store) for v in equation.outvars]
+            results = transfer(equation, ins, outs, operands)
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(v) for v in inner.outvars]

@@ -1,0 +1,83 @@
+"""Contractions: matrix products and convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ifjax.graph import compat
+from ifjax.graph.flow import Axes, Context
+from ifjax.graph.rules.rule import Resize, Rule
+
+
+def dot_general(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Contracted and batch axes are unified; free axes pass on, lhs first."""
+    lhs, rhs = operands
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
+    for i, j in [*zip(lhs_contract, rhs_contract), *zip(lhs_batch, rhs_batch)]:
+        context.unify(lhs[i], rhs[j])
+    batch = [lhs[i] for i in lhs_batch]
+    free = [a for i, a in enumerate(lhs) if i not in (*lhs_contract, *lhs_batch)]
+    free += [a for i, a in enumerate(rhs) if i not in (*rhs_contract, *rhs_batch)]
+    out = (*batch, *free)
+    context.macs.append((*out, *(lhs[i] for i in lhs_contract)))
+    return [out]
+
+
+def conv(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Feature axes as in a matrix product; spatial axes pass through a window of one, or pin.
+
+    With G feature groups, lhs features = G x in, kernel outputs = G x out, output = G x out.
+    """
+    lhs, rhs = operands
+    p, store = equation.params, context.store
+    numbers = p["dimension_numbers"]
+    out_shape = equation.outvars[0].aval.shape
+    if p["batch_group_count"] != 1:
+        context.pin([*lhs, *rhs], "grouped over the batch")
+        return [context.pinned(out_shape, "grouped over the batch")]
+    out = [0] * len(out_shape)
+    out[numbers.out_spec[0]] = lhs[numbers.lhs_spec[0]]
+    features, kernel_in, kernel_out = (
+        lhs[numbers.lhs_spec[1]],
+        rhs[numbers.rhs_spec[1]],
+        rhs[numbers.rhs_spec[0]],
+    )
+    groups = p["feature_group_count"]
+    if groups == 1:
+        context.unify(features, kernel_in)
+    else:
+        group = store.fresh(groups)
+        width = store.fresh(store.size(kernel_out) // groups)
+        context.unify(features, store.product([group, kernel_in]))
+        context.unify(kernel_out, store.product([group, width]))
+        context.note = group
+    out[numbers.out_spec[1]] = kernel_out
+    spatial = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True)
+    for k, (i, j, o) in enumerate(spatial):
+        through = (
+            store.size(rhs[j]) == 1
+            and p["window_strides"][k] == 1
+            and p["lhs_dilation"][k] == 1
+            and tuple(p["padding"][k]) == (0, 0)
+        )
+        if through:
+            out[o] = lhs[i]
+        else:
+            context.pin([lhs[i], rhs[j]], "spatial axis of a convolution")
+            out[o] = context.pinned([out_shape[o]], "spatial axis of a convolution")[0]
+    kernel = [a for i, a in enumerate(rhs) if i != numbers.rhs_spec[0]]
+    context.macs.append((*out, *kernel))
+    return [tuple(out)]
+
+
+def rebuild_conv(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+    """The number of feature groups follows the width of the group axis."""
+    if resize.note is None:
+        return compat.bind(equation, values)
+    return compat.bind(equation, values, feature_group_count=resize.size(resize.note))
+
+
+RULES = {
+    "dot_general": Rule(dot_general),
+    "conv_general_dilated": Rule(conv, rebuild_conv),
+}

@@ -1,0 +1,102 @@
+"""Patterns on group names, and the widths they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ifjax.spec import Group, kept_neurons
+
+Selector = str | Iterable[str] | Callable[[Group], bool] | None
+
+
+def widths(
+    groups: Sequence[Group],
+    sparsity: float | Mapping[str, float] | None,
+    keep: int | Mapping[str, int] | None,
+    include: Selector,
+    exclude: Selector,
+    round_to: int,
+) -> tuple[Group, ...]:
+    """The groups with the number of neurons to keep; see `ifjax.DependencyGraph.spec`."""
+    if sparsity is None and keep is None:
+        raise ValueError("spec needs a sparsity or keep: nothing says how many neurons to keep")
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"round_to must be a positive integer; got {round_to!r}")
+    fractions = _mapping(groups, sparsity, "sparsity")
+    counts = _mapping(groups, keep, "keep")
+    for pattern, value in fractions.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ValueError(f"sparsity must be a number in [0, 1); got {value!r} for {pattern!r}")
+    for pattern, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"keep must be a positive integer; got {value!r} for {pattern!r}")
+    named = {*fractions, *counts}
+    if isinstance(include, str):
+        named.add(include)
+    elif include is not None and not callable(include):
+        include = list(include)
+        named |= set(include)
+    taken = _selected(groups, include, "include", default=True)
+    left = _selected(groups, exclude, "exclude", default=False)
+    result = []
+    for group in groups:
+        cuttable = group.kind == "neuron" or group.name in named
+        kept = group.size
+        if group.name in taken and group.name not in left and cuttable:
+            count = _first(group, counts)
+            fraction = _first(group, fractions)
+            if count is not None:
+                if count > group.size:
+                    raise ValueError(
+                        f"group {group.name} has {group.size} neurons; cannot keep {count}"
+                    )
+                kept = count
+            elif fraction:
+                kept = kept_neurons(group.size, fraction, round_to)
+        result.append(dataclasses.replace(group, kept=kept))
+    asked = any(fractions.values()) or bool(counts)
+    if asked and groups and all(g.kept == g.size for g in result) and not counts:
+        raise ValueError(
+            f"sparsity {sparsity!r} removes no neuron of any selected group: the groups are too "
+            "small for it, excluded, or not known to be neurons; print(graph) lists them"
+        )
+    return tuple(result)
+
+
+def _mapping(groups: Sequence[Group], value: Any, what: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        return {"*": value}
+    for pattern in value:
+        _matches(groups, pattern, what)
+    return dict(value)
+
+
+def _first(group: Group, mapping: Mapping[str, Any]) -> Any:
+    return next((v for p, v in mapping.items() if fnmatchcase(group.name, p)), None)
+
+
+def _matches(groups: Sequence[Group], pattern: str, what: str) -> set[str]:
+    found = {g.name for g in groups if fnmatchcase(g.name, pattern)}
+    if not found:
+        names = [g.name for g in groups]
+        close = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]
+        raise ValueError(
+            f"{what} pattern {pattern!r} matches none of the {len(names)} groups; "
+            f"the nearest are {', '.join(map(repr, close)) or 'none'}"
+        )
+    return found
+
+
+def _selected(groups: Sequence[Group], selector: Selector, what: str, default: bool) -> set[str]:
+    if selector is None:
+        return {g.name for g in groups} if default else set()
+    if callable(selector):
+        return {g.name for g in groups if selector(g)}
+    patterns = [selector] if isinstance(selector, str) else list(selector)
+    return set().union(*(_matches(groups, p, what) for p in patterns))

@@ -1,0 +1,245 @@
+"""Evaluates a function at the widths of a spec, whatever framework wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ifjax.graph import compat
+from ifjax.graph import expression as ex
+from ifjax.graph.analysis import Analysis, Arguments, analyse, path_name, struct
+from ifjax.graph.axes import AxisStore, Factors, Free, Segments
+from ifjax.graph.flow import Axes, Context, Frame, walk
+from ifjax.graph.rules import RULES, unknown
+from ifjax.graph.rules.rule import Resize
+from ifjax.spec import FusionSpec, Plan
+
+
+def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]:
+    """The same function at the widths of a spec.
+
+    ``apply_fn`` is traced at full size for the inputs it is called with, and its equations are
+    evaluated on small arrays, with every shape in them rewritten. It works under `jax.jit`,
+    `jax.grad` and `jax.vmap`, in train mode and at other batch sizes; wrap it in `jax.jit`, for
+    tracing is repeated for every new shape of the inputs.
+
+    Args:
+      apply_fn: the function that was traced for the spec, or another one of the same parameters.
+      spec: made by `DependencyGraph.spec`.
+
+    Returns:
+      ``apply_small(small_params, *inputs, **static)``.
+
+    Raises:
+      ValueError: by the returned function, where the parameters have not the widths of the spec,
+        or ``apply_fn`` couples the spec's groups in a way that the traced function did not.
+
+    Example:
+      >>> import ifjax, jax, jax.numpy as jnp
+      >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
+      >>> apply = lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"]
+      >>> spec = ifjax.trace(apply, params, jnp.ones((1, 4))).spec(0.5, method="prune")
+      >>> small = ifjax.fuse_params(params, spec)
+      >>> shrink(apply, spec)(small, jnp.ones((3, 4))).shape
+      (3, 2)
+    """
+    cache: dict[Any, _Shrunk] = {}
+
+    @functools.wraps(apply_fn, updated=())
+    def apply_small(params: Any, *inputs: Any, **static: Any) -> Any:
+        arguments = Arguments.split(inputs)
+        leaves, tree = jax.tree.flatten(params)
+        avals = tuple(map(struct, (*leaves, *arguments.arrays)))
+        key = (tree, arguments.tree, arguments.static, tuple(static.items()), avals)
+        try:
+            shrunk = cache.get(key)
+        except TypeError:  # a static argument that cannot be hashed
+            key = shrunk = None
+        if shrunk is None:
+            shrunk = _prepare(apply_fn, spec.plan, params, arguments, static)
+            if key is not None and not any(_is_traced(c) for c in shrunk.constants()):
+                cache[key] = shrunk
+        return shrunk(leaves, arguments.arrays)
+
+    return apply_small
+
+
+def _is_traced(x: Any) -> bool:
+    return isinstance(x, jax.core.Tracer)
+
+
+def _prepare(
+    apply_fn: Callable[..., Any], plan: Plan, params: Any, arguments: Arguments, static: Any
+) -> _Shrunk:
+    """Traces at full size, with the plan's groups as named atoms of the axis store."""
+    check_small(params, plan)
+    full = jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.ShapeDtypeStruct(plan.leaf[path_name(path)].shape, x.dtype), params
+    )
+    atoms: dict[str, int] = {}
+
+    def leaf_axes(store: AxisStore, path: str, x: Any) -> Axes:
+        del x
+
+        def atom(a: ex.Atom) -> int:
+            if a.name not in atoms:
+                # a group that is not cut may be split or pinned by another function
+                atoms[a.name] = store.fresh(a.size)
+            return atoms[a.name]
+
+        return tuple(store.instantiate(e, atom) for e in plan.leaf[path].axes)
+
+    analysis = analyse(apply_fn, full, arguments, static, leaf_axes)
+    shrunk = _Shrunk(analysis, plan, {n: atoms[n] for n in plan.widths if n in atoms})
+    shrunk.refresh()
+    return shrunk
+
+
+def check_small(params: Any, plan: Plan) -> None:
+    """Raises ValueError at the first leaf whose shape is not the plan's small one."""
+    found = {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    for path in plan.leaf:
+        if path not in found:
+            raise ValueError(f"{path}: the spec has this leaf, the parameters do not")
+    for path, shape in found.items():
+        if path not in plan.leaf:
+            raise ValueError(f"{path}: not a leaf of the network this spec was made for")
+        if shape != plan.shape(path):
+            full = " (the full shape: call ifjax.fuse_params first)"
+            raise ValueError(
+                f"{path}: expected shape {plan.shape(path)} at the widths of the spec, got {shape}"
+                + (full if shape == plan.leaf[path].shape else "")
+            )
+
+
+@dataclasses.dataclass
+class _Shrunk:
+    """A walked function with small widths for some of its classes of axes."""
+
+    analysis: Analysis
+    plan: Plan
+    atoms: dict[str, int]
+    widths: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def refresh(self) -> None:
+        """Looks up the classes of the cut groups; refuses where the walk has changed one."""
+        store = self.analysis.store
+        owner: dict[int, str] = {}
+        for name, node in self.atoms.items():
+            root = store.find(node)
+            kept = self.plan.widths[name]
+            why = None
+            if not isinstance(store.form(node), Free):
+                reasons = "; ".join(map(str, store.reasons(node)))
+                why = f"pins or splits it ({reasons})" if reasons else "splits it"
+            elif root in owner:
+                why = f"ties it to group {owner[root]}"
+            if why is not None:
+                member = self.plan.group[name].members[0]
+                raise ValueError(
+                    f"the spec does not cover this function: it cuts group {name} (leaf "
+                    f"{member.path}, axis {member.axis}), but the function {why}; trace this "
+                    "function too and make the spec from graph1 & graph2"
+                )
+            owner[root] = name
+            self.widths[root] = kept
+
+    def constants(self) -> Sequence[Any]:
+        """Closed-over values, of calls too."""
+        found, stack = [], [self.analysis.frame]
+        while stack:
+            frame = stack.pop()
+            found += frame.constants
+            stack += [n for n in frame.notes.values() if isinstance(n, Frame)]
+        return found
+
+    def size(self, node: int) -> int:
+        """Small size of an axis."""
+        store = self.analysis.store
+        root = store.find(node)
+        if root in self.widths:
+            return self.widths[root]
+        form = store.form(root)
+        if isinstance(form, Factors):
+            return math.prod(self.size(p) for p in form.nodes)
+        if isinstance(form, Segments):
+            return sum(self.size(p) for p in form.nodes)
+        return store.size(root)
+
+    def pieces(self, node: int, bounds: Sequence[int]) -> list[int]:
+        """Small sizes of the parts between consecutive bounds of an axis."""
+        store = self.analysis.store
+        sizes, done = [], 0
+        for bound in bounds:
+            left = store.size(node)
+            if bound == done:
+                sizes.append(0)
+            elif bound - done == left:
+                sizes.append(self.size(node))
+                node = store.fresh(0)
+            else:
+                piece, node = store.cut(node, bound - done)
+                sizes.append(self.size(piece))
+            done = bound
+        return [*sizes, self.size(node)]
+
+    def __call__(self, leaves: Sequence[Any], arrays: Sequence[Any]) -> Any:
+        """Evaluates the function on small parameters."""
+        outputs = self.evaluate(self.analysis.frame, [*leaves, *arrays])
+        return jax.tree.unflatten(self.analysis.out_tree, outputs)
+
+    def evaluate(self, frame: Frame, args: Sequence[Any]) -> list[Any]:
+        """Evaluates one frame on small values."""
+        store = self.analysis.store
+        inner, constvars, _ = compat.unpack(frame.jaxpr)
+        env = dict(zip(inner.invars, args, strict=True))
+        for var, value in zip(constvars, frame.constants, strict=True):
+            env[var] = self._constant(value, frame.axes[var])
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, compat.Literal) else env[atom]
+
+        for i, equation in enumerate(inner.eqns):
+            ins = [frame.read(v, store) for v in equation.invars]
+            outs = [frame.read(v, store) for v in equation.outvars]
+            values = [read(v) for v in equation.invars]
+            rule = RULES.get(equation.primitive.name, unknown)
+            resize = Resize(
+                ins, outs, frame.notes.get(i), self.size, self.pieces, self.evaluate, self.derive
+            )
+            results = rule.rebuild(resize, equation, values)
+            for var, axes, value in zip(equation.outvars, outs, results, strict=True):
+                if jnp.shape(value) != resize.shape(axes):
+                    raise ValueError(
+                        f"{equation.primitive.name} at {compat.source_line(equation)}: expected a "
+                        f"result of shape {resize.shape(axes)}, got {jnp.shape(value)}; "
+                        "this is a defect of ifjax, please report it"
+                    )
+                env[var] = value
+        return [read(v) for v in inner.outvars]
+
+    def derive(
+        self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Axes], args: Sequence[Any]
+    ) -> list[Any]:
+        """Evaluates the jaxpr of a derivative rule, tied to the axes of the primal function."""
+        frame, _ = walk(Context(self.analysis.store), jaxpr, inputs, constants)
+        self.refresh()
+        return self.evaluate(frame, args)
+
+    def _constant(self, value: Any, axes: Axes) -> Any:
+        """Slices a constant; within a class of neurons all its slices are equal."""
+        for axis, node in enumerate(axes):
+            small = self.size(node)
+            if small != jnp.shape(value)[axis]:
+                store = self.analysis.store
+                expression = store.resolve(node, lambda root: str(root))
+                names = {n: int(n) for n in ex.atoms(expression)}
+                keep = {n: jnp.arange(self.size(r)) for n, r in names.items()}
+                value = jnp.take(jnp.asarray(value), ex.indices(expression, keep), axis)
+        return value

@@ -1,0 +1,358 @@
+"""What a function's parameters are made of, and what is to become of it: static, hashable values.
+
+A `Plan` says which axes of which leaves belong to which group and how wide each group is to be; it
+is all that shrinking, saving and loading need. A `Method` says how the small parameters are
+computed. A `FusionSpec` is both, serialisable as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from ifjax import importance as importances
+from ifjax import transport
+from ifjax.graph import expression as ex
+from ifjax.graph.roles import Role
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of the parameter tree.
+
+    Attributes:
+      path: ``keystr(simple=True, separator="/")`` of the leaf.
+      shape: full shape.
+      dtype: name of the dtype.
+      axes: what lies along every axis.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[ex.Expression, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One axis of one leaf that holds the neurons of a group.
+
+    Attributes:
+      path: path of the leaf.
+      axis: the axis.
+      role: what the leaf does to the neurons: ``producer`` (output axis of a kernel), ``consumer``
+        (contracted axis), ``additive`` (bias, offset), ``multiplicative`` (scale, depthwise
+        kernel), ``mean`` or ``variance`` (running statistics).
+      where: positions of the neurons along the axis, one ``start:stop`` per occurrence; for merged
+        axes ``start:stop=AxB.i``, the i-th factor.
+    """
+
+    path: str
+    axis: int
+    role: Role
+    where: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Neurons that can only be cut together.
+
+    Attributes:
+      name: path of the first producer, with the segment where its axis holds several groups.
+      size: number of neurons.
+      kept: number of neurons that the spec keeps; ``size`` in a graph.
+      kind: ``"neuron"`` where something produces and something consumes it; ``"free"`` where the
+        axis could be cut but is not known to be neurons, so that it is cut only when named.
+      position: order of its last producer in the function; later groups are fused first.
+      members: the axes that hold it.
+    """
+
+    name: str
+    size: int
+    kept: int
+    kind: Literal["neuron", "free"]
+    position: int
+    members: tuple[Member, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNorm:
+    """Leaf paths of a batch norm that can be folded into the kernel before it.
+
+    Attributes:
+      kernel: path of the kernel.
+      axis: the kernel axis that is normalised.
+      bias: path of a bias between the two.
+      scale: path of the scale.
+      offset: path of the offset.
+      mean: path of the running mean.
+      variance: path of the running variance.
+      eps: added to the variance.
+    """
+
+    kernel: str
+    axis: int
+    bias: str | None
+    scale: str
+    offset: str | None
+    mean: str
+    variance: str
+    eps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Leaves, groups and widths.
+
+    Attributes:
+      leaves: every leaf of the parameter tree.
+      groups: every group, with the number of neurons to keep.
+      norms: batch norms that can be folded.
+      products: per contraction of the function, the axes whose sizes multiply to its
+        multiply-accumulates, for the inputs that were traced.
+      version: schema version.
+    """
+
+    leaves: tuple[Leaf, ...]
+    groups: tuple[Group, ...]
+    norms: tuple[BatchNorm, ...]
+    products: tuple[tuple[ex.Expression, ...], ...]
+    version: int = SCHEMA_VERSION
+
+    @functools.cached_property
+    def leaf(self) -> dict[str, Leaf]:
+        """Leaves by path."""
+        return {leaf.path: leaf for leaf in self.leaves}
+
+    @functools.cached_property
+    def group(self) -> dict[str, Group]:
+        """Groups by name."""
+        return {group.name: group for group in self.groups}
+
+    @functools.cached_property
+    def widths(self) -> dict[str, int]:
+        """Neurons kept, by the name of every group that is cut."""
+        return {g.name: g.kept for g in self.groups if g.kept != g.size}
+
+    def shape(self, path: str, widths: Mapping[str, int] | None = None) -> tuple[int, ...]:
+        """Shape of a leaf at the given widths, by default the plan's."""
+        widths = self.widths if widths is None else widths
+        return tuple(ex.size(a, widths) for a in self.leaf[path].axes)
+
+    def weights(self, widths: Mapping[str, int] | None = None) -> int:
+        """Number of parameters at the given widths, running statistics and counters left out."""
+        skip = {m.path for g in self.groups for m in g.members if m.role in ("mean", "variance")}
+        skip |= {p for n in self.norms for p in (n.mean, n.variance)}
+        leaves = (x for x in self.leaves if x.path not in skip)
+        return sum(math.prod(self.shape(x.path, widths)) for x in leaves if _is_float(x.dtype))
+
+    def flops(self, widths: Mapping[str, int] | None = None) -> int:
+        """Two per multiply-accumulate of all contractions, for the inputs that were traced."""
+        widths = self.widths if widths is None else widths
+        return 2 * sum(math.prod(ex.size(e, widths) for e in p) for p in self.products)
+
+
+def _is_float(dtype: str) -> bool:
+    return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating)) if dtype[:3] != "key" else False
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How the small parameters are computed (Intra-Fusion, arXiv 2402.07839, section 3).
+
+    Attributes:
+      method: ``"fuse"`` merges all neurons into the kept ones by optimal transport; ``"prune"``
+        keeps the neurons of highest importance as they are.
+      importance: ``"l1"``, ``"l2"``, ``"linf"`` or ``"random"``: the score of a neuron.
+      scores_on: weights the score is read from: ``"folded"`` (batch norm merged) or ``"raw"``.
+      targets: ``"top"``: the neurons of highest score are what the others are fused into.
+      cost_p: order of the norm between the neurons' features, at least 1.
+      source_marginal: mass of the neurons, ``"uniform"`` or ``"importance"``.
+      target_marginal: mass of the targets, likewise.
+      solver: ``"sinkhorn"``, ``"exact"`` or ``"nearest"``.
+      epsilon: entropic regularisation of Sinkhorn, relative to the mean cost.
+      merge: ``"reference"`` or ``"preserving"``, see `ifjax.apply_maps`.
+      order: ``"sequential"`` from the output to the input, each group on weights that the earlier
+        ones have changed; ``"simultaneous"``, all from the given weights.
+      seed: of the random importance.
+    """
+
+    method: Literal["fuse", "prune"] = "fuse"
+    importance: str = "l1"
+    scores_on: Literal["folded", "raw"] = "folded"
+    targets: Literal["top"] = "top"
+    cost_p: float = 1.0
+    source_marginal: Literal["uniform", "importance"] = "uniform"
+    target_marginal: Literal["uniform", "importance"] = "uniform"
+    solver: str = "sinkhorn"
+    epsilon: float = 0.01
+    merge: Literal["reference", "preserving"] = "reference"
+    order: Literal["sequential", "simultaneous"] = "sequential"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks every choice.
+
+        Raises:
+          ValueError: naming the option, what it may be and what came.
+        """
+        choices = {
+            "method": ("fuse", "prune"),
+            "importance": tuple(importances.IMPORTANCES),
+            "scores_on": ("folded", "raw"),
+            "targets": ("top",),
+            "source_marginal": ("uniform", "importance"),
+            "target_marginal": ("uniform", "importance"),
+            "solver": tuple(transport.SOLVERS),
+            "merge": ("reference", "preserving"),
+            "order": ("sequential", "simultaneous"),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+        if not self.cost_p >= 1:
+            raise ValueError(f"cost_p must be at least 1 (inf is allowed); got {self.cost_p!r}")
+        if not 0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon must be positive and finite; got {self.epsilon!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionSpec:
+    """Which neurons go, and how: frozen, hashable, a static argument of jitted functions.
+
+    Made by `DependencyGraph.spec`.
+
+    Attributes:
+      plan: leaves, groups, widths.
+      method: how the small parameters are computed.
+    """
+
+    plan: Plan
+    method: Method = Method()
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.plan, self.method))
+
+    def __hash__(self) -> int:
+        """Hash of plan and method, computed once."""
+        return self._hash
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups, cut or not."""
+        return self.plan.groups
+
+    def weights(self) -> tuple[int, int]:
+        """Number of parameters before and after."""
+        return self.plan.weights({}), self.plan.weights()
+
+    def flops(self) -> tuple[int, int]:
+        """Floating-point operations of all contractions before and after, for the traced inputs."""
+        return self.plan.flops({}), self.plan.flops()
+
+    def small_struct(self, params: Any) -> Any:
+        """The abstract small tree, with the structure and the dtypes of ``params``.
+
+        Args:
+          params: the parameters or their `jax.ShapeDtypeStruct`, full or already small.
+
+        Returns:
+          The same tree with a `jax.ShapeDtypeStruct` per leaf.
+        """
+
+        def small(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if name not in self.plan.leaf:
+                raise ValueError(f"{name}: not a leaf of the network this spec was made for")
+            return jax.ShapeDtypeStruct(self.plan.shape(name), leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(small, params)
+
+    def to_json(self) -> str:
+        """The spec as JSON text; inverse of `from_json`."""
+        plan = self.plan
+        value = {
+            "version": plan.version,
+            "method": {
+                k: ("inf" if v == math.inf else v)
+                for k, v in dataclasses.asdict(self.method).items()
+            },
+            "leaves": [
+                [x.path, list(x.shape), x.dtype, [ex.to_json(a) for a in x.axes]]
+                for x in plan.leaves
+            ],
+            "groups": [dataclasses.asdict(g) for g in plan.groups],
+            "norms": [dataclasses.asdict(n) for n in plan.norms],
+            "products": [[ex.to_json(e) for e in p] for p in plan.products],
+        }
+        return json.dumps(value)
+
+    @classmethod
+    def from_json(cls, text: str) -> FusionSpec:
+        """Reads what `to_json` wrote.
+
+        Raises:
+          ValueError: if the text is not a spec, or of another schema version.
+        """
+        try:
+            value = json.loads(text)
+            version = value["version"]
+        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            raise ValueError(f"not the JSON text of a FusionSpec: {e}") from e
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"expected a spec of schema version {SCHEMA_VERSION}, got {version}")
+        method = dict(value["method"])
+        method["cost_p"] = float(method["cost_p"])
+        plan = Plan(
+            leaves=tuple(
+                Leaf(path, tuple(shape), dtype, tuple(ex.from_json(a) for a in axes))
+                for path, shape, dtype, axes in value["leaves"]
+            ),
+            groups=tuple(
+                Group(
+                    **{
+                        **g,
+                        "members": tuple(
+                            Member(**{**m, "where": tuple(m["where"])}) for m in g["members"]
+                        ),
+                    }
+                )
+                for g in value["groups"]
+            ),
+            norms=tuple(BatchNorm(**n) for n in value["norms"]),
+            products=tuple(tuple(ex.from_json(e) for e in p) for p in value["products"]),
+            version=version,
+        )
+        return cls(plan, Method(**method))
+
+    def __str__(self) -> str:
+        """Channels, weights and FLOPs of every cut group, before and after."""
+        from ifjax.graph.printing import spec_table
+
+        return spec_table(self)
+
+
+def kept_neurons(n: int, sparsity: float, round_to: int = 1) -> int:
+    """Neurons kept of n: max(1, floor(n (1 - sparsity) + 1e-9)), to a multiple of ``round_to``.
+
+    The nearest positive multiple that is not above n; n itself where none is.
+
+    >>> kept_neurons(64, 0.7), kept_neurons(64, 0.7, round_to=8), kept_neurons(3, 0.9)
+    (19, 16, 1)
+    """
+    m = max(1, math.floor(n * (1 - sparsity) + 1e-9))
+    if round_to > 1:
+        m = max(1, math.floor(m / round_to + 0.5)) * round_to
+        m = min(m, n // round_to * round_to) or n
+    return m

@@ -1,0 +1,93 @@
+"""Parameter trees as leaves by path, checked against a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ifjax.spec import Plan
+
+
+def is_concrete(*values: Any) -> bool:
+    """Whether values can be looked at: false inside a jitted function."""
+    return not any(isinstance(v, jax.core.Tracer) for v in values)
+
+
+def leaves_by_path(params: PyTree) -> dict[str, Any]:
+    """Leaves of a tree by ``keystr(simple=True, separator="/")`` of their path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Array]:
+    """Leaves by path, if they are those of the plan.
+
+    Args:
+      params: the full parameter tree.
+      plan: what it should look like.
+
+    Returns:
+      Arrays by path.
+
+    Raises:
+      ValueError: naming the first leaf that is missing, unexpected, of another shape or kind, or
+        not finite (outside of jit).
+    """
+    leaves = leaves_by_path(params)
+    missing = [p for p in plan.leaf if p not in leaves]
+    if missing:
+        hint = ""
+        if any(m.role in ("mean", "variance") for g in plan.groups for m in g.members
+               if m.path in missing):
+            hint = (
+                '; batch statistics change their width too: pass the whole tree, for flax.linen '
+                '{"params": ..., "batch_stats": ...}'
+            )
+        raise ValueError(f"{missing[0]}: expected a leaf of shape {plan.leaf[missing[0]].shape}, "
+                         f"got none ({len(missing)} leaves of the spec are missing){hint}")
+    for path, leaf in leaves.items():
+        if path not in plan.leaf:
+            raise ValueError(f"{path}: not a leaf of the network this spec was made for")
+        want = plan.leaf[path]
+        if not hasattr(leaf, "shape") or tuple(leaf.shape) != want.shape:
+            got = getattr(leaf, "shape", type(leaf).__name__)
+            raise ValueError(f"{path}: expected shape {want.shape}, got {got}")
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        if floating != _is_floating(want.dtype):
+            raise ValueError(f"{path}: expected dtype {want.dtype}, got {leaf.dtype}")
+    _check_finite(leaves)
+    return leaves
+
+
+def _is_floating(dtype: str) -> bool:
+    return not dtype.startswith("key") and bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+
+
+def _check_finite(leaves: Mapping[str, Any]) -> None:
+    floating = {
+        p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating) and is_concrete(x)
+    }
+    finite = jax.device_get({p: jnp.all(jnp.isfinite(x)) for p, x in floating.items()})
+    for path, ok in finite.items():
+        if not ok:
+            x = np.asarray(floating[path], dtype=np.float64)
+            count = int(np.sum(~np.isfinite(x)))
+            raise ValueError(
+                f"{path}: expected finite weights, got {count} of {x.size} that are NaN or infinite"
+            )
+
+
+def with_leaves(params: PyTree, leaves: Mapping[str, Any]) -> PyTree:
+    """The tree with the structure of ``params`` and other leaves."""
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), [leaves[p] for p in paths])
