@@ -6,6 +6,7 @@
     apply_small = ifjax.shrink(apply_fn, spec)
 """
 
+from ifjax.checkpoint import load, save
 from ifjax.fuse import apply_maps, fuse_params, take, transport_maps
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph, trace
@@ -19,6 +20,8 @@ __all__ = [
     "Transport",
     "apply_maps",
     "fuse_params",
+    "load",
+    "save",
     "shrink",
     "take",
     "trace",

@@ -8,16 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ifjax import batch_norm, importance, transport
+from ifjax import batch_norm, importance, solvers, transport
 from ifjax.graph import expression as ex
 from ifjax.graph.trace import DependencyGraph
+from ifjax.merge import Place, alone, describing, merge_kind, merge_neurons, places, rows
 from ifjax.spec import FusionSpec, Group, Method, Plan
 from ifjax.transport import Transport
 from ifjax.tree import checked_leaves, is_concrete, with_leaves
 
-Leaves = Mapping[str, Array]
 Scores = Mapping[str, Float[Array, " n"]]
 
 
@@ -41,6 +42,7 @@ def fuse_params(
     Raises:
       ValueError: for parameters of another network, a wrong shape or dtype, weights that are not
         finite, or scores of an unknown group or of a wrong shape.
+      ImportError: for ``solver="exact"`` without POT.
       RuntimeError: if a Sinkhorn solver did not converge (outside of jit).
 
     Example:
@@ -75,33 +77,36 @@ def transport_maps(
       not flow through it. In the order in which the groups are fused.
 
     Raises:
-      ValueError: as `fuse_params`.
+      ValueError, ImportError: as `fuse_params`.
       RuntimeError: if a Sinkhorn solver did not converge (outside of jit).
     """
     plan, method = spec.plan, spec.method
+    if method.method == "fuse":
+        solvers.require(method.solver)
     leaves = checked_leaves(params, plan)
     scores = _checked_scores(scores, plan)
     raw = {path: _promoted(x) for path, x in leaves.items()}
     folded = batch_norm.fold(raw, plan.norms)
+    score_raw = method.scores_on == "raw"
     sizes: dict[str, int] = {}
     maps: dict[str, Transport] = {}
-    cut = sorted((g for g in plan.groups if g.kept != g.size), key=lambda g: -g.position)
-    for i, group in enumerate(cut):
-        scored = folded if method.scores_on == "folded" else raw
-        key = jax.random.fold_in(jax.random.key(method.seed), i)
+    for i, group in enumerate(_in_order(plan)):
+        paths, where = places(plan, group, sizes)
+        kernels = list(dict.fromkeys(p.array for p in describing(where)))
         found = _group_transport(
-            _rows(folded, plan, group, sizes),
-            _rows(scored, plan, group, sizes) if scored is not folded else None,
+            [folded[paths[k]] for k in kernels],
+            [raw[paths[k]] for k in kernels] if score_raw else None,
             scores.get(group.name),
-            key,
+            jax.random.fold_in(jax.random.key(method.seed), i),
+            alone(describing(where), kernels),
             group.kept,
             method,
         )
         maps[group.name] = jax.tree.map(jax.lax.stop_gradient, found)
         if method.order == "sequential":
-            folded = _map_group(folded, plan, group, maps[group.name], method, sizes)
-            if method.scores_on == "raw":
-                raw = _map_group(raw, plan, group, maps[group.name], method, sizes)
+            for tree in (folded, raw) if score_raw else (folded,):
+                merged = merge_neurons([tree[p] for p in paths], where, found, merge_kind(method))
+                tree.update(zip(paths, merged, strict=True))
             sizes[group.name] = group.kept
     _check_converged(maps, method)
     return maps
@@ -137,34 +142,31 @@ def apply_maps(
     """
     plan, method = spec.plan, spec.method
     leaves = checked_leaves(params, plan)
-    cut = [g for g in plan.groups if g.kept != g.size]
     _check_maps(maps, plan)
-    if not cut:
+    if not plan.widths:
         return params
-    full = {path: _promoted(x) for path, x in leaves.items()}
-    fused = method.method == "fuse"
-    changed = set(plan.widths)
-    norms = [n for n in plan.norms if fused and changed & _atoms(plan, n.kernel, n.axis)]
-    work = batch_norm.fold(full, norms)
-    spreads = {n: batch_norm.spread(work, n) for n in norms}
+    work = {path: _promoted(x) for path, x in leaves.items()}
+    kind = merge_kind(method)
+    norms = [n for n in plan.norms if kind != "select" and _is_cut(plan, n.kernel, n.axis)]
+    work = batch_norm.fold(work, norms)
+    spreads = {n: batch_norm.spread(work[n.kernel], work[n.scale], n.axis) for n in norms}
     sizes: dict[str, int] = {}
-    for group in cut:
-        found = maps[group.name]
-        work = _map_group(work, plan, group, found, method, sizes, keep_shape)
-        for norm, rows in spreads.items():
-            function = _mapper(found, "producer", method, group.size if keep_shape else None)
-            axis = plan.leaf[norm.kernel].axes[norm.axis]
-            spreads[norm] = ex.transform(rows, norm.axis, axis, group.name, function, sizes)
+    for group in _in_order(plan):
+        found, full = maps[group.name], group.size if keep_shape else None
+        paths, where = places(plan, group, sizes)
+        merged = merge_neurons([work[p] for p in paths], where, found, kind, full)
+        work.update(zip(paths, merged, strict=True))
+        for norm, spread in spreads.items():
+            if norm.kernel in paths:
+                here = alone(where, [paths.index(norm.kernel)])
+                here = [p for p in here if p.axis == norm.axis]
+                (spreads[norm],) = merge_neurons([spread], here, found, kind, full)
         if not keep_shape:
             sizes[group.name] = group.kept
-    for norm, rows in spreads.items():
-        dtype = leaves[norm.variance].dtype
-
-        def rounding(x: Array, dtype: Any = dtype) -> Array:
-            return x.astype(dtype).astype(x.dtype)
-
-        work |= batch_norm.refit(work, norm, rows, rounding)
-    touched = {m.path for g in cut for m in g.members}
+    for norm, spread in spreads.items():
+        dtype = jnp.dtype(leaves[norm.variance].dtype)
+        work[norm.scale], work[norm.variance] = batch_norm.refit(spread, norm.axis, norm.eps, dtype)
+    touched = {m.path for g in _in_order(plan) for m in g.members}
     result = {
         path: work[path].astype(x.dtype) if path in touched else x for path, x in leaves.items()
     }
@@ -201,9 +203,7 @@ def take(
     """
     plan = graph.plan
     leaves = checked_leaves(params, plan)
-    chosen = {
-        name: _checked_indices(plan, name, jnp.asarray(index)) for name, index in selections.items()
-    }
+    chosen = {name: _checked_indices(plan, name, index) for name, index in selections.items()}
     result = dict(leaves)
     for path, leaf in plan.leaf.items():
         for axis, expression in enumerate(leaf.axes):
@@ -213,28 +213,50 @@ def take(
     return with_leaves(params, result)
 
 
-@functools.partial(jax.jit, static_argnames=("kept", "method"))
 def _group_transport(
-    rows: list[Array],
-    scored_rows: list[Array] | None,
+    arrays: list[Array],
+    scored: list[Array] | None,
     scores: Array | None,
     key: Array,
+    where: tuple[Place, ...],
     kept: int,
     method: Method,
 ) -> Transport:
-    """Score, targets, cost, marginals and plan of one group."""
+    """Score, targets, cost, marginals and plan of one group.
+
+    Two programs: one that reads the members, and one that knows only n and m, which the groups of
+    equal size share.
+    """
+    scores, targets, cost = _scored(arrays, scored, scores, key, where, kept, method)
+    if cost is None:
+        return _selection(targets, scores)
+    return _solved(cost, scores, targets, method)
+
+
+@functools.partial(jax.jit, static_argnames=("where", "kept", "method"))
+def _scored(
+    arrays: list[Array],
+    scored: list[Array] | None,
+    scores: Array | None,
+    key: Array,
+    where: tuple[Place, ...],
+    kept: int,
+    method: Method,
+) -> tuple[Array, Array, Array | None]:
+    """Scores, targets, and the cost of moving every neuron to every target; None to prune."""
+    described = rows(arrays, where)
     if scores is None:
-        scores = importance.score(method.importance, scored_rows or rows, key)
+        members = described if scored is None else rows(scored, where)
+        scores = importance.score(method.importance, members, key)
     targets = transport.top(scores, kept)
-    features = transport.features(jnp.concatenate(rows, axis=1))
-    cost = transport.cost_matrix(features, features[targets], method.cost_p)
     if method.method == "prune":
-        n = features.shape[0]
-        plan = jnp.zeros((n, kept), cost.dtype).at[targets, jnp.arange(kept)].set(1 / kept)
-        zero = jnp.zeros((), cost.dtype)
-        no = jnp.zeros((), jnp.int32)
-        done = jnp.all(jnp.isfinite(cost))
-        return Transport(plan, targets, done, no, zero, zero, jnp.zeros((n,), cost.dtype))
+        return scores, targets, None
+    features = transport.features(jnp.concatenate(described, axis=1))
+    return scores, targets, transport.cost_matrix(features, features[targets], method.cost_p)
+
+
+@functools.partial(jax.jit, static_argnames=("method",))
+def _solved(cost: Array, scores: Array, targets: Array, method: Method) -> Transport:
     source = transport.marginal(method.source_marginal, scores)
     target = transport.marginal(method.target_marginal, scores[targets])
     return transport.solve(
@@ -242,67 +264,27 @@ def _group_transport(
     )
 
 
-def _rows(leaves: Leaves, plan: Plan, group: Group, sizes: Mapping[str, int]) -> list[Array]:
-    """Rows of all producers and consumers of a group, ``[n, d]`` each."""
-    return [
-        rows
-        for m in group.members
-        if m.role in ("producer", "consumer")
-        for rows in ex.rows(
-            leaves[m.path], m.axis, plan.leaf[m.path].axes[m.axis], group.name, sizes
-        )
-    ]
-
-
-def _map_group(
-    leaves: Leaves,
-    plan: Plan,
-    group: Group,
-    found: Transport,
-    method: Method,
-    sizes: Mapping[str, int],
-    keep_shape: bool = False,
-) -> dict[str, Array]:
-    """Applies one group's map to all its members."""
-    result = dict(leaves)
-    for m in group.members:
-        function = _mapper(found, m.role, method, group.size if keep_shape else None)
-        expression = plan.leaf[m.path].axes[m.axis]
-        result[m.path] = ex.transform(
-            result[m.path], m.axis, expression, group.name, function, sizes
-        )
-    return result
-
-
-def _mapper(found: Transport, role: str, method: Method, full: int | None) -> Any:
-    """The function of an array and an axis that a member of this role is mapped by."""
-    if method.method == "prune":
-        if full is None:
-            return lambda x, axis: jnp.take(x, found.targets, axis)
-        mask = jnp.zeros((full,), bool).at[found.targets].set(True)
-        return lambda x, axis: jnp.where(
-            mask.reshape([-1 if i == axis else 1 for i in range(x.ndim)]), x, 0
-        )
-    sums_to_one = role == "consumer" or (
-        method.merge == "reference" and role in ("producer", "additive", "mean")
+@jax.jit
+def _selection(targets: Array, scores: Array) -> Transport:
+    """The plan of plain pruning: every target receives itself alone."""
+    n, m = scores.shape[0], targets.shape[0]
+    plan = jnp.zeros((n, m), scores.dtype).at[targets, jnp.arange(m)].set(1 / m)
+    zero = jnp.zeros((), scores.dtype)
+    return Transport(
+        map=plan,
+        targets=targets,
+        converged=jnp.asarray(True),
+        iterations=jnp.zeros((), jnp.int32),
+        marginal_error=zero,
+        cost=zero,
+        potential=jnp.zeros_like(scores),
     )
-    matrix = _normalised(found.map, 1 if sums_to_one else 0).T
-    if full is not None:
-        matrix = jnp.zeros((full, full), matrix.dtype).at[found.targets].set(matrix)
-
-    def function(x: Array, axis: int) -> Array:
-        product = jnp.tensordot(
-            matrix.astype(x.dtype), x, (1, axis), precision=jax.lax.Precision.HIGHEST
-        )
-        return jnp.moveaxis(product, 0, axis)
-
-    return function
 
 
-def _normalised(plan: Float[Array, "n m"], axis: int) -> Float[Array, "n m"]:
-    """The plan divided by its sums along an axis, 0/0 = 0."""
-    total = plan.sum(axis, keepdims=True)
-    return jnp.where(total > 0, plan / jnp.where(total > 0, total, 1), 0)
+def _in_order(plan: Plan) -> list[Group]:
+    """The groups that are cut, from the output towards the input."""
+    cut = (g for g in plan.groups if g.kept != g.size)
+    return sorted(cut, key=lambda g: -g.position)
 
 
 def _promoted(x: Array) -> Array:
@@ -312,8 +294,8 @@ def _promoted(x: Array) -> Array:
     return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _atoms(plan: Plan, path: str, axis: int) -> set[str]:
-    return set(ex.atoms(plan.leaf[path].axes[axis]))
+def _is_cut(plan: Plan, path: str, axis: int) -> bool:
+    return any(name in plan.widths for name in ex.atoms(plan.leaf[path].axes[axis]))
 
 
 def _group(plan: Plan, name: str) -> Group:
@@ -338,15 +320,17 @@ def _checked_scores(scores: Scores | None, plan: Plan) -> dict[str, Array]:
     return result
 
 
-def _checked_indices(plan: Plan, name: str, index: Array) -> Array:
+def _checked_indices(plan: Plan, name: str, index: Any) -> Any:
     n = _group(plan, name).size
+    if is_concrete(index):
+        index = np.asarray(index)
     if index.ndim != 1 or index.size == 0 or not jnp.issubdtype(index.dtype, jnp.integer):
         raise ValueError(
             f"group {name}: expected a vector of at least one integer index, got {index.dtype} of "
             f"shape {index.shape}"
         )
-    if is_concrete(index) and not bool(jnp.all((index >= 0) & (index < n))):
-        raise ValueError(f"group {name}: expected indices in [0, {n}), got {index}")
+    if is_concrete(index) and not ((index >= 0) & (index < n)).all():
+        raise ValueError(f"group {name}: expected indices in [0, {n}), got {index.tolist()}")
     return index
 
 
@@ -370,6 +354,6 @@ def _check_converged(maps: Mapping[str, Transport], method: Method) -> None:
         raise RuntimeError(
             f"solver {method.solver!r} did not converge for {len(failed)} of {len(maps)} groups, "
             f"first {failed[0]}: marginal error {float(found.marginal_error):.2g} after "
-            f"{int(found.iterations)} iterations at epsilon {method.epsilon}; use a larger epsilon, "
-            "or solver='exact'"
+            f"{int(found.iterations)} iterations at epsilon {method.epsilon}; use a larger "
+            "epsilon, or solver='exact'"
         )

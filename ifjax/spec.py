@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ifjax import importance as importances
-from ifjax import transport
+from ifjax import solvers
 from ifjax.graph import expression as ex
 from ifjax.graph.roles import Role
 
@@ -54,12 +54,14 @@ class Member:
         kernel), ``mean`` or ``variance`` (running statistics).
       where: positions of the neurons along the axis, one ``start:stop`` per occurrence; for merged
         axes ``start:stop=AxB.i``, the i-th factor.
+      position: order of the last contraction that produces with the axis, -1 where none does.
     """
 
     path: str
     axis: int
     role: Role
     where: tuple[str, ...]
+    position: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,6 @@ class Group:
       kept: number of neurons that the spec keeps; ``size`` in a graph.
       kind: ``"neuron"`` where something produces and something consumes it; ``"free"`` where the
         axis could be cut but is not known to be neurons, so that it is cut only when named.
-      position: order of its last producer in the function; later groups are fused first.
       members: the axes that hold it.
     """
 
@@ -80,8 +81,12 @@ class Group:
     size: int
     kept: int
     kind: Literal["neuron", "free"]
-    position: int
     members: tuple[Member, ...]
+
+    @property
+    def position(self) -> int:
+        """Order of the last producer in the function; later groups are fused first."""
+        return max((m.position for m in self.members), default=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +217,7 @@ class Method:
             "targets": ("top",),
             "source_marginal": ("uniform", "importance"),
             "target_marginal": ("uniform", "importance"),
-            "solver": tuple(transport.SOLVERS),
+            "solver": tuple(solvers.SOLVERS),
             "merge": ("reference", "preserving"),
             "order": ("sequential", "simultaneous"),
         }
@@ -261,15 +266,28 @@ class FusionSpec:
         """Floating-point operations of all contractions before and after, for the traced inputs."""
         return self.plan.flops({}), self.plan.flops()
 
-    def small_struct(self, params: Any) -> Any:
-        """The abstract small tree, with the structure and the dtypes of ``params``.
+    def small_struct(self, params: Any = None) -> Any:
+        """The abstract small tree.
 
         Args:
-          params: the parameters or their `jax.ShapeDtypeStruct`, full or already small.
+          params: the parameters or their structs, full or small, for their structure and dtypes;
+            without it the result is nested dicts of the traced dtypes.
 
         Returns:
-          The same tree with a `jax.ShapeDtypeStruct` per leaf.
+          A tree with a `jax.ShapeDtypeStruct` per leaf.
+
+        Raises:
+          ValueError: if ``params`` has a leaf that the spec has not.
         """
+        if params is None:
+            tree: dict[str, Any] = {}
+            for leaf in self.plan.leaves:
+                *parents, last = leaf.path.split("/")
+                at = tree
+                for key in parents:
+                    at = at.setdefault(key, {})
+                at[last] = jax.ShapeDtypeStruct(self.plan.shape(leaf.path), jnp.dtype(leaf.dtype))
+            return tree
 
         def small(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
             name = jax.tree_util.keystr(path, simple=True, separator="/")

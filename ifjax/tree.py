@@ -44,14 +44,20 @@ def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Array]:
     missing = [p for p in plan.leaf if p not in leaves]
     if missing:
         hint = ""
-        if any(m.role in ("mean", "variance") for g in plan.groups for m in g.members
-               if m.path in missing):
+        if any(
+            m.role in ("mean", "variance")
+            for g in plan.groups
+            for m in g.members
+            if m.path in missing
+        ):
             hint = (
-                '; batch statistics change their width too: pass the whole tree, for flax.linen '
+                "; batch statistics change their width too: pass the whole tree, for flax.linen "
                 '{"params": ..., "batch_stats": ...}'
             )
-        raise ValueError(f"{missing[0]}: expected a leaf of shape {plan.leaf[missing[0]].shape}, "
-                         f"got none ({len(missing)} leaves of the spec are missing){hint}")
+        raise ValueError(
+            f"{missing[0]}: expected a leaf of shape {plan.leaf[missing[0]].shape}, "
+            f"got none ({len(missing)} leaves of the spec are missing){hint}"
+        )
     for path, leaf in leaves.items():
         if path not in plan.leaf:
             raise ValueError(f"{path}: not a leaf of the network this spec was made for")
@@ -74,7 +80,7 @@ def _check_finite(leaves: Mapping[str, Any]) -> None:
     floating = {
         p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating) and is_concrete(x)
     }
-    finite = jax.device_get({p: jnp.all(jnp.isfinite(x)) for p, x in floating.items()})
+    finite = jax.device_get(_all_finite(floating))
     for path, ok in finite.items():
         if not ok:
             x = np.asarray(floating[path], dtype=np.float64)
@@ -82,6 +88,11 @@ def _check_finite(leaves: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{path}: expected finite weights, got {count} of {x.size} that are NaN or infinite"
             )
+
+
+@jax.jit
+def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
+    return {path: jnp.all(jnp.isfinite(x)) for path, x in leaves.items()}
 
 
 def with_leaves(params: PyTree, leaves: Mapping[str, Any]) -> PyTree:

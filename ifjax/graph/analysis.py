@@ -116,10 +116,10 @@ def analyse(
     ]
     context = Context(store)
     frame, outputs = walk(context, closed, [*leaves, *inputs])
-    mirrors = _mirrors(out_shape, named)
+    tied = mirrors(out_shape, named)
     for i, axes in enumerate(outputs):
-        if i in mirrors:
-            for a, b in zip(axes, leaves[mirrors[i]], strict=True):
+        if i in tied:
+            for a, b in zip(axes, leaves[tied[i]], strict=True):
                 store.unify(a, b)
         else:
             for a in axes:
@@ -129,7 +129,7 @@ def analyse(
     )
 
 
-def _mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]:
+def mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]:
     """Outputs that are updated leaves, by the end of their path and their shape and dtype.
 
     An output mirrors a leaf where its path ends in the leaf's whole path, or in at least the last

@@ -24,9 +24,9 @@ class Free:
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-    """Not prunable, and why."""
+    """Not prunable, and why: a string, or what makes one when it is read."""
 
-    reason: str
+    reason: object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class AxisStore:
             return self.one
         return self._new(size, Free() if size else Fixed("axis of size 0"))
 
-    def pinned(self, size: int, reason: str) -> int:
+    def pinned(self, size: int, reason: object) -> int:
         """A new axis that cannot be cut."""
         return self.one if size == 1 else self._new(size, Fixed(reason))
 
@@ -116,7 +116,7 @@ class AxisStore:
             return [s for n in form.nodes for s in self.segments(n)]
         return [node]
 
-    def pin(self, node: int, reason: str) -> None:
+    def pin(self, node: int, reason: object) -> None:
         """Fixes every class along the axis; the first reason given is kept."""
         stack = [node]
         while stack:
@@ -136,7 +136,7 @@ class AxisStore:
 
     # unification
 
-    def unify(self, a: int, b: int, reason: str = "regrouped by coprime factors") -> None:
+    def unify(self, a: int, b: int, reason: object = "regrouped by coprime factors") -> None:
         """States that two axes of equal size hold the same neurons in the same order.
 
         Args:
@@ -152,7 +152,7 @@ class AxisStore:
         self._fuel = FUEL
         self._unify(a, b, reason)
 
-    def _unify(self, a: int, b: int, reason: str) -> None:
+    def _unify(self, a: int, b: int, reason: object) -> None:
         a, b = self.find(a), self.find(b)
         if a == b:
             return
@@ -179,7 +179,7 @@ class AxisStore:
         if a != b:
             self._parent[b] = a
 
-    def _unify_products(self, a: int, b: int, reason: str) -> None:
+    def _unify_products(self, a: int, b: int, reason: object) -> None:
         """Walks the factors from the outer end, then from the inner end; pins the middle."""
         left, right = self.factors(a), self.factors(b)
         for end in (0, -1):
@@ -221,7 +221,7 @@ class AxisStore:
         self._form[root] = Factors(parts)
         return list(parts)
 
-    def _unify_piecewise(self, a: int, b: int, reason: str) -> None:
+    def _unify_piecewise(self, a: int, b: int, reason: object) -> None:
         """Cuts both at the union of their boundaries and unifies the pieces."""
         bounds = sorted(set(self._bounds(a)) | set(self._bounds(b)))
         if len(bounds) > FUEL:
@@ -305,7 +305,7 @@ class AxisStore:
         form = self._form[root]
         if isinstance(form, Factors | Segments):
             return list(dict.fromkeys(r for n in form.nodes for r in self.reasons(n)))
-        return [form.reason] if isinstance(form, Fixed) and root != self.one else []
+        return [str(form.reason)] if isinstance(form, Fixed) and root != self.one else []
 
     def resolve(self, node: int, name: Callable[[int], str]) -> ex.Expression:
         """The axis as a frozen expression; ``name`` names the free classes."""

@@ -81,8 +81,8 @@ def atoms(expression: Expression) -> Iterator[str]:
 
 
 def indices(
-    expression: Expression, selections: Mapping[str, Int[Array, " m"]], sizes: Sizes | None = None
-) -> Int[Array, " k"]:
+    expression: Expression, selections: Mapping[str, Any], sizes: Sizes | None = None
+) -> Int[Array, " k"] | Int[np.ndarray, " k"]:
     """Positions along the axis that remain when each named group keeps ``selections[name]``.
 
     >>> axis = Sum((Atom("a", 2), Product((Pinned(2), Atom("a", 2)))))
@@ -91,11 +91,11 @@ def indices(
     """
     match expression:
         case Atom(name, _) if name in selections:
-            return jnp.asarray(selections[name])
+            return selections[name]
         case Pinned() | Atom():
-            return jnp.arange(size(expression, sizes))
+            return np.arange(size(expression, sizes))
         case Product(factors):
-            index = jnp.zeros((1,), int)
+            index: Any = np.zeros((1,), int)
             for factor in factors:
                 inner = indices(factor, selections, sizes)
                 index = (index[:, None] * size(factor, sizes) + inner[None, :]).reshape(-1)
@@ -105,7 +105,9 @@ def indices(
             for segment in segments:
                 parts.append(indices(segment, selections, sizes) + offset)
                 offset += size(segment, sizes)
-            return jnp.concatenate(parts)
+            traced = any(isinstance(p, jax.Array) for p in parts)
+            return jnp.concatenate(parts) if traced else np.concatenate(parts)
+    raise AssertionError(expression)
 
 
 def transform(

@@ -55,9 +55,9 @@ class Context:
     note: Any = None
     macs: list[Axes] = dataclasses.field(default_factory=list)
 
-    def reason(self, text: str) -> str:
+    def reason(self, text: str) -> Reason:
         """A reason that names this equation's primitive and source line."""
-        return Reason(f"{self.equation.primitive.name}: {text}", self.equation)  # type: ignore[return-value]
+        return Reason(f"{self.equation.primitive.name}: {text}", self.equation)
 
     def unify(self, a: int, b: int) -> None:
         """States that two axes hold the same neurons."""

@@ -200,15 +200,15 @@ def _build(
                 j,
                 roles.of.get((i, j), "additive"),
                 tuple(ex.places(exprs[i][j], root)),
+                roles.position.get((i, j), -1),
             )
             for i, j in at
         )
         names[root] = _group_name(root, at, roles, paths, exprs)
         kinds = {m.role for m in members}
-        position = max((roles.position.get(key, -1) for key in at), default=-1)
         kind = "neuron" if {"producer", "consumer"} <= kinds else "free"
         size = store.size(int(root))
-        groups.append((min_position(at, roles), Group("", size, size, kind, position, members)))
+        groups.append((min_position(at, roles), Group("", size, size, kind, members)))
     _make_unique(names)
     groups = [
         (first, dataclasses.replace(group, name=name))
@@ -335,8 +335,8 @@ def _intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
         for group in graph.groups:
             for member in group.members:
                 of[index[member.path], member.axis] = member.role
-                if member.role == "producer":
-                    position[index[member.path], member.axis] = group.position
+                if member.position >= 0:
+                    position[index[member.path], member.axis] = member.position
     live = frozenset(
         i
         for i, leaf in enumerate(a.plan.leaves)

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ifjax.graph import expression as ex
 from ifjax.models.widths import Variables, check_variables, check_widths, leaf_shape
+from ifjax.spec import FusionSpec
 
 Shortcut = Literal["A", "B"]
 
@@ -354,6 +356,58 @@ class CifarResNet(nn.Module):
         model = cls(widths, num_classes, "B" if projected else "A", dtype)
         check_variables(model, variables, (1, 8, 8, channels))
         return model
+
+    @classmethod
+    def from_spec(cls, spec: FusionSpec, *, dtype: Any = None) -> CifarResNet:
+        """Build the network at the widths of a spec that was made for its variables.
+
+        Args:
+            spec: made from ``ifjax.trace`` of this network's ``apply``; it tells the pads too.
+            dtype: the dtype to compute in.
+
+        Returns:
+            A module whose ``apply`` accepts what ``ifjax.fuse_params`` returns.
+
+        Raises:
+            ValueError: if the spec is of another network.
+
+        Example:
+            >>> import ifjax, jax
+            >>> import jax.numpy as jnp
+            >>> module, image = CifarResNet.standard(20), jnp.zeros((1, 8, 8, 3))
+            >>> variables = jax.eval_shape(module.init, jax.random.key(0), image)
+            >>> spec = ifjax.trace(module.apply, variables, image).spec(0.5)
+            >>> CifarResNet.from_spec(spec).widths.pads
+            ((4, 4), (8, 8))
+        """
+        small = spec.small_struct()
+        if "params" not in small or "shortcut_conv" in small["params"].get("layer2_0", {}):
+            return cls.from_variables(small, dtype=dtype)
+        pads = []
+        stage = 2
+        while f"layer{stage}_0" in small["params"]:
+            before, after = (
+                spec.plan.leaf[f"params/layer{k}_0/bn2/scale"].axes[0] for k in (stage - 1, stage)
+            )
+            pads.append(_pads_around(before, after, spec.plan.widths))
+            stage += 1
+        return cls.from_variables(small, pads=tuple(pads), dtype=dtype)
+
+
+def _pads_around(
+    before: ex.Expression, after: ex.Expression, widths: dict[str, int]
+) -> tuple[int, int]:
+    """Small sizes of the segments of ``after`` on either side of the stream ``before``."""
+    segments = after.segments if isinstance(after, ex.Sum) else (after,)
+    inside = set(ex.atoms(before))
+    place = [i for i, s in enumerate(segments) if inside & set(ex.atoms(s))]
+    if not place:
+        raise ValueError(
+            "expected a stream that holds the stage before it between zero channels, as in a CIFAR "
+            "ResNet with option-A shortcuts; the spec is of another network"
+        )
+    low, high = segments[: place[0]], segments[place[-1] + 1 :]
+    return sum(ex.size(s, widths) for s in low), sum(ex.size(s, widths) for s in high)
 
 
 def _standard_pads(streams: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

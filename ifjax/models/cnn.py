@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ifjax.models.widths import Variables, check_variables, check_widths, leaf_shape, numbered
+from ifjax.spec import FusionSpec
 
 
 class SmallCNN(nn.Module):
@@ -144,3 +145,19 @@ class SmallCNN(nn.Module):
         # Which height and width gave so many pixels does not matter to the shapes.
         check_variables(model, variables, (1, scale, scale * pixels, convs[0][2]))
         return model
+
+    @classmethod
+    def from_spec(cls, spec: FusionSpec, *, dtype: Any = None) -> SmallCNN:
+        """Build the network at the widths of a spec that was made for its variables.
+
+        Args:
+            spec: made from ``ifjax.trace`` of this network's ``apply``.
+            dtype: the dtype to compute in.
+
+        Returns:
+            A module whose ``apply`` accepts what ``ifjax.fuse_params`` returns.
+
+        Raises:
+            ValueError: if the spec is of another network.
+        """
+        return cls.from_variables(spec.small_struct(), dtype=dtype)

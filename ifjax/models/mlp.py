@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ifjax.models.widths import Variables, check_variables, check_widths, leaf_shape, numbered
+from ifjax.spec import FusionSpec
 
 
 class MLP(nn.Module):
@@ -91,3 +92,19 @@ class MLP(nn.Module):
         model = cls(hidden=widths[:-1], num_classes=widths[-1], dtype=dtype)
         check_variables(model, variables, (1, shapes[0][0]))
         return model
+
+    @classmethod
+    def from_spec(cls, spec: FusionSpec, *, dtype: Any = None) -> MLP:
+        """Build the network at the widths of a spec that was made for its variables.
+
+        Args:
+            spec: made from ``ifjax.trace`` of this network's ``apply``.
+            dtype: the dtype to compute in.
+
+        Returns:
+            A module whose ``apply`` accepts what ``ifjax.fuse_params`` returns.
+
+        Raises:
+            ValueError: if the spec is of another network.
+        """
+        return cls.from_variables(spec.small_struct(), dtype=dtype)

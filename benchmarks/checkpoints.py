@@ -1,0 +1,123 @@
+"""Intra-Fusion and plain pruning of the pretrained CIFAR-10 ResNets, beside the reference's numbers.
+
+All block-inner groups at once at 30, 50 and 70 %, and one at a time at 50 % (ResNet-20), l1
+importance, p = 1, uniform marginals, exact transport, no fine-tuning; all 10,000 test images. Then
+what the reference cannot do: the residual stream cut as well.
+
+    python benchmarks/checkpoints.py             # about 15 minutes on 2 cores
+    python benchmarks/checkpoints.py --images 2000 --networks resnet20
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import record
+from tqdm import tqdm
+
+import ifjax
+from ifjax import data, interop
+
+# Accuracy in % of the reference implementation on the same checkpoints and images.
+REFERENCE = {
+    ("resnet20", "prune"): {0.3: 47.59, 0.5: 21.05, 0.7: 9.99},
+    ("resnet20", "fuse"): {0.3: 72.74, 0.5: 26.13, 0.7: 10.26},
+    ("resnet56", "prune"): {0.3: 81.82, 0.5: 32.40, 0.7: 10.00},
+    ("resnet56", "fuse"): {0.3: 86.41, 0.5: 59.06, 0.7: 21.38},
+}
+DENSE = {"resnet20": 91.73, "resnet56": 93.39}
+# One group at a time at 50 %, from the output towards the input.
+BLOCKS = ["3_2", "3_1", "3_0", "2_2", "2_1", "2_0", "1_2", "1_1", "1_0"]
+SINGLE = {
+    "prune": [71.02, 85.81, 78.16, 89.45, 89.32, 74.20, 87.58, 88.81, 91.33],
+    "fuse": [85.03, 85.03, 83.87, 89.52, 89.82, 81.80, 86.35, 85.80, 90.06],
+}
+INNER = "params/layer*/conv1/kernel"
+
+
+def accuracy(apply_fn, params, images, labels, batch=500) -> float:
+    """Accuracy in % on normalised images."""
+    step = jax.jit(lambda p, x: jnp.argmax(apply_fn(p, x), -1))
+    correct = 0
+    for i in range(0, len(images), batch):
+        correct += int((np.asarray(step(params, images[i : i + batch])) == labels[i : i + batch]).sum())
+    return 100 * correct / len(images)
+
+
+def main() -> None:
+    """Makes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet56"])
+    parser.add_argument("--solver", default="exact")
+    args = parser.parse_args()
+    shared = record.shared_folder()
+    raw, labels = data.cifar10_split(
+        f"test[:{args.images}]", data_dir=shared / "tensorflow_datasets"
+    )
+    images = np.asarray(data.normalize(raw, data.CIFAR10_MEAN, data.CIFAR10_STD))
+    rows = []
+    for network in args.networks:
+        state = interop.load_safetensors(shared / f"checkpoints/{network}_cifar10.safetensors")
+        module, variables = interop.cifar_resnet_from_torch(state)
+
+        def apply_fn(params, x, module=module):
+            return module.apply(params, x)
+
+        graph = ifjax.trace(apply_fn, variables, images[:1])
+
+        def measure(what, method, sparsity, include, reference):
+            spec = graph.spec(sparsity, include=include, method=method, solver=args.solver)
+            small = ifjax.fuse_params(variables, spec)
+            ours = accuracy(ifjax.shrink(apply_fn, spec), small, images, labels)
+            before, after = spec.weights()
+            return {
+                "network": network,
+                "groups": what,
+                "sparsity": sparsity,
+                "method": method,
+                "weights": f"{after / before:.0%}",
+                "ours": round(ours, 2),
+                "reference": reference,
+            }
+
+        dense = accuracy(apply_fn, variables, images, labels)
+        rows.append(
+            dict(network=network, groups="-", sparsity=0.0, method="dense", weights="100%",
+                 ours=round(dense, 2), reference=DENSE[network])
+        )
+        jobs = [
+            ("all inner", method, sparsity, INNER, REFERENCE[network, method][sparsity])
+            for method in ("prune", "fuse")
+            for sparsity in (0.3, 0.5, 0.7)
+        ]
+        if network == "resnet20":
+            jobs += [
+                (f"layer{block}", method, 0.5, f"params/layer{block}/conv1/kernel", value)
+                for method in ("prune", "fuse")
+                for block, value in zip(BLOCKS, SINGLE[method], strict=True)
+            ]
+        stream = [g.name for g in graph.groups if not _is_inner(g.name)]
+        jobs += [
+            ("residual stream", method, sparsity, stream, None)
+            for method in ("prune", "fuse")
+            for sparsity in (0.125, 0.25)
+        ]
+        for job in tqdm(jobs, desc=network):
+            rows.append(measure(*job))
+    for row in rows:
+        row["difference"] = None if row["reference"] is None else round(
+            row["ours"] - row["reference"], 2)
+    print(record.markdown(rows))
+    print("written:", record.write("checkpoints", rows, images=args.images, solver=args.solver).name)
+
+
+def _is_inner(name: str) -> bool:
+    return name.startswith("params/layer") and name.endswith("/conv1/kernel")
+
+
+if __name__ == "__main__":
+    main()

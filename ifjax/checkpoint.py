@@ -1,0 +1,120 @@
+"""A small network and its spec in one orbax checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from ifjax.graph.shrink import check_small
+from ifjax.spec import FusionSpec
+from ifjax.tree import leaves_by_path
+
+
+def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None:
+    """Writes small parameters and the spec that they belong to.
+
+    The directory appears under its name only when it is complete.
+
+    Args:
+      path: directory to write; it must not exist.
+      params: parameters at the widths of ``spec``.
+      spec: the spec.
+
+    Raises:
+      ValueError: if the parameters have not the widths of the spec; nothing is written then.
+      FileExistsError: if ``path`` exists.
+    """
+    check_small(params, spec.plan)
+    path = Path(path).absolute()
+    if path.exists():
+        raise FileExistsError(f"{path} exists: expected a new directory to write a checkpoint to")
+    arrays = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.numpy.asarray(x), params)
+    with ocp.Checkpointer(_handler()) as writer:
+        writer.save(
+            path,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave(arrays),  # type: ignore[call-arg]
+                spec=ocp.args.JsonSave(json.loads(spec.to_json())),  # type: ignore[call-arg]
+            ),
+        )
+
+
+def load(
+    path: str | os.PathLike[str],
+    like: PyTree | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> tuple[PyTree, FusionSpec]:
+    """Reads what `save` wrote.
+
+    Args:
+      path: the directory.
+      like: a tree of the wanted structure (arrays or structs; their shapes do not matter); without
+        it the parameters come as plain dicts.
+      sharding: where to place every array, by default on the first device.
+
+    Returns:
+      The small parameters and their spec.
+
+    Raises:
+      FileNotFoundError: if there is no such directory.
+      ValueError: if it is not a complete checkpoint of `save`, or ``like`` has other leaves.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such directory; expected one that ifjax.save wrote")
+    try:
+        with ocp.Checkpointer(_handler()) as reader:
+            text = reader.restore(
+                path,
+                args=ocp.args.Composite(spec=ocp.args.JsonRestore()),  # type: ignore[call-arg]
+            )
+            spec = FusionSpec.from_json(json.dumps(text["spec"]))
+            params = _restore(reader, path, sharding)
+    except Exception as e:
+        raise ValueError(
+            f"{path}: not a complete checkpoint of ifjax.save, it is truncated or was written by "
+            f"something else ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})"
+        ) from e
+    check_small(params, spec.plan)
+    if like is not None:
+        found, wanted = leaves_by_path(params), leaves_by_path(like)
+        for leaf in {**wanted, **found}:
+            if leaf not in found or leaf not in wanted:
+                where = "like" if leaf in wanted else "the checkpoint"
+                raise ValueError(f"{path}: leaf {leaf} is only in {where}")
+        params = jax.tree.unflatten(jax.tree.structure(like), [found[p] for p in wanted])
+    return params, spec
+
+
+def _handler() -> ocp.CompositeCheckpointHandler:
+    return ocp.CompositeCheckpointHandler(
+        params=ocp.PyTreeCheckpointHandler(), spec=ocp.JsonCheckpointHandler()
+    )
+
+
+def _restore(
+    reader: ocp.Checkpointer, path: Path, sharding: Any
+) -> dict[str, Any]:
+    """The parameters as nested dicts, every array on a sharding that exists on this machine."""
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    metadata = reader.metadata(path).item_metadata["params"].tree
+    abstract = jax.tree.map(
+        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding), metadata
+    )
+    restored = reader.restore(
+        path,
+        args=ocp.args.Composite(
+            params=ocp.args.PyTreeRestore(  # type: ignore[call-arg]
+                item=abstract,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            )
+        ),
+    )
+    return restored["params"]

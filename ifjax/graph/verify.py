@@ -1,0 +1,224 @@
+"""Checks a graph against the function itself: permute every group and compare the output."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ifjax.graph import expression as ex
+from ifjax.graph.analysis import Arguments, mirrors, path_name
+from ifjax.spec import Plan
+
+if TYPE_CHECKING:
+    from ifjax.graph.trace import DependencyGraph
+
+NOISE = 1e-7  # relative change of the weights that a permutation's effect is judged against
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What permuting the groups did to the output.
+
+    Attributes:
+      changes: by group, the largest change of the output when all members are permuted alike,
+        relative to the change under weight noise of relative size 1e-7; at most ``limit`` if the
+        group is right. A right group in float64 stays far below 1.
+      unverified: ``group: path[axis]`` of members whose permutation alone does not move the output
+        either, so that nothing can be said of them (a key bias under softmax, dead leaves).
+      limit: the largest change that passes.
+    """
+
+    changes: dict[str, float]
+    unverified: tuple[str, ...]
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether no permutation changed the output."""
+        return all(change <= self.limit for change in self.changes.values())
+
+
+def verify(
+    graph: DependencyGraph,
+    apply_fn: Callable[..., Any],
+    params: Any,
+    *inputs: Any,
+    seed: int = 0,
+    limit: float = 10.0,
+    throw: bool = True,
+    **static: Any,
+) -> Verification:
+    """Permutes every group, in float64, on parameters of its own in general position.
+
+    A permutation of a group in all its members must leave the output unchanged; a permutation of
+    one member alone must move it, or the member is listed as unverified. The values of ``params``
+    are not used: a branch that is initialised with zeros would hide a wrong group.
+
+    Args:
+      graph: the graph to check.
+      apply_fn: the function that was traced, without dropout.
+      params: its parameters, or their structs.
+      *inputs: its inputs; structs and floating-point arrays are replaced by random ones.
+      seed: of the parameters, inputs and permutations.
+      limit: largest change that passes, as a multiple of the change under weight noise of relative
+        size 1e-7 (functions with internal float32 casts are not float64).
+      throw: raise where a group is wrong.
+      **static: keyword arguments of ``apply_fn``.
+
+    Returns:
+      The changes of all groups and the unverified members.
+
+    Raises:
+      ValueError: if ``throw`` and a permutation of a group changed the output.
+
+    Example:
+      >>> import ifjax, jax, jax.numpy as jnp
+      >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
+      >>> apply = lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"]
+      >>> graph = ifjax.trace(apply, params, jnp.ones((1, 4)))
+      >>> graph.verify(apply, params, jnp.ones((1, 4))).ok
+      True
+    """
+    plan = graph.plan
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(True):
+        leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+        paths = [path_name(path) for path, _ in leaves]
+        values = general_position(plan, dict(zip(paths, (x for _, x in leaves), strict=True)), rng)
+        arguments = Arguments.split(inputs)
+        arrays = [_as_float64(x, rng) for x in arguments.arrays]
+
+        @jax.jit
+        def outputs(values: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+            result = apply_fn(jax.tree.unflatten(tree, values), *arguments.join(arrays), **static)
+            return [jnp.ravel(x).astype(float) for x in jax.tree.leaves(result) if _counts(x)]
+
+        def run(changed: dict[str, np.ndarray]) -> np.ndarray:
+            now = [changed.get(p, v) for p, v in zip(paths, values, strict=True)]
+            return np.concatenate(jax.device_get(outputs(now, arrays)))
+
+        base = run({})
+        # updated statistics are among the outputs and move with their group; compare the rest
+        fixed = _unmoved(apply_fn, params, arguments, static)
+        noise = {
+            p: v * (1 + NOISE * rng.standard_normal(np.shape(v)))
+            for p, v in zip(paths, values, strict=True)
+            if np.issubdtype(np.asarray(v).dtype, np.floating)
+        }
+        scale = _distance(run(noise), base, fixed)
+        changes: dict[str, float] = {}
+        unverified: list[str] = []
+        current = dict(zip(paths, values, strict=True))
+        for group in graph.groups:
+            order = _derangement(group.size, rng)
+            moved = {}
+            for member in group.members:
+                x = moved.get(member.path, current[member.path])
+                moved[member.path] = _permuted(plan, x, member.path, member.axis, group.name, order)
+                alone = _permuted(
+                    plan, current[member.path], member.path, member.axis, group.name, order
+                )
+                change = _distance(run({member.path: alone}), base, fixed)
+                if not change > limit * scale:
+                    unverified.append(f"{group.name}: {member.path}[{member.axis}]")
+            changes[group.name] = _distance(run(moved), base, fixed) / max(scale, 1e-300)
+    result = Verification(changes, tuple(unverified), limit)
+    if throw and not result.ok:
+        wrong = {name: c for name, c in changes.items() if not c <= limit}
+        worst = max(wrong, key=lambda name: wrong[name])
+        raise ValueError(
+            f"permuting the neurons of {len(wrong)} of {len(changes)} groups changes the output, so "
+            f"the graph is not of this function: worst {worst}, by {wrong[worst]:.3g} times the "
+            f"effect of relative weight noise of {NOISE:g} (at most {limit:g} expected)"
+        )
+    return result
+
+
+def general_position(
+    plan: Plan, leaves: dict[str, Any], rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Random float64 values for all leaves: kernels normal by fan-in, variances positive.
+
+    Args:
+      plan: gives the roles.
+      leaves: arrays or structs by path; what is not floating point keeps its value.
+      rng: where the values come from.
+
+    Returns:
+      Values in the order of ``leaves``.
+    """
+    roles = {m.path: m.role for g in plan.groups for m in g.members}
+    roles |= {n.variance: "variance" for n in plan.norms}
+    values: list[Any] = []
+    for path, x in leaves.items():
+        shape = tuple(x.shape)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            is_struct = isinstance(x, jax.ShapeDtypeStruct)
+            values.append(np.zeros(shape, x.dtype) if is_struct else x)
+            continue
+        normal = rng.standard_normal(shape)
+        role = roles.get(path)
+        if role == "variance":
+            values.append(0.5 + np.abs(normal))
+        elif role == "multiplicative":
+            values.append(1 + 0.3 * normal)
+        elif len(shape) < 2:
+            # a vector outside any group may be a variance of a pinned axis: keep it positive
+            values.append(0.3 * normal if role in ("additive", "mean") else 0.5 + np.abs(normal))
+        else:
+            values.append(normal / math.sqrt(max(1, math.prod(shape) // max(shape))))
+    return values
+
+
+def _as_float64(x: Any, rng: np.random.Generator) -> Any:
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return rng.standard_normal(x.shape)
+    return np.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
+
+
+def _counts(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.number) or jnp.issubdtype(x.dtype, jnp.bool_)
+
+
+def _unmoved(
+    apply_fn: Any, params: Any, arguments: Arguments, static: Any
+) -> np.ndarray:
+    """Which entries of the flattened output do not mirror a leaf."""
+    out = jax.eval_shape(
+        lambda p, *a: apply_fn(p, *arguments.join(a), **static), params, *arguments.arrays
+    )
+    named = [(path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)]
+    tied = mirrors(out, named)
+    parts = [
+        np.full(math.prod(x.shape), i not in tied)
+        for i, x in enumerate(jax.tree.leaves(out))
+        if _counts(x)
+    ]
+    return np.concatenate(parts)
+
+
+def _distance(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    """Largest absolute difference; NaN counts as infinite."""
+    difference = np.abs(a[where] - b[where])
+    return float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
+
+
+def _derangement(n: int, rng: np.random.Generator) -> np.ndarray:
+    """A permutation that moves every element."""
+    shuffled = rng.permutation(n)
+    order = np.empty(n, int)
+    order[shuffled] = np.roll(shuffled, 1)
+    return order
+
+
+def _permuted(
+    plan: Plan, x: np.ndarray, path: str, axis: int, name: str, order: np.ndarray
+) -> np.ndarray:
+    index = ex.indices(plan.leaf[path].axes[axis], {name: order})
+    return np.take(np.asarray(x), np.asarray(index), axis)

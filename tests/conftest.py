@@ -1,0 +1,21 @@
+"""Settings and fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Compilation is what slows the suite down, and only values matter in it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of checkpoints, data sets and fixtures that lies beside the repository."""
+    folder = Path(os.environ.get("IFJAX_SHARED") or Path(__file__).parents[1].parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"no shared files at {folder}; set IFJAX_SHARED to where they are")
+    return folder

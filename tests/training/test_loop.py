@@ -1,0 +1,185 @@
+"""Steps learn, runs repeat, and a loss that is no number ends them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ifjax.data import Batch
+from ifjax.training import (
+    Divergence,
+    TrainState,
+    create_state,
+    cross_entropy,
+    fit,
+    make_train_step,
+)
+
+RATE = optax.constant_schedule(0.5)
+
+
+def apply_train(variables: dict, x: jax.Array) -> tuple[jax.Array, dict]:
+    """A linear classifier that keeps a running mean of its inputs, as batch norm does."""
+    mean = 0.9 * variables["batch_stats"]["mean"] + 0.1 * x.mean(axis=0)
+    logits = x @ variables["params"]["kernel"] + variables["params"]["bias"]
+    return logits, {"batch_stats": {"mean": mean}}
+
+
+def variables() -> dict:
+    kernel = jax.random.normal(jax.random.key(3), (4, 3))
+    return {
+        "params": {"kernel": kernel, "bias": jnp.zeros(3)},
+        "batch_stats": {"mean": jnp.zeros(4)},
+    }
+
+
+def data(seed: int = 0, count: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(count, 4)).astype(np.float32)
+    return images, images[:, :3].argmax(axis=1)
+
+
+def batch(images: np.ndarray, labels: np.ndarray) -> Batch:
+    return Batch(images, labels, np.ones(len(labels), bool))
+
+
+def run(epochs: int, seed: int = 0, **options: object) -> tuple[TrainState, object]:
+    optimizer = optax.sgd(RATE)
+    images, labels = data()
+    return fit(
+        create_state(variables(), optimizer, seed),
+        make_train_step(apply_train, optimizer, **options),
+        lambda epoch: [batch(images[k : k + 8], labels[k : k + 8]) for k in (0, 8, 16)],
+        epochs=epochs,
+        steps_per_epoch=3,
+        schedule=RATE,
+        progress=False,
+    )
+
+
+def test_a_step_is_gradient_descent_on_the_mean_loss() -> None:
+    optimizer, (images, labels) = optax.sgd(0.5), data()
+    before = variables()
+
+    def loss(params: dict) -> jax.Array:
+        logits = images @ params["kernel"] + params["bias"]
+        return cross_entropy(logits, jnp.asarray(labels), 0.1).mean()
+
+    step = make_train_step(apply_train, optimizer, label_smoothing=0.1)
+    state, metrics = step(create_state(before, optimizer), images, labels)
+    gradient = jax.grad(loss)(before["params"])
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, before["params"], gradient)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        state.variables["params"],
+        expected,
+    )
+    np.testing.assert_allclose(metrics.loss, loss(before["params"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        state.variables["batch_stats"]["mean"], 0.1 * images.mean(axis=0), atol=1e-6
+    )
+    assert int(state.step) == 1
+
+
+def test_training_lowers_the_loss() -> None:
+    _, first = run(1)
+    state, last = run(20)
+    assert last.loss < 0.5 * first.loss
+    assert last.accuracy > 0.9
+    assert int(state.step) == 60
+
+
+def test_a_network_without_other_variables_trains() -> None:
+    optimizer, (images, labels) = optax.sgd(0.5), data()
+    step = make_train_step(lambda v, x: (x @ v["params"]["kernel"], {}), optimizer)
+    state = create_state({"params": {"kernel": jnp.zeros((4, 3))}}, optimizer)
+    state, first = step(state, images, labels)
+    _, second = step(state, images, labels)
+    assert second.loss < first.loss
+    assert sorted(state.variables) == ["params"]
+
+
+def test_the_callers_variables_survive_donation() -> None:
+    given = variables()
+    optimizer, (images, labels) = optax.sgd(0.5), data()
+    step = make_train_step(apply_train, optimizer)
+    old = create_state(given, optimizer)
+    step(old, images, labels)
+    assert old.variables["params"]["kernel"].is_deleted()
+    np.testing.assert_array_equal(given["params"]["kernel"], variables()["params"]["kernel"])
+
+
+def test_no_epoch_changes_nothing() -> None:
+    state, last = run(0)
+    assert last is None
+    np.testing.assert_array_equal(
+        state.variables["params"]["kernel"], variables()["params"]["kernel"]
+    )
+
+
+def test_augmentation_draws_anew_every_step_and_repeats_with_the_seed() -> None:
+    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+        return images + jax.random.normal(key, images.shape)
+
+    kernels = [
+        np.asarray(run(2, seed, prepare=augment)[0].variables["params"]["kernel"])
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert np.abs(kernels[0] - kernels[2]).max() > 1e-3
+
+    keys = []
+
+    def record(key: jax.Array, images: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda bits: keys.append(tuple(bits.tolist())), jax.random.key_data(key))
+        return images
+
+    run(1, prepare=record)
+    jax.effects_barrier()
+    assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize("bad", [0, 4, 5])
+def test_a_loss_that_is_no_number_ends_the_run(bad: int) -> None:
+    """Whether in the middle of an epoch or at its end, the very step is named."""
+    optimizer, (images, labels) = optax.sgd(RATE), data(count=8)
+    poisoned = images * np.float32(np.nan)
+    calls = []
+
+    def batches(epoch: int):
+        for k in range(3):
+            calls.append(3 * epoch + k)
+            yield batch(poisoned if 3 * epoch + k == bad else images, labels)
+
+    with pytest.raises(Divergence, match=rf"loss is nan at step {bad} \(learning rate 0.5\)") as e:
+        fit(
+            create_state(variables(), optimizer),
+            make_train_step(apply_train, optimizer),
+            batches,
+            epochs=10,
+            steps_per_epoch=3,
+            schedule=RATE,
+            progress=False,
+        )
+    assert e.value.step == bad
+    assert max(calls) <= bad + 1
+
+
+def test_variables_without_params_are_refused() -> None:
+    with pytest.raises(ValueError, match=r'must hold "params", found only \[\'kernel\'\]'):
+        create_state({"kernel": jnp.zeros(3)}, optax.sgd(0.1))
+
+
+def test_an_empty_epoch_is_refused() -> None:
+    optimizer = optax.sgd(RATE)
+    with pytest.raises(ValueError, match="epoch 0 has no batch"):
+        fit(
+            create_state(variables(), optimizer),
+            make_train_step(apply_train, optimizer),
+            lambda epoch: [],
+            epochs=1,
+            steps_per_epoch=1,
+            schedule=RATE,
+            progress=False,
+        )
