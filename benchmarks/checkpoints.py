@@ -4,13 +4,15 @@ All block-inner groups at once at 30, 50 and 70 %, and one at a time at 50 % (Re
 importance, p = 1, uniform marginals, exact transport, no fine-tuning; all 10,000 test images. Then
 what the reference cannot do: the residual stream cut as well.
 
-    python benchmarks/checkpoints.py             # about 15 minutes on 2 cores
+    python benchmarks/checkpoints.py             # about 20 minutes on 2 cores
     python benchmarks/checkpoints.py --images 2000 --networks resnet20
+    python benchmarks/checkpoints.py --redraw    # the plots from results/checkpoints.json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ import record
 from tqdm import tqdm
 
 import ifjax
-from ifjax import data, interop
+from ifjax import data, interop, report
 
 # Accuracy in % of the reference implementation on the same checkpoints and images.
 REFERENCE = {
@@ -53,7 +55,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet56"])
     parser.add_argument("--solver", default="exact")
+    parser.add_argument("--redraw", action="store_true")
     args = parser.parse_args()
+    if args.redraw:
+        draw(json.loads((record.RESULTS / "checkpoints.json").read_text())["rows"])
+        return
     shared = record.shared_folder()
     raw, labels = data.cifar10_split(
         f"test[:{args.images}]", data_dir=shared / "tensorflow_datasets"
@@ -112,7 +118,21 @@ def main() -> None:
         row["difference"] = None if row["reference"] is None else round(
             row["ours"] - row["reference"], 2)
     print(record.markdown(rows))
+    draw(rows)
     print("written:", record.write("checkpoints", rows, images=args.images, solver=args.solver).name)
+
+
+def draw(rows) -> None:
+    """Accuracy over sparsity, all inner groups at once, one plot per network."""
+    labels = {"dense": "dense", "prune": "plain pruning (l1)", "fuse": "Intra-Fusion"}
+    for network in dict.fromkeys(row["network"] for row in rows):
+        shown = [
+            report.Row(row["sparsity"], labels[row["method"]], 0, 0, row["ours"] / 100)
+            for row in rows
+            if row["network"] == network and row["groups"] in ("-", "all inner")
+        ]
+        title = f"pretrained {network} on CIFAR-10, inner groups cut, no fine-tuning"
+        report.plot_accuracy(shown, record.RESULTS / f"checkpoints-{network}.png", title)
 
 
 def _is_inner(name: str) -> bool:

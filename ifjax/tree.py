@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from ifjax.spec import Plan
@@ -26,7 +27,7 @@ def leaves_by_path(params: PyTree) -> dict[str, Any]:
     }
 
 
-def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Array]:
+def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Any]:
     """Leaves by path, if they are those of the plan.
 
     Args:
@@ -43,20 +44,17 @@ def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Array]:
     leaves = leaves_by_path(params)
     missing = [p for p in plan.leaf if p not in leaves]
     if missing:
-        hint = ""
-        if any(
-            m.role in ("mean", "variance")
-            for g in plan.groups
-            for m in g.members
-            if m.path in missing
-        ):
+        roles = {m.path: m.role for g in plan.groups for m in g.members}
+        if all(roles.get(path) in ("mean", "variance") for path in missing):
             hint = (
-                "; batch statistics change their width too: pass the whole tree, for flax.linen "
+                "batch statistics change their width too, pass the whole tree, for flax.linen "
                 '{"params": ..., "batch_stats": ...}'
             )
+        else:
+            hint = f"the parameters have {len(leaves)} leaves, the spec was made for others"
         raise ValueError(
-            f"{missing[0]}: expected a leaf of shape {plan.leaf[missing[0]].shape}, "
-            f"got none ({len(missing)} leaves of the spec are missing){hint}"
+            f"{missing[0]}: expected a leaf of shape {plan.leaf[missing[0]].shape}, got none "
+            f"({len(missing)} of the spec's {len(plan.leaves)} leaves are missing); {hint}"
         )
     for path, leaf in leaves.items():
         if path not in plan.leaf:
@@ -91,7 +89,7 @@ def _check_finite(leaves: Mapping[str, Any]) -> None:
 
 
 @jax.jit
-def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
+def _all_finite(leaves: dict[str, ArrayLike]) -> dict[str, Array]:
     return {path: jnp.all(jnp.isfinite(x)) for path, x in leaves.items()}
 
 

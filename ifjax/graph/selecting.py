@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -29,7 +30,7 @@ def widths(
     fractions = _mapping(groups, sparsity, "sparsity")
     counts = _mapping(groups, keep, "keep")
     for pattern, value in fractions.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
             raise ValueError(f"sparsity must be a number in [0, 1); got {value!r} for {pattern!r}")
     for pattern, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ifjax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Pair:
+    kernel: jax.Array
+    bias: jax.Array
+
+
+def apply(params, x):
+    return jax.nn.relu(x @ params["a"]["kernel"] + params["a"]["bias"]) @ params["b"]["kernel"]
+
+
+@pytest.fixture(scope="module")
+def network():
+    rng = np.random.default_rng(0)
+    params = {
+        "a": {"kernel": rng.normal(size=(3, 8)), "bias": rng.normal(size=8)},
+        "b": {"kernel": rng.normal(size=(8, 2))},
+        "step": jnp.asarray(7, jnp.int32),
+    }
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if np.ndim(x) else x, params)
+    spec = ifjax.trace(apply, params, jnp.ones((1, 3))).spec(0.5, method="prune")
+    return params, spec, ifjax.fuse_params(params, spec)
+
+
+def test_round_trip_gives_back_parameters_and_spec(network, tmp_path: Path):
+    _, spec, small = network
+    small = {**small, "a": jax.tree.map(lambda x: x.astype(jnp.bfloat16), small["a"])}
+    ifjax.save(tmp_path / "net", small, spec)
+    params, found = ifjax.load(tmp_path / "net")
+    assert found == spec
+    assert jax.tree.structure(params) == jax.tree.structure(small)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(small), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    x = jnp.ones((4, 3))
+    np.testing.assert_array_equal(
+        ifjax.shrink(apply, found)(params, x), ifjax.shrink(apply, spec)(small, x)
+    )
+
+
+def test_like_gives_the_structure(network, tmp_path: Path):
+    params, spec, small = network
+    ifjax.save(tmp_path / "net", small, spec)
+    like = {**params, "a": Pair(**params["a"])}
+    loaded, _ = ifjax.load(tmp_path / "net", like=like)
+    assert isinstance(loaded["a"], Pair)
+    np.testing.assert_array_equal(loaded["a"].kernel, small["a"]["kernel"])
+    with pytest.raises(ValueError, match="a/bias is only in the checkpoint"):
+        ifjax.load(tmp_path / "net", like={**params, "a": {"kernel": 0}})
+
+
+def test_sharding_is_where_the_arrays_go(network, tmp_path: Path):
+    _, spec, small = network
+    ifjax.save(tmp_path / "net", small, spec)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params, _ = ifjax.load(tmp_path / "net", sharding=sharding)
+    assert all(x.sharding == sharding for x in jax.tree.leaves(params))
+
+
+def test_full_parameters_are_refused_and_nothing_is_written(network, tmp_path: Path):
+    params, spec, small = network
+    with pytest.raises(ValueError, match=r"a/bias: expected shape \(4,\).*call ifjax.fuse_params"):
+        ifjax.save(tmp_path / "net", params, spec)
+    assert not list(tmp_path.iterdir())
+    ifjax.save(tmp_path / "net", small, spec)
+    with pytest.raises(FileExistsError, match="expected a new directory"):
+        ifjax.save(tmp_path / "net", small, spec)
+
+
+@pytest.mark.parametrize("part", ["spec/metadata", "params/_METADATA", "params/manifest.ocdbt"])
+def test_truncated_checkpoint(network, tmp_path: Path, part: str):
+    _, spec, small = network
+    ifjax.save(tmp_path / "net", small, spec)
+    file = tmp_path / "net" / part
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match="not a complete checkpoint of ifjax.save"):
+        ifjax.load(tmp_path / "net")
+
+
+@pytest.mark.parametrize("part", ["spec", "params"])
+def test_missing_part(network, tmp_path: Path, part: str):
+    _, spec, small = network
+    ifjax.save(tmp_path / "net", small, spec)
+    shutil.rmtree(tmp_path / "net" / part)
+    with pytest.raises(ValueError, match="not a complete checkpoint of ifjax.save"):
+        ifjax.load(tmp_path / "net")
+
+
+def test_no_directory_and_an_empty_one(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        ifjax.load(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
+        ifjax.load(tmp_path / "empty")
