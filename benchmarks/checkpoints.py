@@ -1,4 +1,4 @@
-"""Intra-Fusion and plain pruning of the pretrained CIFAR-10 ResNets, beside the reference's numbers.
+"""Intra-Fusion and plain pruning of pretrained CIFAR-10 ResNets, beside the reference's numbers.
 
 All block-inner groups at once at 30, 50 and 70 %, and one at a time at 50 % (ResNet-20), l1
 importance, p = 1, uniform marginals, exact transport, no fine-tuning; all 10,000 test images. Then
@@ -12,7 +12,9 @@ what the reference cannot do: the residual stream cut as well.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +45,56 @@ INNER = "params/layer*/conv1/kernel"
 def accuracy(apply_fn, params, images, labels, batch=500) -> float:
     """Accuracy in % on normalised images."""
     step = jax.jit(lambda p, x: jnp.argmax(apply_fn(p, x), -1))
-    correct = 0
-    for i in range(0, len(images), batch):
-        correct += int((np.asarray(step(params, images[i : i + batch])) == labels[i : i + batch]).sum())
-    return 100 * correct / len(images)
+    parts = range(0, len(images), batch)
+    found = np.concatenate([np.asarray(step(params, images[i : i + batch])) for i in parts])
+    return 100 * float((found == labels).mean())
+
+
+def jobs(network: str, graph: ifjax.DependencyGraph):
+    """What is cut: (groups, method, sparsity, pattern or names, the reference's accuracy)."""
+    for method in ("prune", "fuse"):
+        for sparsity in (0.3, 0.5, 0.7):
+            yield "all inner", method, sparsity, INNER, REFERENCE[network, method][sparsity]
+    if network == "resnet20":
+        for method in ("prune", "fuse"):
+            for block, value in zip(BLOCKS, SINGLE[method], strict=True):
+                yield f"layer{block}", method, 0.5, f"params/layer{block}/conv1/kernel", value
+    inner = {g.name for g in graph.groups if fnmatch.fnmatchcase(g.name, INNER)}
+    stream = [g.name for g in graph.groups if g.name not in inner]
+    for method in ("prune", "fuse"):
+        for sparsity in (0.125, 0.25):
+            yield "residual stream", method, sparsity, stream, None
+
+
+def measure(network: str, path: Path, images, labels, solver: str) -> list[dict]:
+    """All rows of one network."""
+    module, variables = interop.cifar_resnet_from_torch(interop.load_safetensors(path))
+    graph = ifjax.trace(module.apply, variables, images[:1])
+    dense = accuracy(module.apply, variables, images, labels)
+    rows = [_row(network, "-", 0.0, "dense", 1.0, dense, DENSE[network])]
+    for what, method, sparsity, include, reference in tqdm(
+        list(jobs(network, graph)), desc=network
+    ):
+        spec = graph.spec(sparsity, include=include, method=method, solver=solver)
+        small = ifjax.fuse_params(variables, spec)
+        ours = accuracy(ifjax.shrink(module.apply, spec), small, images, labels)
+        before, after = spec.weights()
+        rows.append(_row(network, what, sparsity, method, after / before, ours, reference))
+    return rows
+
+
+def _row(network, what, sparsity, method, weights, ours, reference) -> dict:
+    difference = None if reference is None else round(ours - reference, 2)
+    return {
+        "network": network,
+        "groups": what,
+        "sparsity": sparsity,
+        "method": method,
+        "weights": f"{weights:.0%}",
+        "ours": round(ours, 2),
+        "reference": reference,
+        "difference": difference,
+    }
 
 
 def main() -> None:
@@ -61,65 +109,17 @@ def main() -> None:
         draw(json.loads((record.RESULTS / "checkpoints.json").read_text())["rows"])
         return
     shared = record.shared_folder()
-    raw, labels = data.cifar10_split(
-        f"test[:{args.images}]", data_dir=shared / "tensorflow_datasets"
-    )
+    folder = shared / "tensorflow_datasets"
+    raw, labels = data.cifar10_split(f"test[:{args.images}]", data_dir=folder)
     images = np.asarray(data.normalize(raw, data.CIFAR10_MEAN, data.CIFAR10_STD))
     rows = []
     for network in args.networks:
-        state = interop.load_safetensors(shared / f"checkpoints/{network}_cifar10.safetensors")
-        module, variables = interop.cifar_resnet_from_torch(state)
-
-        def apply_fn(params, x, module=module):
-            return module.apply(params, x)
-
-        graph = ifjax.trace(apply_fn, variables, images[:1])
-
-        def measure(what, method, sparsity, include, reference):
-            spec = graph.spec(sparsity, include=include, method=method, solver=args.solver)
-            small = ifjax.fuse_params(variables, spec)
-            ours = accuracy(ifjax.shrink(apply_fn, spec), small, images, labels)
-            before, after = spec.weights()
-            return {
-                "network": network,
-                "groups": what,
-                "sparsity": sparsity,
-                "method": method,
-                "weights": f"{after / before:.0%}",
-                "ours": round(ours, 2),
-                "reference": reference,
-            }
-
-        dense = accuracy(apply_fn, variables, images, labels)
-        rows.append(
-            dict(network=network, groups="-", sparsity=0.0, method="dense", weights="100%",
-                 ours=round(dense, 2), reference=DENSE[network])
-        )
-        jobs = [
-            ("all inner", method, sparsity, INNER, REFERENCE[network, method][sparsity])
-            for method in ("prune", "fuse")
-            for sparsity in (0.3, 0.5, 0.7)
-        ]
-        if network == "resnet20":
-            jobs += [
-                (f"layer{block}", method, 0.5, f"params/layer{block}/conv1/kernel", value)
-                for method in ("prune", "fuse")
-                for block, value in zip(BLOCKS, SINGLE[method], strict=True)
-            ]
-        stream = [g.name for g in graph.groups if not _is_inner(g.name)]
-        jobs += [
-            ("residual stream", method, sparsity, stream, None)
-            for method in ("prune", "fuse")
-            for sparsity in (0.125, 0.25)
-        ]
-        for job in tqdm(jobs, desc=network):
-            rows.append(measure(*job))
-    for row in rows:
-        row["difference"] = None if row["reference"] is None else round(
-            row["ours"] - row["reference"], 2)
+        path = shared / f"checkpoints/{network}_cifar10.safetensors"
+        rows += measure(network, path, images, labels, args.solver)
     print(record.markdown(rows))
     draw(rows)
-    print("written:", record.write("checkpoints", rows, images=args.images, solver=args.solver).name)
+    path = record.write("checkpoints", rows, images=args.images, solver=args.solver)
+    print("written:", path.name)
 
 
 def draw(rows) -> None:
@@ -133,10 +133,6 @@ def draw(rows) -> None:
         ]
         title = f"pretrained {network} on CIFAR-10, inner groups cut, no fine-tuning"
         report.plot_accuracy(shown, record.RESULTS / f"checkpoints-{network}.png", title)
-
-
-def _is_inner(name: str) -> bool:
-    return name.startswith("params/layer") and name.endswith("/conv1/kernel")
 
 
 if __name__ == "__main__":

@@ -58,5 +58,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1 else (
-        f"{value:.2f}" if isinstance(value, float) else str(value))
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and abs(value) < 1
+        else (f"{value:.2f}" if isinstance(value, float) else str(value))
+    )

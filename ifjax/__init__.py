@@ -1,9 +1,9 @@
 """Structural compression for JAX: fuse the neurons of any network into fewer, by optimal transport.
 
-    graph = ifjax.trace(apply_fn, params, *inputs)
-    spec = graph.spec(0.5)
-    small = ifjax.fuse_params(params, spec)
-    apply_small = ifjax.shrink(apply_fn, spec)
+graph = ifjax.trace(apply_fn, params, *inputs)
+spec = graph.spec(0.5)
+small = ifjax.fuse_params(params, spec)
+apply_small = ifjax.shrink(apply_fn, spec)
 """
 
 from ifjax.checkpoint import load, save

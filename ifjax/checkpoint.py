@@ -98,13 +98,12 @@ def _handler() -> ocp.CompositeCheckpointHandler:
     )
 
 
-def _restore(
-    reader: ocp.Checkpointer, path: Path, sharding: Any
-) -> dict[str, Any]:
+def _restore(reader: ocp.Checkpointer, path: Path, sharding: Any) -> dict[str, Any]:
     """The parameters as nested dicts, every array on a sharding that exists on this machine."""
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    metadata = reader.metadata(path).item_metadata["params"].tree
+    items: Any = reader.metadata(path).item_metadata
+    metadata = items["params"].tree
     abstract = jax.tree.map(
         lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding), metadata
     )

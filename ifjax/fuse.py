@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
 
 from ifjax import batch_norm, importance, solvers, transport
 from ifjax.graph import expression as ex
@@ -19,7 +20,7 @@ from ifjax.spec import FusionSpec, Group, Method, Plan
 from ifjax.transport import Transport
 from ifjax.tree import checked_leaves, is_concrete, with_leaves
 
-Scores = Mapping[str, Float[Array, " n"]]
+Scores = Mapping[str, ArrayLike]
 
 
 def fuse_params(
@@ -85,7 +86,8 @@ def transport_maps(
         solvers.require(method.solver)
     leaves = checked_leaves(params, plan)
     scores = _checked_scores(scores, plan)
-    raw = {path: _promoted(x) for path, x in leaves.items()}
+    # Before the solver: the exact one has no derivative to stop.
+    raw = {path: jax.lax.stop_gradient(_promoted(x)) for path, x in leaves.items()}
     folded = batch_norm.fold(raw, plan.norms)
     score_raw = method.scores_on == "raw"
     sizes: dict[str, int] = {}
@@ -102,7 +104,7 @@ def transport_maps(
             group.kept,
             method,
         )
-        maps[group.name] = jax.tree.map(jax.lax.stop_gradient, found)
+        maps[group.name] = found
         if method.order == "sequential":
             for tree in (folded, raw) if score_raw else (folded,):
                 merged = merge_neurons([tree[p] for p in paths], where, found, merge_kind(method))
@@ -164,11 +166,12 @@ def apply_maps(
         if not keep_shape:
             sizes[group.name] = group.kept
     for norm, spread in spreads.items():
-        dtype = jnp.dtype(leaves[norm.variance].dtype)
+        dtype = jax.dtypes.canonicalize_dtype(leaves[norm.variance].dtype)
         work[norm.scale], work[norm.variance] = batch_norm.refit(spread, norm.axis, norm.eps, dtype)
     touched = {m.path for g in _in_order(plan) for m in g.members}
     result = {
-        path: work[path].astype(x.dtype) if path in touched else x for path, x in leaves.items()
+        path: work[path].astype(jax.dtypes.canonicalize_dtype(x.dtype)) if path in touched else x
+        for path, x in leaves.items()
     }
     return with_leaves(params, result)
 
@@ -227,13 +230,24 @@ def _group_transport(
     Two programs: one that reads the members, and one that knows only n and m, which the groups of
     equal size share.
     """
-    scores, targets, cost = _scored(arrays, scored, scores, key, where, kept, method)
+    fused = method.method == "fuse"
+    scores, targets, cost = _scored(
+        arrays,
+        scored,
+        scores,
+        key,
+        where,
+        kept,
+        method.importance,
+        method.cost_p if fused else None,
+    )
     if cost is None:
-        return _selection(targets, scores)
-    return _solved(cost, scores, targets, method)
+        return _selection(scores, targets)
+    marginals = (method.source_marginal, method.target_marginal)
+    return _solved(cost, scores, targets, marginals, method.solver, method.epsilon)
 
 
-@functools.partial(jax.jit, static_argnames=("where", "kept", "method"))
+@functools.partial(jax.jit, static_argnames=("where", "kept", "metric", "p"))
 def _scored(
     arrays: list[Array],
     scored: list[Array] | None,
@@ -241,31 +255,37 @@ def _scored(
     key: Array,
     where: tuple[Place, ...],
     kept: int,
-    method: Method,
+    metric: str,
+    p: float | None,
 ) -> tuple[Array, Array, Array | None]:
-    """Scores, targets, and the cost of moving every neuron to every target; None to prune."""
+    """Scores, targets, and the cost of moving every neuron to every target, if ``p`` is given."""
     described = rows(arrays, where)
     if scores is None:
         members = described if scored is None else rows(scored, where)
-        scores = importance.score(method.importance, members, key)
+        scores = importance.score(metric, members, key)
     targets = transport.top(scores, kept)
-    if method.method == "prune":
+    if p is None:
         return scores, targets, None
     features = transport.features(jnp.concatenate(described, axis=1))
-    return scores, targets, transport.cost_matrix(features, features[targets], method.cost_p)
+    return scores, targets, transport.cost_matrix(features, features[targets], p)
 
 
-@functools.partial(jax.jit, static_argnames=("method",))
-def _solved(cost: Array, scores: Array, targets: Array, method: Method) -> Transport:
-    source = transport.marginal(method.source_marginal, scores)
-    target = transport.marginal(method.target_marginal, scores[targets])
-    return transport.solve(
-        cost, source, target, targets, solver=method.solver, epsilon=method.epsilon
-    )
+@functools.partial(jax.jit, static_argnames=("marginals", "solver", "epsilon"))
+def _solved(
+    cost: Array,
+    scores: Array,
+    targets: Array,
+    marginals: tuple[str, str],
+    solver: str,
+    epsilon: float,
+) -> Transport:
+    source = transport.marginal(marginals[0], scores)
+    target = transport.marginal(marginals[1], scores[targets])
+    return transport.solve(cost, source, target, targets, solver=solver, epsilon=epsilon)
 
 
 @jax.jit
-def _selection(targets: Array, scores: Array) -> Transport:
+def _selection(scores: Array, targets: Array) -> Transport:
     """The plan of plain pruning: every target receives itself alone."""
     n, m = scores.shape[0], targets.shape[0]
     plan = jnp.zeros((n, m), scores.dtype).at[targets, jnp.arange(m)].set(1 / m)
@@ -287,11 +307,12 @@ def _in_order(plan: Plan) -> list[Group]:
     return sorted(cut, key=lambda g: -g.position)
 
 
-def _promoted(x: Array) -> Array:
+def _promoted(x: Any) -> Any:
     """At least float32; what is not floating point is left alone."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x
-    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _is_cut(plan: Plan, path: str, axis: int) -> bool:
@@ -316,7 +337,8 @@ def _checked_scores(scores: Scores | None, plan: Plan) -> dict[str, Array]:
             )
         if is_concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
             raise ValueError(f"scores of group {name}: expected finite numbers, got NaN or inf")
-        result[name] = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        result[name] = jax.lax.stop_gradient(value)
     return result
 
 

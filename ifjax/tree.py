@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
@@ -16,7 +17,7 @@ from ifjax.spec import Plan
 
 def is_concrete(*values: Any) -> bool:
     """Whether values can be looked at: false inside a jitted function."""
-    return not any(isinstance(v, jax.core.Tracer) for v in values)
+    return not any(isinstance(v, Tracer) for v in values)
 
 
 def leaves_by_path(params: PyTree) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_truncated_checkpoint(network, tmp_path: Path, part: str):
     ifjax.save(tmp_path / "net", small, spec)
     file = tmp_path / "net" / part
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ValueError, match="not a complete checkpoint of ifjax.save"):
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
         ifjax.load(tmp_path / "net")
 
 
@@ -97,7 +97,7 @@ def test_missing_part(network, tmp_path: Path, part: str):
     _, spec, small = network
     ifjax.save(tmp_path / "net", small, spec)
     shutil.rmtree(tmp_path / "net" / part)
-    with pytest.raises(ValueError, match="not a complete checkpoint of ifjax.save"):
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
         ifjax.load(tmp_path / "net")
 
 

@@ -1,4 +1,4 @@
-"""The promises of the graph and of fusion on the networks that ifjax brings, and on real weights."""
+"""What the graph and fusion promise, on the networks that ifjax brings and on real weights."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def test_take_and_shrink_equal_zeroing(network):
         rng = np.random.default_rng(1)
         full = random_variables(graph, variables)
         x = rng.normal(size=IMAGE)
-        keep = {g.name: np.sort(rng.permutation(g.size)[: max(1, g.size // 2)]) for g in graph.groups}
+        keep = {
+            g.name: np.sort(rng.permutation(g.size)[: max(1, g.size // 2)]) for g in graph.groups
+        }
         spec = graph.spec(keep={g.name: len(keep[g.name]) for g in graph.groups}, method="prune")
         small = ifjax.take(full, graph, keep)
         got = ifjax.shrink(module.apply, spec)(small, x)
@@ -171,9 +173,7 @@ def test_fusing_beats_pruning_on_the_real_resnet20(resnet20):
     module, variables, x, labels, graph = resnet20
     found = {"dense": accuracy(module.apply, variables, x, labels)}
     for method in ("prune", "fuse"):
-        spec = graph.spec(
-            0.3, include="params/layer*/conv1/kernel", method=method, solver="exact"
-        )
+        spec = graph.spec(0.3, include="params/layer*/conv1/kernel", method=method, solver="exact")
         small = ifjax.fuse_params(variables, spec)
         found[method] = accuracy(ifjax.shrink(module.apply, spec), small, x, labels)
     # within four standard errors of 500 images

@@ -111,8 +111,7 @@ def analyse(
     named = [(path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)]
     leaves = [leaf_axes(store, path, x) for path, x in named]
     inputs = [
-        tuple(store.pinned(n, "an axis of the function's inputs") for n in s.shape)
-        for s in structs
+        tuple(store.pinned(n, "an axis of the function's inputs") for n in s.shape) for s in structs
     ]
     context = Context(store)
     frame, outputs = walk(context, closed, [*leaves, *inputs])

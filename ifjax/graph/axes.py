@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from ifjax.graph import expression as ex
 
 FUEL = 512  # steps per unification, and segments per axis; beyond it both sides are pinned
+EXHAUSTED = "too many segments"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class AxisStore:
 
     def sum(self, nodes: Sequence[int]) -> int:
         """The axis that concatenates ``nodes``."""
-        nodes = [n for n in nodes if self.size(n)]
+        nodes = [s for n in nodes if self.size(n) for s in self.segments(n)]
         if len(nodes) == 1:
             return nodes[0]
         return self._new(sum(self.size(n) for n in nodes), Segments(tuple(nodes)))
@@ -111,9 +112,12 @@ class AxisStore:
 
     def segments(self, node: int) -> list[int]:
         """The flattened segments of a sum; another node is its own single segment."""
-        form = self.form(node)
+        root = self.find(node)
+        form = self._form[root]
         if isinstance(form, Segments):
-            return [s for n in form.nodes for s in self.segments(n)]
+            flat = [s for n in form.nodes for s in self.segments(n)]
+            self._form[root] = Segments(tuple(flat))  # or a chain of cuts would nest ever deeper
+            return flat
         return [node]
 
     def pin(self, node: int, reason: object) -> None:
@@ -158,8 +162,8 @@ class AxisStore:
             return
         self._fuel -= 1
         if self._fuel < 0:
-            self.pin(a, "too many segments")
-            self.pin(b, "too many segments")
+            self.pin(a, EXHAUSTED)
+            self.pin(b, EXHAUSTED)
             return
         form_a, form_b = self._form[a], self._form[b]
         if isinstance(form_a, Free | Fixed) or isinstance(form_b, Free | Fixed):
@@ -181,52 +185,47 @@ class AxisStore:
 
     def _unify_products(self, a: int, b: int, reason: object) -> None:
         """Walks the factors from the outer end, then from the inner end; pins the middle."""
-        left, right = self.factors(a), self.factors(b)
+        left, right = [a], [b]
         for end in (0, -1):
-            while left and right:
+            while left and right and self._fuel >= 0:
+                # a step may have split a factor that comes again further in
+                left = [f for node in left for f in self.factors(node)]
+                right = [f for node in right for f in self.factors(node)]
                 m, n = self.size(left[end]), self.size(right[end])
                 g = math.gcd(m, n)
-                if g == 1:
+                if m == n:
+                    self._unify(left.pop(end), right.pop(end), reason)
+                elif g == 1:
                     break
-                for side in (left, right):
-                    if self.size(side[end]) != g:
-                        node = side.pop(end)
-                        rest = self.size(node) // g
-                        parts = self._split(node, g if end == 0 else rest)
-                        if end == 0:
-                            side[:0] = parts
-                        else:
-                            side.extend(parts)
-                x, y = left[end], right[end]
-                if self.size(x) == self.size(y):
-                    left.pop(end)
-                    right.pop(end)
-                    self._unify(x, y, reason)
+                else:
+                    node = left[end] if m != g else right[end]
+                    self._split(node, g if end == 0 else self.size(node) // g)
         for node in left + right:
-            self.pin(node, reason)
+            self.pin(node, reason if self._fuel >= 0 else EXHAUSTED)
 
-    def _split(self, node: int, outer: int) -> list[int]:
-        """The factors of ``node`` as (outer, inner); binds it where it was not a product."""
+    def _split(self, node: int, outer: int) -> None:
+        """Binds a node that is no product to the product of (outer, inner)."""
+        self._fuel -= 1
         root = self.find(node)
         form = self._form[root]
         inner = self.size(node) // outer
-        if isinstance(form, Segments):
-            parts = (self.fresh(outer), self.fresh(inner))
-            self._unify(root, self._new(self.size(node), Factors(parts)), "split across segments")
-            return [f for p in parts for f in self.factors(p)]
         if isinstance(form, Fixed):
             parts = (self.pinned(outer, form.reason), self.pinned(inner, form.reason))
         else:
             parts = (self.fresh(outer), self.fresh(inner))
-        self._form[root] = Factors(parts)
-        return list(parts)
+        if isinstance(form, Segments):
+            product = self._new(self.size(node), Factors(parts))
+            self._unify_piecewise(product, root, "split across segments")
+            self._parent[root] = product
+        else:
+            self._form[root] = Factors(parts)
 
     def _unify_piecewise(self, a: int, b: int, reason: object) -> None:
         """Cuts both at the union of their boundaries and unifies the pieces."""
         bounds = sorted(set(self._bounds(a)) | set(self._bounds(b)))
         if len(bounds) > FUEL:
-            self.pin(a, "too many segments")
-            self.pin(b, "too many segments")
+            self.pin(a, EXHAUSTED)
+            self.pin(b, EXHAUSTED)
             return
         done = 0
         for bound in bounds:
@@ -261,6 +260,10 @@ class AxisStore:
         if isinstance(form, Segments):
             before: list[int] = []
             after = self.segments(node)
+            if len(after) > FUEL:
+                self.pin(node, EXHAUSTED)
+                self._form[root] = Fixed(EXHAUSTED)
+                return self.cut(node, at)
             while at >= self.size(after[0]):
                 at -= self.size(after[0])
                 before.append(after.pop(0))
@@ -304,7 +307,9 @@ class AxisStore:
         root = self.find(node)
         form = self._form[root]
         if isinstance(form, Factors | Segments):
-            return list(dict.fromkeys(r for n in form.nodes for r in self.reasons(n)))
+            found = list(dict.fromkeys(r for n in form.nodes for r in self.reasons(n)))
+            alone = not found and self.size(root) > 1 and self.is_pinned(root)
+            return ["cut into single positions"] if alone else found
         return [str(form.reason)] if isinstance(form, Fixed) and root != self.one else []
 
     def resolve(self, node: int, name: Callable[[int], str]) -> ex.Expression:

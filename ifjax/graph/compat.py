@@ -45,9 +45,7 @@ def source_line(equation: Equation) -> str:
     return source_info_util.summarize(equation.source_info)
 
 
-def jvp_jaxpr(
-    equation: Equation, zeros: Sequence[bool]
-) -> tuple[Jaxpr, list[Any], list[bool]]:
+def jvp_jaxpr(equation: Equation, zeros: Sequence[bool]) -> tuple[Jaxpr, list[Any], list[bool]]:
     """The derivative rule of a ``custom_jvp_call``: jaxpr, its constants, which tangents are zero.
 
     The jaxpr takes the primal inputs without constants, then the tangents that ``zeros`` does not

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ifjax.graph import compat
 from ifjax.graph.axes import AxisStore
@@ -126,9 +128,9 @@ def constant_axes(store: AxisStore, value: Any) -> Axes:
     A rotary table or a mask differs from slice to slice and is pinned; an array of zeros is not.
     """
     shape = np.shape(value)
-    if isinstance(value, jax.core.Tracer) or not hasattr(value, "dtype"):
+    if isinstance(value, Tracer) or not hasattr(value, "dtype"):
         return tuple(store.pinned(n, "constant that is traced") for n in shape)
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
         return tuple(store.pinned(n, "constant random key") for n in shape)
     array = np.asarray(value)
     axes = []
@@ -137,11 +139,13 @@ def constant_axes(store: AxisStore, value: Any) -> Axes:
             axes.append(store.fresh(n))
             continue
         slices = np.moveaxis(array, axis, 0).reshape(n, -1)
-        changes = np.flatnonzero((slices[1:] != slices[:-1]).any(1)) + 1
+        changes = (np.flatnonzero((slices[1:] != slices[:-1]).any(1)) + 1).tolist()
         if len(changes) == n - 1 or len(changes) > MAX_RUNS:
             axes.append(store.pinned(n, "constant whose values depend on the index"))
         else:
-            axes.append(store.sum([store.fresh(int(r)) for r in np.diff([0, *changes, n])]))
+            axes.append(
+                store.sum([store.fresh(int(r)) for r in np.diff(np.array([0, *changes, n]))])
+            )
     return tuple(axes)
 
 

@@ -16,8 +16,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ifjax.graph.axes import AxisStore
 from ifjax.graph.flow import Axes, Frame, interpret
@@ -158,8 +159,8 @@ def find_norms(
 
     def constant(value: Any) -> _Affine:
         dtype = getattr(value, "dtype", None) or np.result_type(value)
-        is_number = jax.dtypes.issubdtype(dtype, np.number)
-        if is_number and np.ndim(value) == 0 and not isinstance(value, jax.core.Tracer):
+        is_number = jnp.issubdtype(dtype, np.number)
+        if is_number and np.ndim(value) == 0 and not isinstance(value, Tracer):
             return _Affine(None, ZERO, frozenset({((), float(np.real(value)))}) - {((), 0.0)})
         return _Affine(None, ZERO, frozenset({((("leaf", CONSTANT, 0.0),), 1.0)}))
 
@@ -187,9 +188,7 @@ def find_norms(
     symbols = [
         _Affine(None, ZERO, frozenset({((("leaf", i, 0.0),), 1.0)})) for i in range(len(leaves))
     ]
-    for value in interpret(
-        frame, store, [*symbols, *(base() for _ in inputs)], transfer, constant
-    ):
+    for value in interpret(frame, store, [*symbols, *(base() for _ in inputs)], transfer, constant):
         escape(value)
     return _match(bases, uses, store, leaves)
 

@@ -18,7 +18,7 @@ MOST_PINNED = 12
 def graph_table(graph: DependencyGraph) -> str:
     """Groups with size, members, weights and FLOPs; then what is pinned, by reason."""
     plan = graph.plan
-    rows = [("group", "size", "kind", "members", "weights", "FLOPs")]
+    rows: list[tuple[str, ...]] = [("group", "size", "kind", "members", "weights", "FLOPs")]
     for group in graph.groups:
         weights, flops = cost(plan, group)
         members = f"{len(group.members)} in {len({m.path for m in group.members})} leaves"

@@ -100,7 +100,9 @@ def find_roles(
     outputs = interpret(frame, store, values, transfer, lambda _: _Value(frozenset(), False))
     live = frozenset().union(*(v.leaves for v in outputs))
     rank: list[Role] = ["producer", "consumer", "multiplicative", "additive"]
-    of = {key: min(roles, key=rank.index) for key, roles in found.items()}
+    of: dict[tuple[int, int], Role] = {
+        key: min(roles, key=rank.index) for key, roles in found.items()
+    }
     return Roles(of, position, live)
 
 

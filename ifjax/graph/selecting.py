@@ -30,7 +30,11 @@ def widths(
     fractions = _mapping(groups, sparsity, "sparsity")
     counts = _mapping(groups, keep, "keep")
     for pattern, value in fractions.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, numbers.Real)
+            or not 0 <= float(value) < 1
+        ):
             raise ValueError(f"sparsity must be a number in [0, 1); got {value!r} for {pattern!r}")
     for pattern, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

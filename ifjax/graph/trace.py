@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ifjax.graph import expression as ex
 from ifjax.graph import selecting
@@ -154,7 +155,7 @@ def trace(
             )
 
     def fresh(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
-        if not jax.dtypes.issubdtype(x.dtype, jax.numpy.floating):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
             return tuple(store.pinned(n, "leaf is not floating point") for n in x.shape)
         return tuple(store.fresh(n) for n in x.shape)
 
@@ -316,9 +317,7 @@ def _intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
         def atom(a: ex.Atom) -> int:
             return atoms.setdefault(side + a.name, store.fresh(a.size))
 
-        return [
-            tuple(store.instantiate(x, atom) for x in leaf.axes) for leaf in graph.plan.leaves
-        ]
+        return [tuple(store.instantiate(x, atom) for x in leaf.axes) for leaf in graph.plan.leaves]
 
     left, right = nodes(a, "a:"), nodes(b, "b:")
     for i, (x, y) in enumerate(zip(left, right, strict=True)):
@@ -326,8 +325,10 @@ def _intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
         for p, q in zip(x, y, strict=True):
             if not any(dead):
                 store.unify(p, q)
-    live_left = [y if a.plan.leaves[i].path in a.unused else x for i, (x, y) in enumerate(
-        zip(left, right, strict=True))]
+    live_left = [
+        y if a.plan.leaves[i].path in a.unused else x
+        for i, (x, y) in enumerate(zip(left, right, strict=True))
+    ]
     of: dict[tuple[int, int], Any] = {}
     position: dict[tuple[int, int], int] = {}
     for graph in (b, a):

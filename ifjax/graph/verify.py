@@ -133,8 +133,8 @@ def verify(
         wrong = {name: c for name, c in changes.items() if not c <= limit}
         worst = max(wrong, key=lambda name: wrong[name])
         raise ValueError(
-            f"permuting the neurons of {len(wrong)} of {len(changes)} groups changes the output, so "
-            f"the graph is not of this function: worst {worst}, by {wrong[worst]:.3g} times the "
+            f"permuting the neurons of {len(wrong)} of {len(changes)} groups changes the output, "
+            f"so the graph is not of this function: worst {worst}, by {wrong[worst]:.3g} times the "
             f"effect of relative weight noise of {NOISE:g} (at most {limit:g} expected)"
         )
     return result
@@ -186,9 +186,7 @@ def _counts(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.number) or jnp.issubdtype(x.dtype, jnp.bool_)
 
 
-def _unmoved(
-    apply_fn: Any, params: Any, arguments: Arguments, static: Any
-) -> np.ndarray:
+def _unmoved(apply_fn: Any, params: Any, arguments: Arguments, static: Any) -> np.ndarray:
     """Which entries of the flattened output do not mirror a leaf."""
     out = jax.eval_shape(
         lambda p, *a: apply_fn(p, *arguments.join(a), **static), params, *arguments.arrays

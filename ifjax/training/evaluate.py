@@ -1,7 +1,7 @@
 """Accuracy and loss over a whole data set."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 from ifjax.data import Batch
 from ifjax.training.loss import cross_entropy
 
-EvalStep = Callable[[PyTree, Array, Array, Array], tuple[Array, Array]]
+EvalStep = Callable[[PyTree, Any, Any, Any], tuple[Array, Array]]
+"""``(variables, images, labels, mask) -> (number correct, sum of losses)``."""
 
 
 class Evaluation(NamedTuple):

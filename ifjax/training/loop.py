@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +33,18 @@ class Divergence(FloatingPointError):
         )
 
 
+class EpochMeans(NamedTuple):
+    """Means over the batches of an epoch, each taken before its step.
+
+    Attributes:
+        loss: mean loss.
+        accuracy: fraction of the examples classified correctly.
+    """
+
+    loss: float
+    accuracy: float
+
+
 def fit(
     state: TrainState,
     train_step: TrainStep,
@@ -42,7 +55,7 @@ def fit(
     schedule: optax.Schedule,
     description: str = "train",
     progress: bool = True,
-) -> tuple[TrainState, Metrics | None]:
+) -> tuple[TrainState, EpochMeans | None]:
     """Run ``epochs`` epochs.
 
     The loss of a step is read after the next step was dispatched, so an accelerator is never kept
@@ -60,7 +73,7 @@ def fit(
         progress: whether to show the bar (on stderr).
 
     Returns:
-        The last state, and the mean metrics of the last epoch (None without an epoch).
+        The last state, and the means over the last epoch (None without an epoch).
 
     Raises:
         Divergence: if a loss is NaN or infinite.
@@ -74,11 +87,11 @@ def fit(
         >>> data = [Batch(np.eye(3, dtype=np.float32), np.array([0, 1, 1]), np.ones(3, bool))]
         >>> state, last = fit(state, step, lambda epoch: data, epochs=3, steps_per_epoch=1,
         ...                   schedule=optax.constant_schedule(1.0), progress=False)
-        >>> int(state.step), float(last.accuracy)
+        >>> int(state.step), last.accuracy
         (3, 1.0)
     """
     step = int(state.step)
-    last_epoch: Metrics | None = None
+    last_epoch: EpochMeans | None = None
     with tqdm(
         total=epochs * steps_per_epoch,
         desc=description,
@@ -99,13 +112,12 @@ def fit(
             if not history:
                 raise ValueError(f"epoch {epoch} has no batch")
             _require_finite(history[-1], step - 1, schedule)
-            last_epoch = Metrics(
-                *(np.mean(values) for values in zip(*jax.device_get(history), strict=True))
-            )
+            losses, accuracies = zip(*jax.device_get(history), strict=True)
+            last_epoch = EpochMeans(float(np.mean(losses)), float(np.mean(accuracies)))
             bar.set_postfix(
                 loss=f"{last_epoch.loss:.4f}",
                 accuracy=f"{last_epoch.accuracy:.2%}",
-                rate=f"{float(schedule(step - 1)):.2g}",
+                rate=f"{_rate(schedule, step - 1):.2g}",
             )
     return state, last_epoch
 
@@ -113,4 +125,8 @@ def fit(
 def _require_finite(metrics: Metrics, step: int, schedule: optax.Schedule) -> None:
     loss = float(metrics.loss)
     if not math.isfinite(loss):
-        raise Divergence(step, loss, float(schedule(step)))
+        raise Divergence(step, loss, _rate(schedule, step))
+
+
+def _rate(schedule: optax.Schedule, step: int) -> float:
+    return float(np.asarray(schedule(step)))

@@ -1,7 +1,7 @@
 """One jitted training step of any classifier."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,8 @@ class Metrics(NamedTuple):
     accuracy: Float[Array, ""]
 
 
-TrainStep = Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+"""``(state, images, labels) -> (state, metrics)``."""
 
 
 def make_train_step(

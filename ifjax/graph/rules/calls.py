@@ -51,8 +51,8 @@ def _custom_jvp(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
         axes = list(resize.inputs[count:])
         flat = resize.derive(jaxpr, consts, [*axes, *(axes[i] for i in moving)], args)
         outs, rest = flat[: len(out_zeros)], iter(flat[len(out_zeros) :])
-        zeros_like = jax.numpy.zeros_like
-        return outs, [zeros_like(o) if z else next(rest) for o, z in zip(outs, out_zeros)]
+        pairs = zip(outs, out_zeros, strict=True)
+        return outs, [jax.numpy.zeros_like(out) if zero else next(rest) for out, zero in pairs]
 
     return run(*values)
 

@@ -7,14 +7,18 @@ from typing import Any
 from ifjax.graph.flow import Axes, Context
 from ifjax.graph.rules.rule import Rule
 
-NAMES = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
-clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
-expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min
-mul ne neg nextafter not or polygamma population_count pow real reduce_precision rem
-round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt
-square stop_gradient sub tan tanh xor zeta optimization_barrier
-""".split()
+ROUNDING = "ceil floor round sign nextafter rem reduce_precision convert_element_type"
+ARITHMETIC = "add add_any sub mul div neg abs max min clamp pow integer_pow square sqrt rsqrt cbrt"
+EXPONENTIAL = "exp exp2 expm1 log log1p logistic"
+TRIGONOMETRIC = "sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh"
+SPECIAL = "erf erfc erf_inv lgamma digamma polygamma igamma igammac zeta bessel_i0e bessel_i1e"
+LOGICAL = "and or xor not eq ne lt le gt ge is_finite select_n population_count clz"
+SHIFTS = "shift_left shift_right_arithmetic shift_right_logical"
+COMPLEX = "complex real imag conj"
+IDENTITY = "copy copy_p stop_gradient optimization_barrier"
+NAMES = " ".join(
+    (ROUNDING, ARITHMETIC, EXPONENTIAL, TRIGONOMETRIC, SPECIAL, LOGICAL, SHIFTS, COMPLEX, IDENTITY)
+).split()
 
 
 def share(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:

@@ -13,7 +13,8 @@ def dot_general(context: Context, equation: Any, operands: list[Axes]) -> list[A
     """Contracted and batch axes are unified; free axes pass on, lhs first."""
     lhs, rhs = operands
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
-    for i, j in [*zip(lhs_contract, rhs_contract), *zip(lhs_batch, rhs_batch)]:
+    shared = zip((*lhs_contract, *lhs_batch), (*rhs_contract, *rhs_batch), strict=True)
+    for i, j in shared:
         context.unify(lhs[i], rhs[j])
     batch = [lhs[i] for i in lhs_batch]
     free = [a for i, a in enumerate(lhs) if i not in (*lhs_contract, *lhs_batch)]

@@ -56,12 +56,13 @@ def ordered(*names: str) -> Any:
     return flow
 
 
-REDUCE = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin"
+REDUCE = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor"
+INDEX = "argmax argmin"
 WINDOW = "reduce_window_sum reduce_window_max reduce_window_min"
 CUMULATIVE = "cumsum cumprod cummax cummin cumlogsumexp"
 
 RULES = {
-    **dict.fromkeys(REDUCE.split(), Rule(reduce)),
+    **dict.fromkeys([*REDUCE.split(), *INDEX.split()], Rule(reduce)),
     **dict.fromkeys(WINDOW.split(), Rule(reduce_window)),
     **dict.fromkeys(CUMULATIVE.split(), Rule(ordered("axis"))),
     "rev": Rule(ordered("dimensions")),

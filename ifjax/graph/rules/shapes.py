@@ -231,7 +231,6 @@ def rebuild_random_bits(resize: Resize, equation: Any, values: list[Any]) -> lis
     return compat.bind(equation, values, shape=resize.shape(resize.outputs[0][rank:]))
 
 
-
 RULES = {
     "broadcast_in_dim": Rule(broadcast_in_dim, rebuild_broadcast),
     "reshape": Rule(reshape, rebuild_reshape),
