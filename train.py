@@ -34,12 +34,18 @@ METHODS = {"prune": "plain pruning", "fuse": "Intra-Fusion"}
 class Config:
     """Train (or load) a network, compress it, evaluate, fine-tune a little, evaluate, save.
 
+    Times are for 2 CPU cores. ResNet-8 on the digits that come with scikit-learn, about 1 minute,
+    98 % dense; at sparsity 0.3, by seed, 10 to 28 % pruned and 60 to 75 % fused; fine-tuned both
+    96 to 97 %:
+
     python train.py
-        SmallCNN on scikit-learn's digits.
-    python train.py --data cifar10 --data-dir DIR --model resnet20 --epochs 100 --augment
-        ResNet-20 from scratch on CIFAR-10.
-    python train.py --data cifar10 --data-dir DIR --model resnet20 --checkpoint FILE.safetensors
-        A trained ResNet-20, compressed and fine-tuned.
+
+    A trained ResNet-20 on CIFAR-10, groups inside the blocks only, about 3 minutes, 91.73 % dense;
+    at sparsity 0.3 47.59 % pruned and 72.74 % fused:
+
+    python train.py --data cifar10 --data-dir DIR --model resnet20
+    --checkpoint resnet20_cifar10.safetensors --include "params/layer*conv1*" --solver exact
+    --fine-tune-epochs 0
     """
 
     data: Literal["digits", "cifar10"] = "digits"
@@ -128,11 +134,14 @@ class NotConverged(Exception):
 
 
 class Network(NamedTuple):
-    """Variables, and the functions that take them."""
+    """Variables, and the functions that take them.
+
+    ``apply_eval(variables, images)`` gives logits, ``apply_train`` logits and new batch statistics.
+    """
 
     variables: Any
-    apply_eval: Callable[[Any, jax.Array], jax.Array]
-    apply_train: Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+    apply_eval: Callable[[Any, jax.Array], Any]
+    apply_train: Callable[[Any, jax.Array], Any]
 
     def shrink(self, variables: Any, spec: ifjax.FusionSpec) -> "Network":
         """Give the same network at the widths of a spec."""
@@ -297,10 +306,10 @@ def make_model(config: Config, dataset: data.Dataset) -> nn.Module:
 def as_network(model: nn.Module, variables: Any) -> Network:
     """Pair a flax module's two modes with its variables."""
 
-    def apply_eval(variables: Any, images: jax.Array) -> jax.Array:
+    def apply_eval(variables: Any, images: jax.Array) -> Any:
         return model.apply(variables, images)
 
-    def apply_train(variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+    def apply_train(variables: Any, images: jax.Array) -> Any:
         return model.apply(variables, images, train=True, mutable=["batch_stats"])
 
     return Network(variables, apply_eval, apply_train)
