@@ -5,136 +5,22 @@ He et al., Deep Residual Learning for Image Recognition, section 4.2 (https://ar
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ifjax.graph import expression as ex
+from ifjax.models.resnet_widths import (
+    ResNetWidths,
+    Shortcut,
+    check_shortcut,
+    pads_around,
+    standard_pads,
+)
 from ifjax.models.widths import Variables, check_variables, check_widths, leaf_shape
 from ifjax.spec import FusionSpec
-
-Shortcut = Literal["A", "B"]
-
-_STANDARD_STREAMS = (16, 32, 64)
-
-
-@dataclasses.dataclass(frozen=True)
-class ResNetWidths:
-    """All widths of a CIFAR ResNet; hashable, so that it can be a static argument.
-
-    Attributes:
-        streams: the channels of the residual stream, one number per stage. The stem has those of
-            the first stage, as the two are added.
-        inner: per stage, the channels between the two convolutions of each block.
-        pads: for option A only, per transition between stages the numbers of zero channels put
-            (before, after) the channels of the shortcut; ``()`` for option B.
-
-    Raises:
-        ValueError: if a width is not positive, the numbers of stages differ, or pads do not make up
-            the difference of two streams.
-
-    Example:
-        >>> cut = ResNetWidths((16, 32, 64), inner=((8,), (16,), (32,)), pads=((8, 8), (16, 16)))
-        >>> cut.depth
-        8
-        >>> ResNetWidths.standard(20).inner[2]
-        (64, 64, 64)
-    """
-
-    streams: tuple[int, ...]
-    inner: tuple[tuple[int, ...], ...]
-    pads: tuple[tuple[int, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check that the widths fit together."""
-        check_widths("streams", self.streams)
-        if not self.streams or len(self.inner) != len(self.streams):
-            raise ValueError(
-                f"expected one tuple of inner widths per stage, got {len(self.inner)} for "
-                f"streams={self.streams!r}"
-            )
-        for stage, inner in enumerate(self.inner):
-            check_widths(f"inner[{stage}]", inner)
-            if not inner:
-                raise ValueError(f"expected at least one block at inner[{stage}], got ()")
-        if not self.pads:
-            return
-        if len(self.pads) != len(self.streams) - 1:
-            raise ValueError(
-                f"expected {len(self.streams) - 1} pairs of pads, one per transition, "
-                f"got {self.pads!r}"
-            )
-        for stage, pad in enumerate(self.pads):
-            check_widths(f"pads[{stage}]", pad, minimum=0)
-            before, after = self.streams[stage : stage + 2]
-            if len(pad) != 2 or before + sum(pad) != after:
-                raise ValueError(
-                    f"expected (before, after) with before + {before} + after = {after} at "
-                    f"pads[{stage}], got {pad!r}; option A pads until the streams agree"
-                )
-
-    @classmethod
-    def standard(cls, depth: int, shortcut: Shortcut = "A", width: int = 16) -> ResNetWidths:
-        """Give the widths of the usual family.
-
-        Args:
-            depth: 6 n + 2 for n blocks per stage: 20, 32, 44, 56, 110, ...
-            shortcut: ``"A"`` zero-pads the shortcut by half the new channels on each side, ``"B"``
-                projects it.
-            width: channels of the first stage; they double twice.
-
-        Returns:
-            Streams of ``width``, ``2 width``, ``4 width``, and inner widths equal to them.
-
-        Raises:
-            ValueError: if ``depth`` is not 6 n + 2, or option A cannot split ``width`` in halves.
-
-        Example:
-            >>> ResNetWidths.standard(8, width=4).pads
-            ((2, 2), (4, 4))
-        """
-        blocks, rest = divmod(depth - 2, 6)
-        if rest or blocks < 1:
-            raise ValueError(
-                f"expected a depth of 6 n + 2 with n >= 1, got depth={depth!r}; "
-                "use one of 20, 32, 44, 56, 110"
-            )
-        check_shortcut(shortcut)
-        if shortcut == "A" and width % 2:
-            raise ValueError(
-                f"expected an even width for option A, got width={width!r}; "
-                "give ResNetWidths with pads of your own, or use shortcut='B'"
-            )
-        streams = (width, 2 * width, 4 * width)
-        pads = tuple((s // 4, s // 4) for s in streams[1:]) if shortcut == "A" else ()
-        return cls(streams, tuple((s,) * blocks for s in streams), pads)
-
-    @property
-    def depth(self) -> int:
-        """The number of layers on the longest path: two per block, the stem and the classifier."""
-        return 2 * sum(len(inner) for inner in self.inner) + 2
-
-
-def check_shortcut(shortcut: str) -> None:
-    """Raise unless ``shortcut`` is ``"A"`` or ``"B"``.
-
-    Args:
-        shortcut: the option to check.
-
-    Raises:
-        ValueError: if it is another one.
-
-    Example:
-        >>> check_shortcut("B")
-    """
-    if shortcut not in ("A", "B"):
-        raise ValueError(
-            f"expected shortcut 'A' (zero-padded) or 'B' (projected), got {shortcut!r}"
-        )
 
 
 def _conv(features: int, size: int, stride: int, dtype: Any, name: str) -> nn.Conv:
@@ -351,7 +237,7 @@ class CifarResNet(nn.Module):
             streams.append(leaf_shape(variables, f"{blocks[0]}/conv2/kernel", 4)[3])
         projected = any("shortcut_conv" in params[f"layer{k + 1}_0"] for k in range(len(streams)))
         if not projected and pads is None:
-            pads = _standard_pads(tuple(streams))
+            pads = standard_pads(tuple(streams))
         widths = ResNetWidths(tuple(streams), tuple(inner), pads or ())
         model = cls(widths, num_classes, "B" if projected else "A", dtype)
         check_variables(model, variables, (1, 8, 8, channels))
@@ -389,32 +275,6 @@ class CifarResNet(nn.Module):
             before, after = (
                 spec.plan.leaf[f"params/layer{k}_0/bn2/scale"].axes[0] for k in (stage - 1, stage)
             )
-            pads.append(_pads_around(before, after, spec.plan.widths))
+            pads.append(pads_around(before, after, spec.plan.widths))
             stage += 1
         return cls.from_variables(small, pads=tuple(pads), dtype=dtype)
-
-
-def _pads_around(
-    before: ex.Expression, after: ex.Expression, widths: dict[str, int]
-) -> tuple[int, int]:
-    """Small sizes of the segments of ``after`` on either side of the stream ``before``."""
-    segments = after.segments if isinstance(after, ex.Sum) else (after,)
-    inside = set(ex.atoms(before))
-    place = [i for i, s in enumerate(segments) if inside & set(ex.atoms(s))]
-    if not place:
-        raise ValueError(
-            "expected a stream that holds the stage before it between zero channels, as in a CIFAR "
-            "ResNet with option-A shortcuts; the spec is of another network"
-        )
-    low, high = segments[: place[0]], segments[place[-1] + 1 :]
-    return sum(ex.size(s, widths) for s in low), sum(ex.size(s, widths) for s in high)
-
-
-def _standard_pads(streams: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    if streams != _STANDARD_STREAMS:
-        raise ValueError(
-            f"expected pads=((before, after), ...) for the streams {streams}, got none: "
-            "the shapes do not tell on which side of an option-A shortcut zero channels were cut; "
-            "pass how many remain on each side, transition by transition"
-        )
-    return tuple((width // 4, width // 4) for width in streams[1:])
