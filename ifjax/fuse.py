@@ -330,12 +330,13 @@ def _checked_scores(scores: Scores | None, plan: Plan) -> dict[str, Array]:
     result = {}
     for name, value in (scores or {}).items():
         group = _group(plan, name)
+        finite = not is_concrete(value) or bool(np.all(np.isfinite(np.asarray(value))))
         value = jnp.asarray(value)
         if value.shape != (group.size,):
             raise ValueError(
                 f"scores of group {name}: expected shape ({group.size},), got {value.shape}"
             )
-        if is_concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
+        if not finite:
             raise ValueError(f"scores of group {name}: expected finite numbers, got NaN or inf")
         value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
         result[name] = jax.lax.stop_gradient(value)

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Members: TypeAlias = Sequence[Float[Array, "n _"]]
-Importance: TypeAlias = Callable[[Members, PRNGKeyArray | None], Float[Array, "n"]]
+Importance: TypeAlias = Callable[[Members, PRNGKeyArray | None], Float[Array, " n"]]
 
 
-def score(name: str, members: Members, key: PRNGKeyArray | None = None) -> Float[Array, "n"]:
+def score(name: str, members: Members, key: PRNGKeyArray | None = None) -> Float[Array, " n"]:
     """Scores the neurons of a group with the metric of the given name.
 
     Args:
@@ -44,7 +44,7 @@ def score(name: str, members: Members, key: PRNGKeyArray | None = None) -> Float
     return IMPORTANCES[name](members, key)
 
 
-def magnitude(members: Members, p: float | int) -> Float[Array, "n"]:
+def magnitude(members: Members, p: float | int) -> Float[Array, " n"]:
     r"""Mean over the members of each neuron's p-th power sum, relative to the average neuron.
 
     .. math::
@@ -82,7 +82,7 @@ def magnitude(members: Members, p: float | int) -> Float[Array, "n"]:
     return total / jnp.where(mean > 0, mean, 1)
 
 
-def _power_sums(rows: Float[Array, "n _"], p: float | int) -> Float[Array, "n"]:
+def _power_sums(rows: Float[Array, "n _"], p: float | int) -> Float[Array, " n"]:
     """The sum of |w|^p over each row, or its largest |w| for p = inf."""
     weights = jnp.abs(rows.astype(_dtype(rows)))
     if math.isinf(p):
@@ -90,25 +90,25 @@ def _power_sums(rows: Float[Array, "n _"], p: float | int) -> Float[Array, "n"]:
     return jnp.sum(weights if p == 1 else weights**p, axis=1)
 
 
-def _l1(members: Members, key: PRNGKeyArray | None) -> Float[Array, "n"]:
+def _l1(members: Members, key: PRNGKeyArray | None) -> Float[Array, " n"]:
     """Sum of absolute weights."""
     del key
     return magnitude(members, 1)
 
 
-def _l2(members: Members, key: PRNGKeyArray | None) -> Float[Array, "n"]:
+def _l2(members: Members, key: PRNGKeyArray | None) -> Float[Array, " n"]:
     """Sum of squared weights."""
     del key
     return magnitude(members, 2)
 
 
-def _linf(members: Members, key: PRNGKeyArray | None) -> Float[Array, "n"]:
+def _linf(members: Members, key: PRNGKeyArray | None) -> Float[Array, " n"]:
     """Largest absolute weight."""
     del key
     return magnitude(members, math.inf)
 
 
-def _random(members: Members, key: PRNGKeyArray | None) -> Float[Array, "n"]:
+def _random(members: Members, key: PRNGKeyArray | None) -> Float[Array, " n"]:
     """Uniform in [0, 1), the baseline that knows nothing of the weights."""
     _check(members)
     if key is None:

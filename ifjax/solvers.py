@@ -28,7 +28,7 @@ class Solution(NamedTuple):
     """What a solver returns: plan, source potential, convergence flag and iteration count."""
 
     map: Float[Array, "n m"]
-    potential: Float[Array, "n"]
+    potential: Float[Array, " n"]
     converged: Bool[Array, ""]
     iterations: Int[Array, ""]
 
@@ -133,14 +133,18 @@ def exact(cost: Array, a: Array, b: Array, *, epsilon: float, init: Array | None
     del epsilon, init
     _pot()
     n, m = cost.shape
+    # The callback runs in a thread of its own, where `jax.enable_x64` as a context is not seen and
+    # jax would round float64: it travels as pairs of words.
+    double = cost.dtype == jnp.float64
+    word, tail = (jnp.uint32, (2,)) if double else (cost.dtype, ())
     shapes = (
-        jax.ShapeDtypeStruct((n, m), cost.dtype),
-        jax.ShapeDtypeStruct((n,), cost.dtype),
+        jax.ShapeDtypeStruct((n, m, *tail), word),
+        jax.ShapeDtypeStruct((n, *tail), word),
         jax.ShapeDtypeStruct((), jnp.bool_),
     )
-    plan, potential, converged = jax.pure_callback(
-        _emd, shapes, cost, a, b, vmap_method="sequential"
-    )
+    words = [jax.lax.bitcast_convert_type(x, word) for x in (cost, a, b)]
+    *values, converged = jax.pure_callback(_emd, shapes, *words, vmap_method="sequential")
+    plan, potential = (jax.lax.bitcast_convert_type(x, cost.dtype) for x in values)
     return Solution(plan, potential, converged, jnp.int32(0))
 
 
@@ -169,15 +173,20 @@ def require(name: str) -> None:
         _pot()
 
 
-def _emd(cost: Any, a: Any, b: Any) -> tuple[np.ndarray, np.ndarray, np.bool_]:
-    """POT's network simplex on the host, in float64."""
-    dtype = cost.dtype
-    cost, a, b = (np.asarray(v, np.float64) for v in (cost, a, b))
-    if not all(np.isfinite(v).all() for v in (cost, a, b)):
-        return np.full(cost.shape, np.nan, dtype), np.full(a.shape, np.nan, dtype), np.bool_(False)
-    plan, log = _pot().emd(a / a.sum(), b / b.sum(), cost, numItermax=10_000_000, log=True)
-    converged = np.bool_(log["warning"] is None)
-    return (plan * a.sum()).astype(dtype), log["u"].astype(dtype), converged
+def _emd(*words: Any) -> tuple[np.ndarray, np.ndarray, np.bool_]:
+    """POT's network simplex on the host, in float64; float64 comes and goes as pairs of uint32."""
+    arrays = [np.asarray(x) for x in words]
+    word, double = arrays[0].dtype, arrays[0].dtype == np.uint32
+    if double:
+        arrays = [np.ascontiguousarray(x).view(np.float64)[..., 0] for x in arrays]
+    cost, a, b = (x.astype(np.float64) for x in arrays)
+    plan, potential, converged = np.full(cost.shape, np.nan), np.full(a.shape, np.nan), False
+    if all(np.isfinite(x).all() for x in (cost, a, b)):
+        plan, log = _pot().emd(a / a.sum(), b / b.sum(), cost, numItermax=10_000_000, log=True)
+        plan, potential, converged = plan * a.sum(), log["u"], log["warning"] is None
+    found = [np.ascontiguousarray(x, np.float64) for x in (plan, potential)]
+    found = [x[..., None].view(word) if double else x.astype(word) for x in found]
+    return found[0], found[1], np.bool_(converged)
 
 
 def marginal_error(plan: Array, a: Array, b: Array) -> Array:

@@ -44,23 +44,23 @@ class Transport(NamedTuple):
     """
 
     map: Float[Array, "n m"]
-    targets: Int[Array, "m"]
+    targets: Int[Array, " m"]
     converged: Bool[Array, ""]
     iterations: Int[Array, ""]
     marginal_error: Float[Array, ""]
     cost: Float[Array, ""]
-    potential: Float[Array, "n"]
+    potential: Float[Array, " n"]
 
 
 def solve(
     cost: Float[Array, "n m"],
-    a: Float[Array, "n"],
-    b: Float[Array, "m"],
-    targets: Int[Array, "m"],
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
+    targets: Int[Array, " m"],
     *,
     solver: str = "sinkhorn",
     epsilon: float | int = 0.01,
-    init: Transport | Float[Array, "n"] | None = None,
+    init: Transport | Float[Array, " n"] | None = None,
 ) -> Transport:
     r"""Transports the mass ``a`` of n sources to the mass ``b`` of m targets.
 
@@ -194,7 +194,7 @@ def cost_matrix(
     return jnp.where(powers > 0, scale * jnp.where(powers > 0, powers, 1) ** (1 / p), 0)
 
 
-def marginal(kind: str, scores: Float[Array, "n"]) -> Float[Array, "n"]:
+def marginal(kind: str, scores: Float[Array, " n"]) -> Float[Array, " n"]:
     r"""The mass of each neuron, of sum one.
 
     Args:
@@ -225,7 +225,7 @@ def marginal(kind: str, scores: Float[Array, "n"]) -> Float[Array, "n"]:
     return mass / jnp.sum(mass)
 
 
-def top(scores: Float[Array, "n"], m: int) -> Int[Array, "m"]:
+def top(scores: Float[Array, " n"], m: int) -> Int[Array, " m"]:
     """Indices of the m highest scores, in ascending order; of equal scores the first ones.
 
     Args:

@@ -79,7 +79,10 @@ def _check_finite(leaves: Mapping[str, Any]) -> None:
     floating = {
         p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating) and is_concrete(x)
     }
-    finite = jax.device_get(_all_finite(floating))
+    if not floating:
+        return
+    with jax.ensure_compile_time_eval():  # for arrays that a jitted function closes over
+        finite = jax.device_get(_all_finite(floating))
     for path, ok in finite.items():
         if not ok:
             x = np.asarray(floating[path], dtype=np.float64)

@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import ot
 import pytest
 from hypothesis import given, settings
 from scipy.optimize import linear_sum_assignment, linprog
@@ -89,9 +90,10 @@ def test_jit_compiles_once_and_vmap_solves_each(solver):
         got = batched(*(jnp.stack(parts) for parts in zip(*problems, strict=True)))
         for k, one in enumerate(problems):
             expected = transport.solve(*one, solver=solver)
-            np.testing.assert_allclose(got.map[k], expected.map, atol=1e-6)
+            # Rounding may stop Sinkhorn one look at its error, ten iterations, sooner or later.
+            assert np.abs(got.map[k] - expected.map).sum() < THRESHOLD
             np.testing.assert_array_equal(got.converged[k], expected.converged)
-            np.testing.assert_array_equal(got.iterations[k], expected.iterations)
+            assert abs(got.iterations[k] - expected.iterations) <= 10
     assert len(traces) == 1
 
 
@@ -267,6 +269,17 @@ def test_the_exact_plan_is_that_of_pot():
     got = transport.solve(cost, a, b, targets, solver="exact")
     a, b, cost = (np.asarray(x, np.float64) for x in (a, b, cost))
     np.testing.assert_allclose(got.map, ot.emd(a / a.sum(), b / b.sum(), cost), atol=1e-7)
+
+
+def test_the_exact_plan_is_exact_in_float64():
+    with jax.enable_x64(True):
+        cost, a, b, targets = problem(8, kind="importance")
+        cost, a, b = (jnp.asarray(np.asarray(x), jnp.float64) + 1e-12 for x in (cost, a, b))
+        a, b = a / a.sum(), b / b.sum()
+        got = jax.jit(lambda *args: transport.solve(*args, solver="exact"))(cost, a, b, targets)
+        expected = ot.emd(np.asarray(a), np.asarray(b), np.asarray(cost))
+        np.testing.assert_allclose(got.map, expected, atol=1e-15)
+        assert got.marginal_error < 1e-14
 
 
 def test_exact_runs_inside_jit_on_large_problems():

@@ -3,6 +3,7 @@ import math
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -160,7 +161,9 @@ def test_unknown_solvers_list_the_known():
         )
 
 
-def test_shapes_that_disagree_are_refused():
+def test_shapes_that_disagree_are_refused(monkeypatch):
+    # The annotations, which the tests execute, would find it first.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     cost, a, b, targets = jnp.ones((12, 6)), jnp.ones(12), jnp.ones(6), jnp.arange(6)
     with pytest.raises(ValueError, match=r"\(12, 6\), \(6,\), \(12,\), \(6,\)"):
         transport.solve(cost, b, a, targets)

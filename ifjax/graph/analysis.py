@@ -11,6 +11,7 @@ import numpy as np
 
 from ifjax.graph.axes import AxisStore
 from ifjax.graph.flow import Axes, Context, Frame, walk
+from ifjax.graph.rules import rule_of
 
 
 def path_name(path: Any) -> str:
@@ -30,7 +31,8 @@ def struct(x: Any) -> jax.ShapeDtypeStruct:
     if not hasattr(x, "dtype"):
         x = np.asarray(x)
     weak = bool(getattr(x, "weak_type", False))
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True)
+    return jax.ShapeDtypeStruct(x.shape, dtype, weak_type=weak)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,14 +115,16 @@ def analyse(
     inputs = [
         tuple(store.pinned(n, "an axis of the function's inputs") for n in s.shape) for s in structs
     ]
-    context = Context(store)
+    context = Context(store, rule_of)
     frame, outputs = walk(context, closed, [*leaves, *inputs])
     tied = mirrors(out_shape, named)
+    read = _read_inputs(frame.jaxpr)
     for i, axes in enumerate(outputs):
-        if i in tied:
-            for a, b in zip(axes, leaves[tied[i]], strict=True):
+        leaf = tied.get(i)
+        if leaf is not None and leaf not in read:  # overwritten, not updated
+            for a, b in zip(axes, leaves[leaf], strict=True):
                 store.unify(a, b)
-        else:
+        elif leaf is None or [*map(store.find, axes)] != [*map(store.find, leaves[leaf])]:
             for a in axes:
                 store.pin(a, "an axis of the function's outputs")
     return Analysis(
@@ -132,11 +136,14 @@ def mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]
     """Outputs that are updated leaves, by the end of their path and their shape and dtype.
 
     An output mirrors a leaf where its path ends in the leaf's whole path, or in at least the last
-    two keys that remain of it without the collection (``batch_stats``).
+    two keys that remain of it without the collection (``batch_stats``). Positions in tuples and
+    lists name nothing: paths of numbers alone do not count.
     """
     index: dict[tuple[str, ...], int] = {}
     for i, (path, _) in enumerate(leaves):
         keys = tuple(path.split("/"))
+        if all(not key or key.isdigit() for key in keys):
+            continue
         index[keys] = i
         if len(keys) > 2:
             index.setdefault(keys[1:], i)
@@ -150,3 +157,10 @@ def mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]
                     found[i] = leaf
                 break
     return found
+
+
+def _read_inputs(jaxpr: Any) -> set[int]:
+    """Numbers of the inputs that an equation or an output reads."""
+    variables = [v for equation in jaxpr.eqns for v in equation.invars]
+    seen = {id(v) for v in (*variables, *jaxpr.outvars)}
+    return {i for i, v in enumerate(jaxpr.invars) if id(v) in seen}

@@ -339,14 +339,19 @@ class AxisStore:
             return parts[0]
         return ex.Product(tuple(parts)) if is_product else ex.Sum(tuple(parts))
 
-    def instantiate(self, expression: ex.Expression, atom: Callable[[ex.Atom], int]) -> int:
+    def instantiate(
+        self,
+        expression: ex.Expression,
+        atom: Callable[[ex.Atom], int],
+        reason: object = "pinned in the spec",
+    ) -> int:
         """A node for a frozen expression; ``atom`` gives the node of a named class."""
         match expression:
             case ex.Pinned(n):
-                return self.pinned(n, "pinned in the spec")
+                return self.pinned(n, reason)
             case ex.Atom():
                 return atom(expression)
             case ex.Product(parts):
-                return self.product([self.instantiate(p, atom) for p in parts])
+                return self.product([self.instantiate(p, atom, reason) for p in parts])
             case ex.Sum(parts):
-                return self.sum([self.instantiate(p, atom) for p in parts])
+                return self.sum([self.instantiate(p, atom, reason) for p in parts])

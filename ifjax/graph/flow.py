@@ -23,13 +23,12 @@ class Reason:
     """Why something is pinned: the primitive, what about it, and lazily the source line."""
 
     text: str
-    equation: Any = None
+    equations: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
-        """The reason with the source line that the equation comes from."""
-        if self.equation is None:
-            return self.text
-        return f"{self.text} at {compat.source_line(self.equation)}"
+        """The reason with the source line of the equation, or of the innermost call that has one."""
+        line = next(filter(None, map(compat.source_line, self.equations)), "")
+        return f"{self.text} at {line}" if line else self.text
 
 
 @dataclasses.dataclass
@@ -53,13 +52,15 @@ class Context:
     """What a rule may do: relate axes, pin them, walk into a call, leave a note for rebuilding."""
 
     store: AxisStore
+    rule: Callable[[str], Any]
     equation: Any = None
     note: Any = None
     macs: list[Axes] = dataclasses.field(default_factory=list)
+    callers: tuple[Any, ...] = ()
 
     def reason(self, text: str) -> Reason:
         """A reason that names this equation's primitive and source line."""
-        return Reason(f"{self.equation.primitive.name}: {text}", self.equation)
+        return Reason(f"{self.equation.primitive.name}: {text}", (self.equation, *self.callers))
 
     def unify(self, a: int, b: int) -> None:
         """States that two axes hold the same neurons."""
@@ -82,9 +83,10 @@ class Context:
 
     def call(self, jaxpr: Any, inputs: Sequence[Axes]) -> tuple[Frame, list[Axes]]:
         """Walks the jaxpr of a call; returns its frame, to be noted, and its outputs' axes."""
-        equation, note = self.equation, self.note
+        equation, note, callers = self.equation, self.note, self.callers
+        self.callers = (equation, *callers)
         frame, outputs = walk(self, jaxpr, inputs)
-        self.equation, self.note = equation, note
+        self.equation, self.note, self.callers = equation, note, callers
         return frame, outputs
 
 
@@ -94,7 +96,7 @@ def walk(
     """Relates the axes of all variables of a jaxpr.
 
     Args:
-      context: holds the axis store.
+      context: holds the axis store and the rules.
       jaxpr: open or closed.
       inputs: axes of the jaxpr's inputs.
       constants: values of the constant variables of an open jaxpr.
@@ -102,8 +104,6 @@ def walk(
     Returns:
       The frame, and the axes of the outputs.
     """
-    from ifjax.graph.rules import RULES, unknown
-
     store = context.store
     inner, constvars, values = compat.unpack(jaxpr)
     values = values or list(constants)
@@ -114,8 +114,7 @@ def walk(
     for i, equation in enumerate(inner.eqns):
         context.equation, context.note = equation, None
         operands = [frame.read(v, store) for v in equation.invars]
-        rule = RULES.get(equation.primitive.name, unknown)
-        results = rule.flow(context, equation, operands)
+        results = context.rule(equation.primitive.name).flow(context, equation, operands)
         frame.axes.update(zip(equation.outvars, results, strict=True))
         if context.note is not None:
             frame.notes[i] = context.note

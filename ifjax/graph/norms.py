@@ -189,7 +189,8 @@ def find_norms(
         _Affine(None, ZERO, frozenset({((("leaf", i, 0.0),), 1.0)})) for i in range(len(leaves))
     ]
     for value in interpret(frame, store, [*symbols, *(base() for _ in inputs)], transfer, constant):
-        escape(value)
+        if value not in symbols:  # statistics that pass through unchanged
+            escape(value)
     return _match(bases, uses, store, leaves)
 
 
@@ -255,6 +256,11 @@ def _match(
     bases: list[_Base], uses: dict[int, int], store: AxisStore, leaves: Sequence[Axes]
 ) -> list[Norm]:
     norms: list[Norm] = []
+    # a leaf that two forms read is not this norm's alone, be the other form a norm or not
+    read: dict[int, int] = defaultdict(int)
+    for form in (form for base in bases for form in base.seen):
+        for leaf in {s[1] for part in (form.slope, form.offset) for m, _ in part for s in m}:
+            read[leaf] += 1
     for base in bases:
         for form in base.seen:
             norm = _batch_norm(form)
@@ -277,7 +283,8 @@ def _match(
                 and len(base.seen) == 1
                 and norm.scale is not None
                 and uses[base.kernel[0]] == 1
-                and all(not uses[v] for v in present)
+                and not read[base.kernel[0]]
+                and all(not uses[v] and read[v] == 1 for v in present)
                 and all(len(leaves[v]) == 1 for v in present)
                 and all(
                     store.find(leaves[v][0]) == store.find(base.channel)  # type: ignore[arg-type]
@@ -285,19 +292,7 @@ def _match(
                 )
             )
             norms.append(dataclasses.replace(norm, kernel=base.kernel if foldable else None))
-    shared: dict[int | None, int] = defaultdict(int)
-    for norm in norms:
-        for leaf in {norm.scale, norm.offset, norm.mean, norm.variance, norm.bias} - {None}:
-            shared[leaf] += 1
-    return [
-        dataclasses.replace(
-            n,
-            kernel=None
-            if any(shared[v] > 1 for v in (n.scale, n.offset, n.mean, n.variance, n.bias))
-            else n.kernel,
-        )
-        for n in norms
-    ]
+    return norms
 
 
 def _batch_norm(form: _Affine) -> Norm | None:

@@ -24,11 +24,13 @@ class Roles:
       of: role by (leaf number, axis).
       position: order of the last contraction that produces with a leaf's axis, by (leaf, axis).
       live: numbers of the leaves that reach an output.
+      both: (leaf, axis) that produce in one place and consume in another (tied weights).
     """
 
     of: dict[tuple[int, int], Role]
     position: dict[tuple[int, int], int]
     live: frozenset[int]
+    both: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,8 @@ def find_roles(
     of: dict[tuple[int, int], Role] = {
         key: min(roles, key=rank.index) for key, roles in found.items()
     }
-    return Roles(of, position, live)
+    both = frozenset(key for key, roles in found.items() if {"producer", "consumer"} <= {*roles})
+    return Roles(of, position, live, both)
 
 
 def _contracted(equation: Any, operands: list[Axes]) -> list[list[int]]:

@@ -64,7 +64,7 @@ def widths(
                 kept = kept_neurons(group.size, fraction, round_to)
         result.append(dataclasses.replace(group, kept=kept))
     asked = any(fractions.values()) or bool(counts)
-    if asked and groups and all(g.kept == g.size for g in result) and not counts:
+    if asked and all(g.kept == g.size for g in result) and not counts:
         raise ValueError(
             f"sparsity {sparsity!r} removes no neuron of any selected group: the groups are too "
             "small for it, excluded, or not known to be neurons; print(graph) lists them"
@@ -83,11 +83,16 @@ def _mapping(groups: Sequence[Group], value: Any, what: str) -> dict[str, Any]:
 
 
 def _first(group: Group, mapping: Mapping[str, Any]) -> Any:
-    return next((v for p, v in mapping.items() if fnmatchcase(group.name, p)), None)
+    return next((v for p, v in mapping.items() if _match(group, p)), None)
+
+
+def _match(group: Group, pattern: str) -> bool:
+    """A group's own name matches it, whatever brackets it holds."""
+    return group.name == pattern or fnmatchcase(group.name, pattern)
 
 
 def _matches(groups: Sequence[Group], pattern: str, what: str) -> set[str]:
-    found = {g.name for g in groups if fnmatchcase(g.name, pattern)}
+    found = {g.name for g in groups if _match(g, pattern)}
     if not found:
         names = [g.name for g in groups]
         close = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]

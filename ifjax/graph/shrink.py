@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from ifjax.graph import expression as ex
 from ifjax.graph.analysis import Analysis, Arguments, analyse, path_name, struct
 from ifjax.graph.axes import AxisStore, Factors, Free, Segments
 from ifjax.graph.flow import Axes, Context, Frame, walk
-from ifjax.graph.rules import RULES, unknown
+from ifjax.graph.rules import rule_of
 from ifjax.graph.rules.rule import Resize
 from ifjax.spec import FusionSpec, Plan
 
@@ -57,7 +57,10 @@ def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]
         arguments = Arguments.split(inputs)
         leaves, tree = jax.tree.flatten(params)
         avals = tuple(map(struct, (*leaves, *arguments.arrays)))
-        key = (tree, arguments.tree, arguments.static, tuple(static.items()), avals)
+        fixed = (*arguments.static, *sorted(static.items()))
+        types = tuple(type(x) for _, x in fixed)  # 1, 1.0 and True are equal
+        context = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
+        key = (tree, arguments.tree, fixed, types, avals, context)
         try:
             shrunk = cache.get(key)
         except TypeError:  # a static argument that cannot be hashed
@@ -97,7 +100,7 @@ def _prepare(
         return tuple(store.instantiate(e, atom) for e in plan.leaf[path].axes)
 
     analysis = analyse(apply_fn, full, arguments, static, leaf_axes)
-    shrunk = _Shrunk(analysis, plan, {n: atoms[n] for n in plan.widths if n in atoms})
+    shrunk = _Shrunk(analysis, plan, atoms)
     shrunk.refresh()
     return shrunk
 
@@ -130,26 +133,29 @@ class _Shrunk:
 
     def refresh(self) -> None:
         """Looks up the classes of the cut groups; refuses where the walk has changed one."""
-        store = self.analysis.store
-        owner: dict[int, str] = {}
-        for name, node in self.atoms.items():
+        store, owner = self.analysis.store, dict[int, str]()
+        for name, kept in self.plan.widths.items():
+            node = self.atoms[name]
             root = store.find(node)
-            kept = self.plan.widths[name]
-            why = None
             if not isinstance(store.form(node), Free):
-                reasons = "; ".join(map(str, store.reasons(node)))
-                why = f"pins or splits it ({reasons})" if reasons else "splits it"
-            elif root in owner:
-                why = f"ties it to group {owner[root]}"
-            if why is not None:
-                member = self.plan.group[name].members[0]
-                raise ValueError(
-                    f"the spec does not cover this function: it cuts group {name} (leaf "
-                    f"{member.path}, axis {member.axis}), but the function {why}; trace this "
-                    "function too and make the spec from graph1 & graph2"
-                )
+                reasons = "; ".join(store.reasons(node))
+                self._refuse(name, f"pins or splits it ({reasons})" if reasons else "splits it")
+            if root in owner:
+                self._refuse(name, f"ties it to group {owner[root]}")
             owner[root] = name
             self.widths[root] = kept
+        for name in self.atoms.keys() - self.plan.widths.keys():
+            for root in store.classes(self.atoms[name]):
+                if root in owner:
+                    self._refuse(owner[root], f"ties it to group {name}, which is not cut")
+
+    def _refuse(self, name: str, why: str) -> NoReturn:
+        member = self.plan.group[name].members[0]
+        raise ValueError(
+            f"the spec does not cover this function: it cuts group {name} (leaf {member.path}, axis "
+            f"{member.axis}), but the function {why}; trace this function too and make the spec "
+            "from graph1 & graph2"
+        )
 
     def constants(self) -> Sequence[Any]:
         """Closed-over values, of calls too."""
@@ -210,7 +216,7 @@ class _Shrunk:
             ins = [frame.read(v, store) for v in equation.invars]
             outs = [frame.read(v, store) for v in equation.outvars]
             values = [read(v) for v in equation.invars]
-            rule = RULES.get(equation.primitive.name, unknown)
+            rule = rule_of(equation.primitive.name)
             resize = Resize(
                 ins, outs, frame.notes.get(i), self.size, self.pieces, self.evaluate, self.derive
             )
@@ -229,7 +235,7 @@ class _Shrunk:
         self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Axes], args: Sequence[Any]
     ) -> list[Any]:
         """Evaluates the jaxpr of a derivative rule, tied to the axes of the primal function."""
-        frame, _ = walk(Context(self.analysis.store), jaxpr, inputs, constants)
+        frame, _ = walk(Context(self.analysis.store, rule_of), jaxpr, inputs, constants)
         self.refresh()
         return self.evaluate(frame, args)
 

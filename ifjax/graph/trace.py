@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ifjax.graph import expression as ex
 from ifjax.graph import selecting
-from ifjax.graph.analysis import Analysis, Arguments, analyse, path_name
+from ifjax.graph.analysis import Arguments, analyse, path_name
 from ifjax.graph.axes import AxisStore
 from ifjax.graph.flow import Axes
 from ifjax.graph.norms import Norm, find_norms
@@ -170,20 +170,20 @@ def trace(
                 for axis in range(len(analysis.leaves[leaf])):
                     roles.of[leaf, axis] = role  # type: ignore[assignment]
     leaves = [(path_name(p), tuple(x.shape), str(x.dtype)) for p, x in named]
-    return _build(analysis, roles, norms, leaves)
+    return _build(analysis.store, analysis.leaves, analysis.macs, roles, norms, leaves)
 
 
 def _build(
-    analysis: Analysis,
+    store: AxisStore,
+    leaf_axes: Sequence[Axes],
+    macs: Sequence[Axes],
     roles: Roles,
     norms: Sequence[Norm],
     leaves: Sequence[tuple[str, tuple[int, ...], str]],
 ) -> DependencyGraph:
-    store = analysis.store
     paths = [path for path, _, _ in leaves]
     exprs = [
-        tuple(store.resolve(node, lambda root: str(root)) for node in axes)
-        for axes in analysis.leaves
+        tuple(store.resolve(node, lambda root: str(root)) for node in axes) for axes in leaf_axes
     ]
     where: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for i, axes in enumerate(exprs):
@@ -207,7 +207,7 @@ def _build(
         )
         names[root] = _group_name(root, at, roles, paths, exprs)
         kinds = {m.role for m in members}
-        kind = "neuron" if {"producer", "consumer"} <= kinds else "free"
+        kind = "neuron" if {"producer", "consumer"} <= kinds or roles.both & {*at} else "free"
         size = store.size(int(root))
         groups.append((min_position(at, roles), Group("", size, size, kind, members)))
     _make_unique(names)
@@ -216,11 +216,10 @@ def _build(
         for (first, group), name in zip(groups, names.values(), strict=True)
     ]
     groups.sort(key=lambda pair: (pair[0], pair[1].name))
-    names |= dict.fromkeys(dead, "")
     pinned = [
         PinnedAxis(paths[i], j, ex.size(axis), "; ".join(map(str, store.reasons(node))))
         for i, axes in enumerate(exprs)
-        for j, (axis, node) in enumerate(zip(axes, analysis.leaves[i], strict=True))
+        for j, (axis, node) in enumerate(zip(axes, leaf_axes[i], strict=True))
         if store.reasons(node)
     ]
     plan = Plan(
@@ -232,7 +231,7 @@ def _build(
         norms=tuple(_record(n, paths) for n in norms if n.kernel is not None),
         products=tuple(
             tuple(_freeze(store.resolve(a, lambda root: str(root)), names) for a in product)
-            for product in analysis.macs
+            for product in macs
         ),
     )
     unused = tuple(path for i, path in enumerate(paths) if i not in roles.live)
@@ -253,10 +252,10 @@ def _group_name(
 ) -> str:
     """The first producer's path, with the segment where its axis holds several groups."""
     i, j = min(at, key=lambda key: roles.position.get(key, 1 << 30))
-    axis = exprs[i][j]
-    if set(ex.atoms(axis)) == {root} and isinstance(axis, ex.Atom):
-        return paths[i]
-    return f"{paths[i]}@{next(ex.places(axis, root))}"
+    axis, path = exprs[i][j], paths[i] or "params"
+    if isinstance(axis, ex.Atom):
+        return path
+    return f"{path}@{next(ex.places(axis, root))}"
 
 
 def _make_unique(names: dict[str, str]) -> None:
@@ -272,7 +271,7 @@ def _freeze(axis: ex.Expression, names: Mapping[str, str]) -> ex.Expression:
     """Names the groups; classes that no leaf or only dead leaves hold become pinned."""
     match axis:
         case ex.Atom(root, n):
-            return ex.Atom(names[root], n) if names.get(root) else ex.Pinned(n)
+            return ex.Atom(names[root], n) if root in names else ex.Pinned(n)
         case ex.Product(parts):
             return ex.Product(tuple(_freeze(p, names) for p in parts))
         case ex.Sum(parts):
@@ -317,7 +316,14 @@ def _intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
         def atom(a: ex.Atom) -> int:
             return atoms.setdefault(side + a.name, store.fresh(a.size))
 
-        return [tuple(store.instantiate(x, atom) for x in leaf.axes) for leaf in graph.plan.leaves]
+        reason = {(p.path, p.axis): p.reason for p in graph.pinned}
+        return [
+            tuple(
+                store.instantiate(x, atom, reason.get((leaf.path, i), "reaches no output"))
+                for i, x in enumerate(leaf.axes)
+            )
+            for leaf in graph.plan.leaves
+        ]
 
     left, right = nodes(a, "a:"), nodes(b, "b:")
     for i, (x, y) in enumerate(zip(left, right, strict=True)):
@@ -331,13 +337,17 @@ def _intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
     ]
     of: dict[tuple[int, int], Any] = {}
     position: dict[tuple[int, int], int] = {}
+    both: set[tuple[int, int]] = set()
     for graph in (b, a):
         index = {leaf.path: i for i, leaf in enumerate(graph.plan.leaves)}
         for group in graph.groups:
             for member in group.members:
-                of[index[member.path], member.axis] = member.role
+                key = (index[member.path], member.axis)
+                of[key] = member.role
                 if member.position >= 0:
-                    position[index[member.path], member.axis] = member.position
+                    position[key] = member.position
+                if group.kind == "neuron":
+                    both.add(key)
     live = frozenset(
         i
         for i, leaf in enumerate(a.plan.leaves)
@@ -347,10 +357,7 @@ def _intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
     for product in a.plan.products:
         at = lambda e: atoms["a:" + e.name]  # noqa: E731
         macs.append(tuple(store.instantiate(e, at) for e in product))
-    analysis = Analysis(None, store, live_left, [], None, [], macs)  # type: ignore[arg-type]
     leaves = [(x.path, x.shape, x.dtype) for x in a.plan.leaves]
-    graph = _build(analysis, Roles(of, position, live), [], leaves)
+    graph = _build(store, live_left, macs, Roles(of, position, live, frozenset(both)), [], leaves)
     norms = tuple(dict.fromkeys((*a.plan.norms, *b.plan.norms)))
-    reasons = {(p.path, p.axis): p for p in (*b.pinned, *a.pinned)}
-    pinned = tuple(reasons.get((p.path, p.axis), p) for p in graph.pinned)
-    return DependencyGraph(dataclasses.replace(graph.plan, norms=norms), pinned, graph.unused)
+    return dataclasses.replace(graph, plan=dataclasses.replace(graph.plan, norms=norms))

@@ -1,5 +1,10 @@
 """One rule per primitive: how axes flow through it, and how it is rebuilt at another width."""
 
+from __future__ import annotations
+
+from typing import Any
+
+from ifjax.graph.flow import Axes, Context
 from ifjax.graph.rules import calls, elementwise, linear, reductions, shapes
 from ifjax.graph.rules.rule import Rule, rebind
 
@@ -12,15 +17,18 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _pin_everything(context, equation, operands):
+def rule_of(primitive: str) -> Rule:
+    """The rule of a primitive; one without a rule of its own pins all that it touches."""
+    return RULES.get(primitive, UNKNOWN)
+
+
+def _pin_everything(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     for axes in operands:
         context.pin(axes, "no rule for this primitive")
     return [
-        context.pinned(v.aval.shape if hasattr(v.aval, "shape") else (), "no rule for it")
+        context.pinned(getattr(v.aval, "shape", ()), "no rule for this primitive")
         for v in equation.outvars
     ]
 
 
-unknown = Rule(_pin_everything, rebind)
-
-__all__ = ["RULES", "Rule", "unknown"]
+UNKNOWN = Rule(_pin_everything, rebind)

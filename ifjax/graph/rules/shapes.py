@@ -110,7 +110,10 @@ def rebuild_slice(resize: Resize, equation: Any, values: list[Any]) -> list[Any]
     starts, limits = [], []
     bounds = zip(resize.inputs[0], p["start_indices"], p["limit_indices"], strides, strict=True)
     for k, (node, start, limit, stride) in enumerate(bounds):
-        if stride == 1:
+        if start >= limit:
+            starts.append(0)
+            limits.append(0)
+        elif stride == 1:
             before, inside, _ = resize.pieces(node, (start, limit))
             starts.append(before)
             limits.append(before + inside)
@@ -202,6 +205,18 @@ def stack(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return [(*operands[0][:axis], new, *operands[0][axis:])]
 
 
+def tile(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Every axis is repeated as a whole: repetitions x axis."""
+    context.note = context.fresh(equation.params["reps"])
+    pairs = zip(context.note, operands[0], strict=True)
+    return [tuple(context.store.product(pair) for pair in pairs)]
+
+
+def rebuild_tile(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+    """As many repetitions as the repeated class has left."""
+    return compat.bind(equation, values, reps=resize.shape(resize.note))
+
+
 def unstack(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     """Only the unstacked axis is pinned."""
     axis = equation.params.get("axis", 0)
@@ -247,6 +262,7 @@ RULES = {
         ),
     ),
     "stack": Rule(stack),
+    "tile": Rule(tile, rebuild_tile),
     "unstack": Rule(unstack),
     "bitcast_convert_type": Rule(bitcast),
     "random_bits": Rule(random_bits, rebuild_random_bits),

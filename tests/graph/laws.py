@@ -1,0 +1,129 @@
+"""What every graph of every function must satisfy, in float64."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ifjax
+from ifjax.graph import expression as ex
+from ifjax.tree import leaves_by_path, with_leaves
+
+TOLERANCE = 1e-9
+POWER = 1e-4  # what permuting one member alone must at least move the output by
+
+
+def arrays(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Float64 arrays in general position, the same for the same name and shape."""
+    return {name: array(*shape, seed=zlib.crc32(name.encode())) for name, shape in shapes.items()}
+
+
+def array(*shape: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng([seed, *shape])
+    return rng.uniform(0.3, 1.0, shape) * rng.choice([-1.0, 1.0], shape)
+
+
+def shuffled(n: int) -> np.ndarray:
+    """A permutation without fixed points that is not its own inverse."""
+    return np.roll(np.arange(n), 1)
+
+
+def kept(n: int) -> np.ndarray:
+    """About half of the neurons, not the first ones."""
+    return np.arange(1, n, 2)
+
+
+def zeroed(params: Any, graph: ifjax.DependencyGraph, selections: dict[str, np.ndarray]) -> Any:
+    """The full parameters with zeros wherever a neuron that is not selected lies."""
+    leaves = leaves_by_path(params)
+    for path, leaf in graph.plan.leaf.items():
+        for axis, e in enumerate(leaf.axes):
+            keep = np.zeros(leaf.shape[axis])
+            keep[np.asarray(ex.indices(e, selections))] = 1
+            shape = [-1 if i == axis else 1 for i in range(len(leaf.shape))]
+            if not keep.all():
+                leaves[path] = leaves[path] * keep.reshape(shape)
+    return with_leaves(params, leaves)
+
+
+def distance(a: Any, b: Any) -> float:
+    """Largest absolute difference of two outputs."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max(initial=0)) for x, y in pairs)
+
+
+def moved_alone(params: Any, graph: ifjax.DependencyGraph, name: str, path: str, axis: int) -> Any:
+    """The parameters with one member of a group permuted and the others left."""
+    leaves = leaves_by_path(params)
+    n = graph.plan.group[name].size
+    index = np.asarray(ex.indices(graph.plan.leaf[path].axes[axis], {name: shuffled(n)}))
+    return with_leaves(params, leaves | {path: np.take(np.asarray(leaves[path]), index, axis)})
+
+
+def hold(
+    f: Any,
+    params: Any,
+    *inputs: Any,
+    groups: dict[str, int] | None = None,
+    silent: tuple[str, ...] = (),
+    inert: tuple[str, ...] = (),
+    **static: Any,
+) -> ifjax.DependencyGraph:
+    """Traces a function and asserts the laws for every group of it.
+
+    * The groups have the names and sizes given.
+    * Permuting a group's neurons in all members leaves the output unchanged; permuting one of
+      several members alone moves it (but for the leaves in ``silent``).
+    * Keeping a subset and shrinking equals zeroing the other neurons, for every group alone and for
+      all of them at once; and zeroing moves the output (but for the groups in ``inert``).
+    """
+    with jax.enable_x64(True):
+        params, inputs = jax.tree.map(
+            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x,
+            (params, inputs),
+        )
+        graph = ifjax.trace(f, params, *inputs, **static)
+        if groups is not None:
+            assert {g.name: g.size for g in graph.groups} == groups
+        full = f(params, *inputs, **static)
+        assert np.isfinite(distance(full, jax.tree.map(jnp.zeros_like, full)))
+        for group in graph.groups:
+            turned = ifjax.take(params, graph, {group.name: shuffled(group.size)})
+            assert distance(f(turned, *inputs, **static), full) < TOLERANCE, group.name
+            for m in group.members if len(group.members) > 1 else ():
+                alone = moved_alone(params, graph, group.name, m.path, m.axis)
+                change = distance(f(alone, *inputs, **static), full)
+                assert (change < TOLERANCE) if m.path in silent else (change > POWER), m
+        selections = [{g.name: kept(g.size)} for g in graph.groups]
+        if len(selections) > 1:
+            selections.append({g.name: kept(g.size) for g in graph.groups})
+        for selection in selections:
+            small = ifjax.take(params, graph, selection)
+            spec = graph.spec(keep={n: len(k) for n, k in selection.items()})
+            assert jax.tree.map(jnp.shape, small) == jax.tree.map(
+                lambda s: s.shape, spec.small_struct(params)
+            )
+            got = ifjax.shrink(f, spec)(small, *inputs, **static)
+            want = f(zeroed(params, graph, selection), *inputs, **static)
+            assert distance(got, want) < TOLERANCE, selection
+            assert set(selection) <= set(inert) or distance(want, full) > POWER, selection
+    return graph
+
+
+def reasons(graph: ifjax.DependencyGraph) -> dict[tuple[str, int], str]:
+    """Why axes are pinned."""
+    return {(p.path, p.axis): p.reason for p in graph.pinned}
+
+
+def between(middle: Any, width: int = 8, out: int | None = None) -> tuple[Any, dict[str, Any], Any]:
+    """x @ a -> middle -> @ b: a function, its parameters and its input."""
+    out = width if out is None else out
+
+    def f(p: Any, x: Any) -> Any:
+        return middle(x @ p["a"]) @ p["b"]
+
+    return f, arrays(a=(3, width), b=(out, 2)), array(4, 3)

@@ -1,0 +1,283 @@
+"""The function at the widths of a spec: where it runs, what it computes, what it refuses."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+import ifjax
+from tests.graph.laws import array, arrays, kept
+
+
+def mlp(p, x):
+    h = jax.nn.silu(x @ p["w1"] + p["b1"])
+    return jax.nn.relu(h @ p["m"]) @ p["w2"]
+
+
+FULL = jax.tree.map(jnp.float32, arrays(w1=(3, 10), b1=(10,), m=(10, 8), w2=(8, 2)))
+X = jnp.float32(array(4, 3))
+
+
+@pytest.fixture(scope="module")
+def shrunk():
+    """The graph, small parameters, the small function and the same one written by hand."""
+    graph = ifjax.trace(mlp, FULL, X)
+    small = ifjax.take(FULL, graph, {"w1": kept(10), "m": kept(8)})
+    return graph, small, ifjax.shrink(mlp, graph.spec(keep={"w1": 5, "m": 4}))
+
+
+def test_it_is_the_function_at_the_small_widths(shrunk):
+    _, small, apply = shrunk
+    np.testing.assert_array_equal(apply(small, X), mlp(small, X))
+    assert apply.__name__ == "mlp"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_other_batch_sizes(shrunk, batch):
+    _, small, apply = shrunk
+    x = jnp.float32(array(batch, 3, seed=1))
+    np.testing.assert_allclose(apply(small, x), mlp(small, x), rtol=1e-6)
+
+
+def test_keep_all_is_the_identity_bit_for_bit(shrunk):
+    graph, _, _ = shrunk
+    spec = graph.spec(0.0)
+    assert spec.plan.widths == {}
+    small = ifjax.fuse_params(FULL, spec)
+    for a, b in zip(jax.tree.leaves(small), jax.tree.leaves(FULL), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(ifjax.shrink(mlp, spec)(small, X), mlp(FULL, X))
+
+
+def test_under_jit_it_is_traced_once(shrunk):
+    graph, small, _ = shrunk
+    count = 0
+
+    def counted(p, x):
+        nonlocal count
+        count += 1
+        return mlp(p, x)
+
+    apply = jax.jit(ifjax.shrink(counted, graph.spec(keep={"w1": 5, "m": 4})))
+    for _ in range(3):
+        np.testing.assert_allclose(apply(small, X), mlp(small, X), rtol=1e-5)
+    assert count == 1
+    eager = ifjax.shrink(counted, graph.spec(keep={"w1": 5, "m": 4}))
+    for _ in range(3):
+        eager(small, X)
+    assert count == 2
+
+
+def test_under_grad_vmap_scan_and_remat(shrunk):
+    _, small, apply = shrunk
+
+    def loss(f):
+        return lambda p, x: (f(p, x) ** 2).sum()
+
+    for wrap in (
+        lambda f: jax.grad(loss(f)),
+        lambda f: jax.grad(loss(jax.checkpoint(f))),
+        lambda f: lambda p, x: jax.jvp(lambda p: f(p, x), (p,), (p,))[1],
+        lambda f: lambda p, x: jax.vmap(f, (None, 0))(p, x[:, None]),
+        lambda f: lambda p, x: jax.vmap(f, (0, None))(jax.tree.map(lambda a: a[None], p), x),
+        lambda f: lambda p, x: lax.scan(lambda c, r: (c + f(p, r[None]).sum(), c), 0.0, x),
+        lambda f: lambda p, x: jax.grad(lambda p: jax.vmap(lambda r: loss(f)(p, r[None]))(x).sum())(p),
+    ):
+        got, want = wrap(apply)(small, X), wrap(mlp)(small, X)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_no_value_is_computed_at_the_full_width(shrunk):
+    """No axis of 10 or 8 anywhere, in nested calls and in the backward pass either."""
+    _, small, apply = shrunk
+
+    def shapes(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield from (v.aval.shape for v in eqn.outvars)
+            for param in jax.tree.leaves(dict(eqn.params), is_leaf=lambda p: hasattr(p, "eqns")):
+                inner = getattr(param, "jaxpr", param)
+                if hasattr(inner, "eqns"):
+                    yield from shapes(inner)
+
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p, x: apply(p, x).sum()))(small, X)
+    found = {n for shape in shapes(jaxpr.jaxpr) for n in shape}
+    assert {5, 4} <= found
+    assert not found & {10, 8}
+
+
+def test_static_arguments_of_equal_value_and_other_type_are_not_confused():
+    def f(p, x, n, flag=False):
+        return (x @ p["w1"] * n) @ p["m"].astype(jnp.float32) + (1 if flag is True else 0)
+
+    p = {"w1": FULL["w1"], "m": jnp.float32(array(10, 2))}
+    graph = ifjax.trace(f, p, X, 1)
+    small = ifjax.take(p, graph, {"w1": kept(10)})
+    apply = ifjax.shrink(f, graph.spec(keep=5))
+    with jax.numpy_dtype_promotion("standard"):
+        for n, flag in ((1, 1), (1, True), (1.0, True), (True, False), (2, False)):
+            np.testing.assert_allclose(
+                apply(small, X, n, flag=flag), f(small, X, n, flag=flag), rtol=1e-5
+            )
+        # neither hashable nor an array
+        np.testing.assert_allclose(
+            ifjax.shrink(lambda p, x, table: f(p, x, table["n"]), graph.spec(keep=5))(
+                small, X, table={"n": 3}
+            ),
+            f(small, X, 3),
+            rtol=1e-5,
+        )
+
+
+def test_double_precision_after_single_precision(shrunk):
+    _, small, apply = shrunk
+    single = apply(small, X)
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), small)
+        got = apply(double, jnp.asarray(X, jnp.float64))
+        assert got.dtype == jnp.float64
+    np.testing.assert_allclose(got, single, rtol=1e-4)
+
+
+def test_values_closed_over_by_a_traced_function(shrunk):
+    """A constant that is a tracer must not be kept for the next call."""
+    graph, small, _ = shrunk
+    spec = graph.spec(keep={"w1": 5, "m": 4})
+
+    @jax.jit
+    def scaled(t):
+        apply = ifjax.shrink(lambda p, x: t * mlp(p, x), spec)
+        return apply(small, X) + apply(small, X)
+
+    np.testing.assert_allclose(scaled(2.0), 4 * mlp(small, X), rtol=1e-5)
+    np.testing.assert_allclose(scaled(3.0), 6 * mlp(small, X), rtol=1e-5)
+
+
+def test_constants_are_sliced_by_runs_of_equal_slices():
+    table = np.repeat([1.0, 2.0], 5).astype(np.float32)
+
+    def f(p, x):
+        return (jnp.tanh(x @ p["w1"]) * jnp.asarray(table)) @ p["m"]
+
+    p = {k: FULL[k] for k in ("w1", "m")}
+    graph = ifjax.trace(f, p, X)
+    spec = graph.spec(keep={"w1@0:5": 2, "w1@5:10": 4})
+    small = ifjax.take(p, graph, {"w1@0:5": [0, 3], "w1@5:10": [0, 1, 2, 4]})
+    want = (jnp.tanh(X @ small["w1"]) * np.repeat([1.0, 2.0], [2, 4])) @ small["m"]
+    np.testing.assert_allclose(ifjax.shrink(f, spec)(small, X), want, rtol=1e-5)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(6, (3, 3), strides=2)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.avg_pool(x, (2, 2))
+        x = nn.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1))
+        return nn.Dense(2)(x)
+
+
+def test_train_mode_with_dropout_and_mutable_statistics():
+    x = jnp.float32(array(4, 8, 8, 1))
+    variables = Net().init(jax.random.key(0), x)
+    graph = ifjax.trace(Net().apply, variables, x)
+    train = lambda v, x, key: Net().apply(  # noqa: E731
+        v, x, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+    )
+    graph = graph & ifjax.trace(train, variables, x, jax.random.key(1))
+    assert [g.size for g in graph.groups] == [6]
+    spec = graph.spec(0.5, method="prune")
+    small = ifjax.fuse_params(variables, spec)
+    logits, state = jax.jit(ifjax.shrink(train, spec))(small, x[:2], jax.random.key(2))
+    assert logits.shape == (2, 2)
+    assert jax.tree.map(jnp.shape, state) == {
+        "batch_stats": {"BatchNorm_0": {"mean": (3,), "var": (3,)}}
+    }
+    eager = nn.BatchNorm(use_running_average=False)  # the statistics are those of the kept channels
+    y = nn.Conv(3, (3, 3), strides=2).apply({"params": small["params"]["Conv_0"]}, x[:2])
+    norm = {"params": small["params"]["BatchNorm_0"], "batch_stats": small["batch_stats"]["BatchNorm_0"]}
+    _, want = eager.apply(norm, y, mutable=["batch_stats"])
+    np.testing.assert_allclose(
+        state["batch_stats"]["BatchNorm_0"]["mean"], want["batch_stats"]["mean"], rtol=1e-5
+    )
+
+
+# Refusals
+
+
+def test_parameters_of_other_widths(shrunk):
+    _, small, apply = shrunk
+    with pytest.raises(ValueError, match=r"b1: expected shape \(5,\) .* got \(10,\) \(the full"):
+        apply(FULL, X)
+    with pytest.raises(ValueError, match=r"m: expected shape \(5, 4\) .* got \(5, 3\)"):
+        apply(small | {"m": small["m"][:, :3]}, X)
+    with pytest.raises(ValueError, match="w2: the spec has this leaf, the parameters do not"):
+        apply({k: v for k, v in small.items() if k != "w2"}, X)
+    with pytest.raises(ValueError, match="extra: not a leaf of the network"):
+        apply(small | {"extra": X}, X)
+
+
+OTHERWISE = {
+    "pins": (lambda p, x: jnp.cumsum(x @ p["w1"], 1) @ p["m"] @ p["w2"], "w1", "pins or splits"),
+    "returns": (lambda p, x: x @ p["w1"], "w1", "an axis of the function's outputs"),
+    "splits": (lambda p, x: (x @ p["w1"])[:, :4] @ p["m"][:4] @ p["w2"], "w1", "splits it"),
+    "ties": (lambda p, x: p["w1"][:, :8] + p["w2"][:, 0], "w1", "splits"),
+    "ties to one that is cut": (
+        lambda p, x: (jnp.concatenate([p["b1"][:4]] * 2) @ p["w2"]) + mlp(p, x),
+        "w1",
+        "splits",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+def test_a_function_that_couples_the_groups_otherwise(shrunk, how):
+    graph, small, _ = shrunk
+    f, leaf, why = OTHERWISE[how]
+    with pytest.raises(ValueError, match=f"cuts group {leaf} .*{why}") as error:
+        ifjax.shrink(f, graph.spec(keep={"w1": 5, "m": 4}))(small, X)
+    member = graph.plan.group[leaf].members[0]
+    assert f"(leaf {member.path}, axis {member.axis})" in str(error.value)
+    assert "graph1 & graph2" in str(error.value)
+
+
+@pytest.mark.parametrize("cut", [{"a": 3}, {"a": 3, "c": 3}, {"a": 3, "c": 2}])
+def test_a_function_that_ties_two_groups_whether_both_are_cut_or_one(cut):
+    def one(p, x):
+        return jnp.tanh(x @ p["a"]) @ p["b"] + jnp.sin(x @ p["c"]) @ p["d"]
+
+    def two(p, x):
+        return (jnp.tanh(x @ p["a"]) * (x @ p["c"])) @ p["b"]
+
+    def three(p, x):
+        return jnp.concatenate([x @ p["a"], x @ p["a"]], 1) * jnp.concatenate([x @ p["c"]] * 2, 1)
+
+    p = arrays(a=(3, 6), b=(6, 2), c=(3, 6), d=(6, 2))
+    graph = ifjax.trace(one, p, X)
+    small = ifjax.take(p, graph, {n: range(k) for n, k in cut.items()})
+    for f in (two, lambda p, x: three(p, x).sum()):
+        with pytest.raises(ValueError, match=r"cuts group [ac] .* (ties it to group|pins)"):
+            ifjax.shrink(f, graph.spec(keep=cut))(small, X)
+    both = graph & ifjax.trace(two, p, X)
+    assert [g.size for g in both.groups] == [6]
+
+
+def test_a_cut_group_inside_an_axis_that_is_not_cut():
+    """The other function lays a cut group beside another one along an uncut axis."""
+
+    def one(p, x):
+        h = jnp.tanh(x @ p["a"]) @ p["b"] + jnp.sin(x @ p["w"]) @ p["v"]
+        return h + jnp.cos(x @ p["c"]) @ p["d"]
+
+    def two(p, x):
+        return (jnp.concatenate([x @ p["a"], x @ p["c"]], 1) + x @ p["w"]) @ p["v"]
+
+    p = arrays(a=(3, 4), b=(4, 2), c=(3, 2), d=(2, 2), w=(3, 6), v=(6, 2))
+    graph = ifjax.trace(one, p, X)
+    small = ifjax.take(p, graph, {"a": [0, 1]})
+    with pytest.raises(ValueError, match="cuts group a .* ties it to group w, which is not cut"):
+        ifjax.shrink(two, graph.spec(keep={"a": 2}))(small, X)
