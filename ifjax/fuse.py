@@ -60,7 +60,10 @@ def fuse_params(
 
 
 def transport_maps(
-    params: PyTree, spec: FusionSpec, scores: Scores | None = None
+    params: PyTree,
+    spec: FusionSpec,
+    scores: Scores | None = None,
+    init: Mapping[str, Transport] | None = None,
 ) -> dict[str, Transport]:
     """Which neurons are kept in every group, and how the others are transported to them.
 
@@ -72,6 +75,8 @@ def transport_maps(
       params: the full parameter tree.
       spec: which groups, how many neurons, which method.
       scores: scores by group name, ``[n]``, instead of ``spec.method.importance``.
+      init: an earlier result for similar parameters; Sinkhorn starts from its potentials, the other
+        solvers need no start. Groups that it lacks start cold.
 
     Returns:
       A `Transport` for every group that the spec cuts, ``map`` of shape ``[n, m]``; gradients do
@@ -103,6 +108,7 @@ def transport_maps(
             alone(describing(where), kernels),
             group.kept,
             method,
+            _start(init, group),
         )
         maps[group.name] = found
         if method.order == "sequential":
@@ -224,6 +230,7 @@ def _group_transport(
     where: tuple[Place, ...],
     kept: int,
     method: Method,
+    start: Array | None,
 ) -> Transport:
     """Score, targets, cost, marginals and plan of one group.
 
@@ -244,7 +251,7 @@ def _group_transport(
     if cost is None:
         return _selection(scores, targets)
     marginals = (method.source_marginal, method.target_marginal)
-    return _solved(cost, scores, targets, marginals, method.solver, method.epsilon)
+    return _solved(cost, scores, targets, start, marginals, method.solver, method.epsilon)
 
 
 @functools.partial(jax.jit, static_argnames=("where", "kept", "metric", "p"))
@@ -275,13 +282,29 @@ def _solved(
     cost: Array,
     scores: Array,
     targets: Array,
+    start: Array | None,
     marginals: tuple[str, str],
     solver: str,
     epsilon: float,
 ) -> Transport:
     source = transport.marginal(marginals[0], scores)
     target = transport.marginal(marginals[1], scores[targets])
-    return transport.solve(cost, source, target, targets, solver=solver, epsilon=epsilon)
+    return transport.solve(
+        cost, source, target, targets, solver=solver, epsilon=epsilon, init=start
+    )
+
+
+def _start(init: Mapping[str, Transport] | None, group: Group) -> Array | None:
+    """The source potential to start from."""
+    if init is None or group.name not in init:
+        return None
+    potential = jax.lax.stop_gradient(init[group.name].potential)
+    if potential.shape != (group.size,):
+        raise ValueError(
+            f"init of group {group.name}: expected a potential of shape ({group.size},), got "
+            f"{potential.shape}"
+        )
+    return potential
 
 
 @jax.jit

@@ -616,3 +616,23 @@ def test_pruning_needs_no_pot(monkeypatch):
     monkeypatch.setattr(solvers, "_pot", pytest.fail)
     spec = traced("mlp").spec(0.5, method="prune", solver="exact")
     assert ifjax.fuse_params(init("mlp"), spec)["fc0.weight"].shape == (4, 6)
+
+
+def test_init_warm_starts_sinkhorn():
+    """From the previous potentials, slightly changed weights need fewer iterations."""
+    rng = np.random.default_rng(5)
+    before = {"w1": rng.normal(size=(7, 24)), "w2": rng.normal(size=(24, 3))}
+    after = {k: w + 1e-3 * rng.normal(size=w.shape) for k, w in before.items()}
+    before, after = (
+        {k: jnp.asarray(w, jnp.float32) for k, w in p.items()} for p in (before, after)
+    )
+    graph = ifjax.trace(lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"], before, jnp.ones((1, 7)))
+    spec = graph.spec(0.5)
+    first = ifjax.transport_maps(before, spec)
+    cold, warm = ifjax.transport_maps(after, spec), ifjax.transport_maps(after, spec, init=first)
+    assert warm["w1"].converged
+    assert warm["w1"].iterations < cold["w1"].iterations
+    np.testing.assert_allclose(warm["w1"].map, cold["w1"].map, atol=2e-3 / 24)
+    short = {"w1": first["w1"]._replace(potential=jnp.zeros(3))}
+    with pytest.raises(ValueError, match=r"init of group w1: expected .* \(24,\), got \(3,\)"):
+        ifjax.transport_maps(after, spec, init=short)

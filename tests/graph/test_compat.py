@@ -1,0 +1,81 @@
+"""What differs between jax versions, seen through one face."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ifjax.graph import compat
+
+TABLE = np.arange(3.0, dtype=np.float32)
+
+
+def test_unpacking_gives_constants_with_their_variables():
+    closed = jax.make_jaxpr(lambda x: x + jnp.asarray(TABLE))(jnp.zeros(3))
+    inner, variables, values = compat.unpack(closed)
+    assert len(variables) == len(values)
+    assert [v.aval.shape for v in inner.invars] == [(3,)]
+    env = dict(zip([*variables, *inner.invars], [*values, jnp.ones(3)], strict=True))
+    for equation in inner.eqns:
+        read = [v.val if isinstance(v, compat.Literal) else env[v] for v in equation.invars]
+        env.update(zip(equation.outvars, compat.bind(equation, read), strict=True))
+    np.testing.assert_array_equal(env[inner.outvars[0]], TABLE + 1)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        jnp.sin,
+        lambda x: lax.scan(lambda c, _: (c + x, None), x, None, length=2)[0],
+        lambda x: lax.while_loop(lambda c: c.sum() < 50, lambda c: 2 * c, x),
+        lambda x: lax.cond(x.sum() > 0, jnp.sin, jnp.cos, x),
+        lambda x: jax.pure_callback(np.sin, x, x),
+        jax.jit(jnp.sin),
+        jax.nn.relu,
+        jax.checkpoint(jnp.sin),
+        lambda x: lax.sort(x),
+        lambda x: jnp.stack(jnp.split(x, 3)),
+    ],
+    ids="sin scan while cond pure_callback jit custom_jvp remat sort stack".split(),
+)
+def test_binding_evaluates_every_kind_of_equation(f):
+    x = jnp.array([0.3, 0.1, 0.7])
+    inner, variables, values = compat.unpack(jax.make_jaxpr(f)(x))
+    env = dict(zip([*variables, *inner.invars], [*values, x], strict=True))
+    for equation in inner.eqns:
+        read = [v.val if isinstance(v, compat.Literal) else env[v] for v in equation.invars]
+        env.update(zip(equation.outvars, compat.bind(equation, read), strict=True))
+    np.testing.assert_allclose(env[inner.outvars[0]], f(x), rtol=1e-6)
+
+
+def test_binding_with_other_parameters():
+    closed = jax.make_jaxpr(lambda x: jnp.reshape(x, (2, 3)))(jnp.zeros(6))
+    (equation,) = closed.eqns
+    assert compat.bind(equation, [jnp.zeros(4)], new_sizes=(2, 2))[0].shape == (2, 2)
+
+
+def test_source_lines_name_the_users_file():
+    (equation,) = jax.make_jaxpr(lambda x: x * x)(jnp.zeros(3)).eqns
+    assert "test_compat.py" in compat.source_line(equation)
+
+
+@pytest.mark.parametrize("zeros", [(False, False), (True, False)])
+def test_the_rule_of_a_custom_derivative(zeros):
+    @jax.custom_jvp
+    def f(x, y):
+        return x * y
+
+    @f.defjvp
+    def f_jvp(primals, tangents):
+        (x, y), (s, t) = primals, tangents
+        return x * y, 2 * x * t + 3 * y * s
+
+    (equation,) = jax.make_jaxpr(f)(2.0, 5.0).eqns
+    jaxpr, consts, out_zeros = compat.jvp_jaxpr(equation, zeros)
+    tangents = [t for t, zero in zip((1.0, 10.0), zeros, strict=True) if not zero]
+    out = jax.core.eval_jaxpr(jaxpr, consts, 2.0, 5.0, *tangents)
+    assert out_zeros == [False]
+    assert [float(o) for o in out] == [10.0, 40.0 + (0 if zeros[0] else 15.0)]

@@ -1,0 +1,82 @@
+"""What a leaf does to the neurons along its axes."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+
+import ifjax
+from tests.graph.laws import array, arrays
+
+X = array(4, 3)
+
+
+def roles(f, p, *inputs):
+    graph = ifjax.trace(f, p, *inputs)
+    return {(m.path, m.axis): m.role for g in graph.groups for m in g.members}
+
+
+def test_additive_and_multiplicative_vectors():
+    def f(p, x):
+        h = x @ p["w"] + p["bias"]
+        h = jnp.where(h > 0, h, h * p["slope"]) * p["gain"] - p["shift"]
+        return h @ p["v"]
+
+    p = arrays(w=(3, 6), v=(6, 2), bias=(6,), slope=(6,), gain=(6,), shift=(6,))
+    assert roles(f, p, X) == {
+        ("w", 1): "producer",
+        ("v", 0): "consumer",
+        ("bias", 0): "additive",
+        ("shift", 0): "additive",
+        ("slope", 0): "multiplicative",
+        ("gain", 0): "multiplicative",
+    }
+
+
+def test_a_kernel_that_is_computed_from_leaves():
+    """Masked, and a sum of two factors: every leaf has the role of what becomes of it."""
+
+    def f(p, x):
+        w = p["w"] * p["mask"] + p["left"] @ p["right"]
+        return jnp.tanh(x @ w) @ p["v"]
+
+    p = arrays(w=(3, 6), mask=(3, 6), left=(3, 2), right=(2, 6), v=(6, 2))
+    found = roles(f, p, X)
+    assert found["w", 1] == found["mask", 1] == found["right", 1] == "producer"
+    assert found["v", 0] == "consumer"
+
+
+def test_the_last_producer_of_a_group_gives_its_position():
+    def f(p, x):
+        h = x @ p["a"]
+        for name in ("k1", "k2"):
+            h = h + jnp.tanh(h @ p[f"{name}u"]) @ p[f"{name}d"]
+        return h @ p["b"]
+
+    p = arrays(a=(3, 4), k1u=(4, 5), k1d=(5, 4), k2u=(4, 6), k2d=(6, 4), b=(4, 2))
+    graph = ifjax.trace(f, p, X)
+    assert {g.name: g.position for g in graph.groups} == {"a": 5, "k1u": 2, "k2u": 4}
+    positions = {m.path: m.position for m in graph.plan.group["a"].members}
+    assert positions == {"a": 1, "k1d": 3, "k2d": 5, "b": -1, "k1u": -1, "k2u": -1}
+
+
+def test_tied_weights_that_produce_and_consume_are_neurons():
+    def f(p, x):
+        return jnp.tanh(x @ p["a"] @ p["w"]) @ p["w"].T @ p["b"]
+
+    graph = ifjax.trace(f, arrays(a=(3, 6), w=(6, 4), b=(6, 2)), X)
+    assert {g.name: g.kind for g in graph.groups} == {"a": "neuron", "w": "neuron"}
+
+
+def test_depthwise_kernels_scale():
+    def f(p, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        h = lax.conv_general_dilated(x, p["k"], (1, 1), "SAME", dimension_numbers=numbers)
+        h = lax.conv_general_dilated(
+            h, p["d"], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=4
+        )
+        return h.sum((1, 2)) @ p["b"]
+
+    p = arrays(k=(1, 1, 3, 4), d=(3, 3, 1, 4), b=(4, 2))
+    found = roles(f, p, array(2, 3, 3, 3))
+    assert found == {("k", 3): "producer", ("d", 3): "multiplicative", ("b", 0): "consumer"}
