@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--epsilons", nargs="+", type=float, default=EPSILONS)
     parser.add_argument("--double", nargs="*", type=float, default=DOUBLE)
     args = parser.parse_args()
-    cases = Cases(record.shared_folder())
+    cases = Cases()
     jobs = [(e, "float32") for e in args.epsilons] + [(e, "float64") for e in args.double]
     table = [measure(cases, epsilon, dtype) for epsilon, dtype in tqdm(jobs)]
     print(record.markdown(table))
@@ -102,10 +102,10 @@ def measure(cases: Cases, epsilon: float, dtype: str = "float32") -> dict[str, A
 class Cases:
     """The fixture cases that hold maps, with what is computed from them once."""
 
-    def __init__(self, shared: Path, select: str = "") -> None:
-        settings = reference.cases(shared)
+    def __init__(self, select: str = "") -> None:
+        settings = reference.cases()
         self.settings = {k: v for k, v in settings.items() if v["ot"] and select in k}
-        self.arrays = {name: reference.load(shared, name) for name in self.settings}
+        self.arrays = {name: reference.load(name) for name in self.settings}
         self._exact: dict[tuple[str, str], dict[str, Any]] = {}
 
     def exact(self, name: str, dtype: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from jaxtyping import PyTree
 
 from ifjax.graph.shrink import check_small
 from ifjax.spec import FusionSpec
-from ifjax.tree import leaves_by_path
+from ifjax.tree import check_finite, leaves_by_path
+
+SIZES = "files.json"  # lengths of all files of a checkpoint, so that a truncated one is found out
 
 
 def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None:
@@ -27,22 +30,29 @@ def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None
       spec: the spec.
 
     Raises:
-      ValueError: if the parameters have not the widths of the spec; nothing is written then.
+      ValueError: if the parameters have not the widths of the spec, or are not finite; nothing is
+        written then.
       FileExistsError: if ``path`` exists.
     """
+    params = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.numpy.asarray(x), params)
     check_small(params, spec.plan)
+    check_finite(leaves_by_path(params))
     path = Path(path).absolute()
     if path.exists():
         raise FileExistsError(f"{path} exists: expected a new directory to write a checkpoint to")
-    arrays = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.numpy.asarray(x), params)
-    with ocp.Checkpointer(_handler()) as writer:
-        writer.save(
-            path,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(arrays),  # type: ignore[call-arg]
-                spec=ocp.args.JsonSave(json.loads(spec.to_json())),  # type: ignore[call-arg]
-            ),
-        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        whole = Path(folder) / path.name
+        with ocp.Checkpointer(_handler()) as writer:
+            writer.save(
+                whole,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(params),  # type: ignore[call-arg]
+                    spec=ocp.args.JsonSave(json.loads(spec.to_json())),  # type: ignore[call-arg]
+                ),
+            )
+        (whole / SIZES).write_text(json.dumps(_sizes(whole)))
+        whole.rename(path)
 
 
 def load(
@@ -68,6 +78,7 @@ def load(
     path = Path(path).absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such directory; expected one that ifjax.save wrote")
+    _check_sizes(path)
     try:
         with ocp.Checkpointer(_handler()) as reader:
             text = reader.restore(
@@ -90,6 +101,30 @@ def load(
                 raise ValueError(f"{path}: leaf {leaf} is only in {where}")
         params = jax.tree.unflatten(jax.tree.structure(like), [found[p] for p in wanted])
     return params, spec
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file, by its path in the folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SIZES)
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+
+
+def _check_sizes(path: Path) -> None:
+    """Raises ValueError where a file of the checkpoint is missing or has another length."""
+    try:
+        wanted = json.loads((path / SIZES).read_text())
+    except (OSError, ValueError) as e:
+        raise ValueError(
+            f"{path}: not a complete checkpoint of ifjax.save: its list of files, {SIZES}, is "
+            "missing or unreadable"
+        ) from e
+    found = _sizes(path)
+    for file, size in wanted.items():
+        if found.get(file) != size:
+            raise ValueError(
+                f"{path}: not a complete checkpoint of ifjax.save: expected {size} bytes in "
+                f"{file}, got {found.get(file, 'no such file')}"
+            )
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:

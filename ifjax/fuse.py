@@ -8,19 +8,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from ifjax import batch_norm, importance, solvers, transport
+from ifjax.checks import (
+    Scores,
+    check_converged,
+    check_maps,
+    checked_indices,
+    checked_scores,
+)
 from ifjax.graph import expression as ex
 from ifjax.graph.trace import DependencyGraph
 from ifjax.merge import Place, alone, describing, merge_kind, merge_neurons, places, rows
 from ifjax.spec import FusionSpec, Group, Method, Plan
 from ifjax.transport import Transport
-from ifjax.tree import checked_leaves, is_concrete, with_leaves
-
-Scores = Mapping[str, ArrayLike]
+from ifjax.tree import checked_leaves, with_leaves
 
 
 def fuse_params(
@@ -35,7 +38,8 @@ def fuse_params(
       params: the full parameter tree that the spec was made for.
       spec: made by `DependencyGraph.spec`.
       scores: scores by group name, instead of ``spec.method.importance`` for these groups.
-      keep_shape: return the fused neurons in place, with zeros elsewhere, at full shape.
+      keep_shape: return the fused neurons in place at full shape, with zeros elsewhere (ones in
+        vectors that scale). A weight that is normalised over the dropped entries becomes 0/0.
 
     Returns:
       A tree of the same structure and dtypes; shapes are those of ``spec.small_struct(params)``.
@@ -90,7 +94,7 @@ def transport_maps(
     if method.method == "fuse":
         solvers.require(method.solver)
     leaves = checked_leaves(params, plan)
-    scores = _checked_scores(scores, plan)
+    scores = checked_scores(scores, plan)
     # Before the solver: the exact one has no derivative to stop.
     raw = {path: jax.lax.stop_gradient(_promoted(x)) for path, x in leaves.items()}
     folded = batch_norm.fold(raw, plan.norms)
@@ -116,7 +120,7 @@ def transport_maps(
                 merged = merge_neurons([tree[p] for p in paths], where, found, merge_kind(method))
                 tree.update(zip(paths, merged, strict=True))
             sizes[group.name] = group.kept
-    _check_converged(maps, method)
+    check_converged(maps, method)
     return maps
 
 
@@ -131,7 +135,9 @@ def apply_maps(
     * ``merge="reference"``: producers, additive members and consumers are multiplied by M, as in
       the reference implementation of Intra-Fusion; other members by P.
     * ``merge="preserving"``: consumers are multiplied by M, everything else by P: where neurons
-      that are equal in what produces them are merged, the function does not change.
+      that are equal in what produces them are merged, the function does not change. Weights that
+      both produce and consume a group (tied ones), or consumers that are a product of two
+      parameters, have no such merge.
 
     Batch norms that can be folded are folded before and refit afterwards, see `ifjax.batch_norm`.
     With ``method="prune"`` the targets are kept as they are.
@@ -150,7 +156,7 @@ def apply_maps(
     """
     plan, method = spec.plan, spec.method
     leaves = checked_leaves(params, plan)
-    _check_maps(maps, plan)
+    check_maps(maps, plan)
     if not plan.widths:
         return params
     work = {path: _promoted(x) for path, x in leaves.items()}
@@ -212,7 +218,7 @@ def take(
     """
     plan = graph.plan
     leaves = checked_leaves(params, plan)
-    chosen = {name: _checked_indices(plan, name, index) for name, index in selections.items()}
+    chosen = {name: checked_indices(plan, name, index) for name, index in selections.items()}
     result = dict(leaves)
     for path, leaf in plan.leaf.items():
         for axis, expression in enumerate(leaf.axes):
@@ -340,66 +346,3 @@ def _promoted(x: Any) -> Any:
 
 def _is_cut(plan: Plan, path: str, axis: int) -> bool:
     return any(name in plan.widths for name in ex.atoms(plan.leaf[path].axes[axis]))
-
-
-def _group(plan: Plan, name: str) -> Group:
-    if name not in plan.group:
-        known = ", ".join(list(plan.group)[:5]) or "none"
-        raise ValueError(f"unknown group {name!r}; the groups are {known} ...")
-    return plan.group[name]
-
-
-def _checked_scores(scores: Scores | None, plan: Plan) -> dict[str, Array]:
-    result = {}
-    for name, value in (scores or {}).items():
-        group = _group(plan, name)
-        finite = not is_concrete(value) or bool(np.all(np.isfinite(np.asarray(value))))
-        value = jnp.asarray(value)
-        if value.shape != (group.size,):
-            raise ValueError(
-                f"scores of group {name}: expected shape ({group.size},), got {value.shape}"
-            )
-        if not finite:
-            raise ValueError(f"scores of group {name}: expected finite numbers, got NaN or inf")
-        value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
-        result[name] = jax.lax.stop_gradient(value)
-    return result
-
-
-def _checked_indices(plan: Plan, name: str, index: Any) -> Any:
-    n = _group(plan, name).size
-    if is_concrete(index):
-        index = np.asarray(index)
-    if index.ndim != 1 or index.size == 0 or not jnp.issubdtype(index.dtype, jnp.integer):
-        raise ValueError(
-            f"group {name}: expected a vector of at least one integer index, got {index.dtype} of "
-            f"shape {index.shape}"
-        )
-    if is_concrete(index) and not ((index >= 0) & (index < n)).all():
-        raise ValueError(f"group {name}: expected indices in [0, {n}), got {index.tolist()}")
-    return index
-
-
-def _check_maps(maps: Mapping[str, Transport], plan: Plan) -> None:
-    for name in maps:
-        _group(plan, name)
-    for name, kept in plan.widths.items():
-        shape = (plan.group[name].size, kept)
-        if name not in maps or maps[name].map.shape != shape:
-            got = maps[name].map.shape if name in maps else "none"
-            raise ValueError(f"group {name}: expected a transport map of shape {shape}, got {got}")
-
-
-def _check_converged(maps: Mapping[str, Transport], method: Method) -> None:
-    """Raises where a solver has not converged, outside of jit."""
-    if not all(is_concrete(*found) for found in maps.values()):
-        return
-    failed = [name for name, found in maps.items() if not bool(found.converged)]
-    if failed:
-        found = maps[failed[0]]
-        raise RuntimeError(
-            f"solver {method.solver!r} did not converge for {len(failed)} of {len(maps)} groups, "
-            f"first {failed[0]}: marginal error {float(found.marginal_error):.2g} after "
-            f"{int(found.iterations)} iterations at epsilon {method.epsilon}; use a larger "
-            "epsilon, or solver='exact'"
-        )

@@ -98,7 +98,8 @@ def merge_neurons(
       where: the places of the group.
       found: its transport map.
       merge: ``"reference"``, ``"preserving"``, or ``"select"`` for the targets as they are.
-      full: the group's size, to put the results in the places of the targets, zeros elsewhere.
+      full: the group's size, to put the results in the places of the targets, zeros elsewhere; ones
+        in vectors that scale, for one may divide by them.
 
     Returns:
       The arrays, mapped in all places.
@@ -111,6 +112,8 @@ def merge_neurons(
             arrays[p.array] = _select(x, found.targets, p.axis, p.where, full)
         else:
             arrays[p.array] = _multiply(x, by[normalised(p.role, merge)], p.axis, p.where)
+        if full is not None and p.role in ("multiplicative", "variance") and x.ndim == 1:
+            arrays[p.array] = _neutral(arrays[p.array], found.targets, p.where, full)
     return arrays
 
 
@@ -160,9 +163,24 @@ def _select(
         if full is None:
             return jnp.take(x, targets, axis)
         mask = jnp.zeros((full,), bool).at[targets].set(True)
-        return jnp.where(mask.reshape([-1 if i == axis else 1 for i in range(x.ndim)]), x, 0)
+        return jnp.where(_lift(mask, x, axis), x, 0)
 
     return ex.transform(x, axis, where, SELF, function)
+
+
+@functools.partial(jax.jit, static_argnames=("where", "full"))
+def _neutral(x: Array, targets: Int[Array, " m"], where: ex.Expression, full: int) -> Array:
+    """Ones in the places of the neurons that are no targets."""
+    mask = jnp.zeros((full,), bool).at[targets].set(True)
+
+    def function(x: Array, axis: int) -> Array:
+        return jnp.where(_lift(mask, x, axis), x, 1)
+
+    return ex.transform(x, 0, where, SELF, function)
+
+
+def _lift(mask: Array, x: Array, axis: int) -> Array:
+    return mask.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
 
 
 def merge_kind(method: Method) -> str:

@@ -166,6 +166,16 @@ class Plan:
         return 2 * sum(math.prod(ex.size(e, widths) for e in p) for p in self.products)
 
 
+KEYS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
+
+
+def _dtype(name: str) -> Any:
+    """A dtype by its name; random keys are called ``key<fry>`` and the like."""
+    if name.startswith("key<"):
+        return jax.eval_shape(lambda: jax.random.key(0, impl=KEYS[name[4:-1]])).dtype
+    return jnp.dtype(name)
+
+
 def _is_float(dtype: str) -> bool:
     return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating)) if dtype[:3] != "key" else False
 
@@ -286,7 +296,7 @@ class FusionSpec:
                 at = tree
                 for key in parents:
                     at = at.setdefault(key, {})
-                at[last] = jax.ShapeDtypeStruct(self.plan.shape(leaf.path), jnp.dtype(leaf.dtype))
+                at[last] = jax.ShapeDtypeStruct(self.plan.shape(leaf.path), _dtype(leaf.dtype))
             return tree
 
         def small(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -330,29 +340,32 @@ class FusionSpec:
             raise ValueError(f"not the JSON text of a FusionSpec: {e}") from e
         if version != SCHEMA_VERSION:
             raise ValueError(f"expected a spec of schema version {SCHEMA_VERSION}, got {version}")
-        method = dict(value["method"])
-        method["cost_p"] = float(method["cost_p"])
-        plan = Plan(
-            leaves=tuple(
-                Leaf(path, tuple(shape), dtype, tuple(ex.from_json(a) for a in axes))
-                for path, shape, dtype, axes in value["leaves"]
-            ),
-            groups=tuple(
-                Group(
-                    **{
-                        **g,
-                        "members": tuple(
-                            Member(**{**m, "where": tuple(m["where"])}) for m in g["members"]
-                        ),
-                    }
-                )
-                for g in value["groups"]
-            ),
-            norms=tuple(BatchNorm(**n) for n in value["norms"]),
-            products=tuple(tuple(ex.from_json(e) for e in p) for p in value["products"]),
-            version=version,
-        )
-        return cls(plan, Method(**method))
+        try:
+            method = dict(value["method"])
+            method["cost_p"] = float(method["cost_p"])
+            plan = Plan(
+                leaves=tuple(
+                    Leaf(path, tuple(shape), dtype, tuple(ex.from_json(a) for a in axes))
+                    for path, shape, dtype, axes in value["leaves"]
+                ),
+                groups=tuple(
+                    Group(
+                        **{
+                            **g,
+                            "members": tuple(
+                                Member(**{**m, "where": tuple(m["where"])}) for m in g["members"]
+                            ),
+                        }
+                    )
+                    for g in value["groups"]
+                ),
+                norms=tuple(BatchNorm(**n) for n in value["norms"]),
+                products=tuple(tuple(ex.from_json(e) for e in p) for p in value["products"]),
+                version=version,
+            )
+            return cls(plan, Method(**method))
+        except (KeyError, TypeError) as e:
+            raise ValueError(f"not the JSON text of a FusionSpec: {type(e).__name__} {e}") from e
 
     def __str__(self) -> str:
         """Channels, weights and FLOPs of every cut group, before and after."""

@@ -22,10 +22,13 @@ def is_concrete(*values: Any) -> bool:
 
 def leaves_by_path(params: PyTree) -> dict[str, Any]:
     """Leaves of a tree by ``keystr(simple=True, separator="/")`` of their path."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in leaves:
+            raise ValueError(f"two leaves of the parameters have the path {name}: rename one")
+        leaves[name] = leaf
+    return leaves
 
 
 def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Any]:
@@ -67,7 +70,11 @@ def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Any]:
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)
         if floating != _is_floating(want.dtype):
             raise ValueError(f"{path}: expected dtype {want.dtype}, got {leaf.dtype}")
-    _check_finite(leaves)
+    check_finite(leaves)
+    for norm in plan.norms:
+        variance = leaves[norm.variance]
+        if is_concrete(variance) and not (np.asarray(variance, np.float64) >= -norm.eps).all():
+            raise ValueError(f"{norm.variance}: expected variances, got a negative number")
     return leaves
 
 
@@ -75,7 +82,8 @@ def _is_floating(dtype: str) -> bool:
     return not dtype.startswith("key") and bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
 
 
-def _check_finite(leaves: Mapping[str, Any]) -> None:
+def check_finite(leaves: Mapping[str, Any]) -> None:
+    """Raises ValueError at the first leaf that holds NaN or infinity, outside of jit."""
     floating = {
         p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating) and is_concrete(x)
     }

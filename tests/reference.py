@@ -24,14 +24,17 @@ WIDTHS = {"mlp": (24, 18), "vgg": (12, 20, 16), "res": (8, 16)}
 NORMS = ("weight", "bias", "running_mean", "running_var")
 
 
-def cases(shared: Path) -> dict[str, dict]:
+FOLDER = Path(__file__).parent / "fixtures/intra_fusion_reference"
+
+
+def cases() -> dict[str, dict]:
     """Settings of all cases by name."""
-    return json.loads((shared / "fixtures/intra_fusion_reference/index.json").read_text())
+    return json.loads((FOLDER / "index.json").read_text())
 
 
-def load(shared: Path, name: str) -> Leaves:
+def load(name: str) -> Leaves:
     """All arrays of one case."""
-    with np.load(shared / "fixtures/intra_fusion_reference" / f"{name}.npz") as arrays:
+    with np.load(FOLDER / f"{name}.npz") as arrays:
         return {k: arrays[k] for k in arrays}
 
 

@@ -82,14 +82,37 @@ def test_full_parameters_are_refused_and_nothing_is_written(network, tmp_path: P
         ifjax.save(tmp_path / "net", small, spec)
 
 
-@pytest.mark.parametrize("part", ["spec/metadata", "params/_METADATA", "params/manifest.ocdbt"])
-def test_truncated_checkpoint(network, tmp_path: Path, part: str):
+def test_every_truncated_or_missing_file_is_named(network, tmp_path: Path):
     _, spec, small = network
     ifjax.save(tmp_path / "net", small, spec)
-    file = tmp_path / "net" / part
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ValueError, match="not a complete checkpoint"):
+    files = [p for p in (tmp_path / "net").rglob("*") if p.is_file() and p.name != "files.json"]
+    assert len(files) > 5
+    for file in files:
+        content = file.read_bytes()
+        if content:
+            file.write_bytes(content[: len(content) // 2])
+            with pytest.raises(ValueError, match=f"complete checkpoint.*bytes in .*{file.name}"):
+                ifjax.load(tmp_path / "net")
+        file.unlink()
+        with pytest.raises(ValueError, match=f"bytes in .*{file.name}, got no such file"):
+            ifjax.load(tmp_path / "net")
+        file.write_bytes(content)
+    ifjax.load(tmp_path / "net")
+    (tmp_path / "net" / "files.json").unlink()
+    with pytest.raises(ValueError, match="its list of files"):
         ifjax.load(tmp_path / "net")
+
+
+def test_nothing_is_left_where_saving_fails(network, tmp_path: Path, monkeypatch):
+    _, spec, small = network
+
+    def fail(*_args, **_options):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("ifjax.checkpoint.ocp.Checkpointer.save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        ifjax.save(tmp_path / "net", small, spec)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("part", ["spec", "params"])
@@ -107,3 +130,11 @@ def test_no_directory_and_an_empty_one(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="not a complete checkpoint"):
         ifjax.load(tmp_path / "empty")
+
+
+def test_parameters_that_are_not_finite_are_refused(network, tmp_path: Path):
+    _, spec, small = network
+    bad = {**small, "b": {"kernel": small["b"]["kernel"].at[0, 0].set(jnp.nan)}}
+    with pytest.raises(ValueError, match="b/kernel: expected finite weights"):
+        ifjax.save(tmp_path / "net", bad, spec)
+    assert not list(tmp_path.iterdir())

@@ -24,10 +24,10 @@ def benchmark():
     return module
 
 
-def test_maps_and_weights_approach_the_exact_ones_as_epsilon_falls(benchmark, shared):
-    cases = benchmark.Cases(shared, select="mlp_l1_if_p1_uniform_uniform")
+def test_maps_and_weights_approach_the_exact_ones_as_epsilon_falls(benchmark):
+    cases = benchmark.Cases(select="mlp_l1_if_p1_uniform_uniform")
     assert len(cases.settings) == 3
-    assert set(cases.settings) < set(reference.cases(shared))
+    assert set(cases.settings) < set(reference.cases())
     table = [benchmark.measure(cases, epsilon) for epsilon in (0.1, 0.01, 0.001)]
     for name in ("map, mean", "map, max", "weights, mean", "weights, max", "cost, mean %"):
         first, second, third = (row[name] for row in table)

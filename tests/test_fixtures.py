@@ -44,13 +44,13 @@ def close(got, expected, what):
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE, err_msg=what)
 
 
-def test_every_case_is_here(shared):
-    assert sorted(CASES) == sorted(reference.cases(shared))
+def test_every_case_is_here():
+    assert sorted(CASES) == sorted(reference.cases())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_case_is_the_reference_s(shared, monkeypatch, name):
-    settings, case = reference.cases(shared)[name], reference.load(shared, name)
+def test_the_case_is_the_reference_s(monkeypatch, name):
+    settings, case = reference.cases()[name], reference.load(name)
     model, params = settings["model"], reference.params(case, "before")
     graph = traced(model)
     spec = graph.spec(settings["sparsity"], **reference.method(settings))

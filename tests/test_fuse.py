@@ -636,3 +636,18 @@ def test_init_warm_starts_sinkhorn():
     short = {"w1": first["w1"]._replace(potential=jnp.zeros(3))}
     with pytest.raises(ValueError, match=r"init of group w1: expected .* \(24,\), got \(3,\)"):
         ifjax.transport_maps(after, spec, init=short)
+
+
+@pytest.mark.parametrize("method", ["prune", "fuse"])
+def test_keep_shape_divides_by_no_zero(method):
+    rng = np.random.default_rng(6)
+    p = {"w": rng.normal(size=(4, 8)), "t": 1 + rng.random(8), "o": rng.normal(size=(8, 3))}
+    p = {k: jnp.asarray(v, jnp.float32) for k, v in p.items()}
+
+    def f(p, x):
+        return ((x @ p["w"]) / p["t"]) @ p["o"]
+
+    x = jnp.asarray(rng.normal(size=(2, 4)), jnp.float32)
+    spec = ifjax.trace(f, p, x).spec(0.5, method=method)
+    want = ifjax.shrink(f, spec)(ifjax.fuse_params(p, spec), x)
+    np.testing.assert_allclose(f(ifjax.fuse_params(p, spec, keep_shape=True), x), want, rtol=1e-5)

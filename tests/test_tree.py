@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ifjax
 from ifjax import tree
 from tests import reference
 
@@ -71,3 +72,23 @@ def test_the_first_missing_leaf_is_named_with_its_shape():
         ValueError, match=r"fc1\.bias: expected a leaf of shape \(3,\), got none \(2 "
     ):
         tree.checked_leaves(given, PLAN)
+
+
+def test_two_leaves_of_one_path_are_refused():
+    same = {"a/b": jnp.ones((4, 8)), "a": {"b": jnp.ones((8, 3))}}
+    with pytest.raises(ValueError, match="two leaves of the parameters have the path a/b"):
+        tree.leaves_by_path(same)
+    with pytest.raises(ValueError, match="two leaves of params have the path a/b"):
+        ifjax.trace(lambda p, x: x @ p["a/b"] @ p["a"]["b"], same, jnp.ones((1, 4)))
+
+
+def test_a_negative_variance_is_named():
+    def f(p, x):
+        h = (x @ p["w"] - p["m"]) / jnp.sqrt(p["v"] + 1e-5) * p["g"] + p["b"]
+        return jax.nn.relu(h) @ p["o"]
+
+    p = {k: jnp.ones(6) for k in "mvgb"} | {"w": jnp.ones((4, 6)), "o": jnp.ones((6, 3))}
+    plan = ifjax.trace(f, p, jnp.ones((1, 4))).plan
+    tree.checked_leaves(p, plan)
+    with pytest.raises(ValueError, match="v: expected variances, got a negative number"):
+        tree.checked_leaves({**p, "v": -p["v"]}, plan)

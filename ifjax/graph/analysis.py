@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ifjax.graph.axes import AxisStore
-from ifjax.graph.flow import Axes, Context, Frame, walk
+from ifjax.graph.flow import Axes, Context, Frame, Reason, interpret, walk
 from ifjax.graph.rules import rule_of
 
 
@@ -117,6 +117,7 @@ def analyse(
     ]
     context = Context(store, rule_of)
     frame, outputs = walk(context, closed, [*leaves, *inputs])
+    _pin_fixed_randomness(frame, store, len(leaves), len(inputs))
     tied = mirrors(out_shape, named)
     read = _read_inputs(frame.jaxpr)
     for i, axes in enumerate(outputs):
@@ -130,6 +131,23 @@ def analyse(
     return Analysis(
         frame, store, leaves, inputs, jax.tree.structure(out_shape), outputs, context.macs
     )
+
+
+def _pin_fixed_randomness(frame: Frame, store: AxisStore, leaves: int, inputs: int) -> None:
+    """Pins draws whose key is no input: a fixed projection is a constant that depends on the index.
+
+    Draws from a key among the inputs (dropout) have no neuron of their own and follow the widths.
+    """
+
+    def transfer(equation: Any, ins: Any, outs: list[Axes], values: list[bool]) -> list[bool]:
+        del ins
+        if equation.primitive.name == "random_bits" and not any(values):
+            for node in outs[0]:
+                store.pin(node, Reason("random_bits: the random key is not an input", (equation,)))
+        return [any(values) for _ in outs]
+
+    given = [False] * leaves + [True] * inputs
+    interpret(frame, store, given, transfer, lambda _: False)
 
 
 def mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]:

@@ -142,7 +142,8 @@ def transform(
             x = x.reshape(*shape[:axis], *split, *shape[axis + 1 :])
             for i, factor in enumerate(factors):
                 x = transform(x, axis + i, factor, name, function, sizes)
-            return x.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+            merged = math.prod(x.shape[axis : axis + len(factors)])
+            return x.reshape(*shape[:axis], merged, *shape[axis + 1 :])
         case Sum(segments):
             bounds = np.cumsum([size(s, sizes) for s in segments])[:-1].tolist()
             parts = jnp.split(x, bounds, axis)

@@ -26,7 +26,7 @@ class Reason:
     equations: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
-        """The reason with the source line of the equation, or of the innermost call that has one."""
+        """The reason with the source line of the equation, or of the innermost call with one."""
         line = next(filter(None, map(compat.source_line, self.equations)), "")
         return f"{self.text} at {line}" if line else self.text
 

@@ -7,12 +7,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from ifjax.graph.axes import AxisStore
 from ifjax.graph.flow import Axes, Frame, interpret
 
 Role = Literal["producer", "consumer", "additive", "multiplicative", "mean", "variance"]
 
 ADDITIVE = {"add", "add_any", "sub"}
+SCALING = {"mul", "div"}
 LINEAR = {"dot_general", "conv_general_dilated"}
 
 
@@ -33,12 +36,22 @@ class Roles:
     both: frozenset[tuple[int, int]] = frozenset()
 
 
+Places = frozenset[tuple[int, int]]  # (leaf, axis)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Value:
-    """The leaves a value depends on, and whether on parameters alone."""
+    """What a value comes from.
+
+    Attributes:
+      leaves: the leaves it depends on.
+      data: whether it depends on the function's inputs too.
+      along: per axis, the leaf axes that lie along it; of parameters alone.
+    """
 
     leaves: frozenset[int]
     data: bool
+    along: tuple[Places, ...] = ()
 
 
 def find_roles(
@@ -59,47 +72,51 @@ def find_roles(
     position: dict[tuple[int, int], int] = {}
     step = 0
 
-    def mark(leaf: int, nodes: Sequence[int], role: Role) -> None:
-        """Marks the axes of a leaf that are ``nodes``, or else hold classes of them."""
-        exact = [i for i, axis in enumerate(leaves[leaf]) if axis in nodes]
-        if not exact:
-            classes = {c for n in nodes for c in store.classes(n)}
-            axes = enumerate(leaves[leaf])
-            exact = [i for i, axis in axes if classes & set(store.classes(axis))]
-        for i in exact:
-            found[leaf, i].append(role)
+    def mark(value: _Value, axes: Sequence[int], role: Role) -> None:
+        """Gives a role to the leaf axes that lie along some axes of a value."""
+        for key in frozenset().union(*(value.along[i] for i in axes)):
+            found[key].append(role)
             if role == "producer":
-                position[leaf, i] = step
+                position[key] = step
 
     def transfer(equation: Any, ins: list[Axes], outs: list[Axes], values: list[Any]) -> list[Any]:
         nonlocal step
         name = equation.primitive.name
         data = any(v.data for v in values)
-        result = _Value(frozenset().union(*(v.leaves for v in values)), data)
+        leaves = frozenset().union(*(v.leaves for v in values))
         if name in LINEAR:
             step += 1
-            contracted = _contracted(equation, ins)
-            depthwise = equation.params.get("feature_group_count", 1) > 1 and (
-                equation.invars[1].aval.shape[equation.params["dimension_numbers"].rhs_spec[1]] == 1
-            )
-            for value, axes, inside in zip(values, ins, contracted, strict=True):
-                if not value.data:
-                    produced = [a for a in axes if a not in inside]
-                    for leaf in value.leaves:
-                        mark(leaf, inside, "consumer")
-                        mark(leaf, produced, "multiplicative" if depthwise else "producer")
+            contracted = _contracted(equation)
+            for k, (value, inside) in enumerate(zip(values, contracted, strict=True)):
+                free = [i for i in range(len(value.along)) if i not in inside]
+                if not data:  # a product of parameters: what it is used for tells about the rest
+                    mark(value, inside, "consumer" if k else "producer")
+                elif not value.data:
+                    mark(value, inside, "consumer")
+                    mark(value, free, "multiplicative" if _is_depthwise(equation) else "producer")
         elif data:
             role: Role = "additive" if name in ADDITIVE else "multiplicative"
             for value in values:
                 if not value.data:
-                    for leaf in value.leaves:
-                        for axis in range(len(leaves[leaf])):
-                            found[leaf, axis].append(role)
-        return [result for _ in outs]
+                    mark(value, range(len(value.along)), role)
+        elif name in SCALING and len(values) == 2:
+            main = _carrier(equation)
+            held = frozenset().union(*values[main].along)
+            factor = values[1 - main]
+            kept = tuple(places - held for places in factor.along)
+            mark(dataclasses.replace(factor, along=kept), range(len(kept)), "multiplicative")
+            return [_Value(leaves, data, values[main].along)]
+        if data:
+            return [_Value(leaves, data) for _ in outs]
+        positional = len(values) > 1 and name not in LINEAR
+        return [_Value(leaves, data, _along(store, positional, ins, out, values)) for out in outs]
 
-    values = [_Value(frozenset({i}), False) for i in range(len(leaves))]
+    values = [
+        _Value(frozenset({i}), False, tuple(frozenset({(i, j)}) for j in range(len(axes))))
+        for i, axes in enumerate(leaves)
+    ]
     values += [_Value(frozenset(), True) for _ in inputs]
-    outputs = interpret(frame, store, values, transfer, lambda _: _Value(frozenset(), False))
+    outputs = interpret(frame, store, values, transfer, _constant)
     live = frozenset().union(*(v.leaves for v in outputs))
     rank: list[Role] = ["producer", "consumer", "multiplicative", "additive"]
     of: dict[tuple[int, int], Role] = {
@@ -109,10 +126,50 @@ def find_roles(
     return Roles(of, position, live, both)
 
 
-def _contracted(equation: Any, operands: list[Axes]) -> list[list[int]]:
+def _constant(value: Any) -> _Value:
+    return _Value(frozenset(), False, (frozenset(),) * np.ndim(value))
+
+
+def _along(
+    store: AxisStore, positional: bool, ins: list[Axes], out: Axes, values: Sequence[_Value]
+) -> tuple[Places, ...]:
+    """Leaf axes along every axis of a result of parameters alone.
+
+    By position where operands are combined elementwise, by the axis itself where it has moved, and
+    by the classes on it where it was split or merged.
+    """
+    operands = [(axes, v.along) for axes, v in zip(ins, values, strict=True)]
+    pairs = [pair for axes, along in operands for pair in zip(axes, along, strict=True)]
+    result = []
+    for i, node in enumerate(out):
+        found: Places = frozenset()
+        if positional:
+            root = store.find(node)
+            aligned = [(axes[i], along[i]) for axes, along in operands if len(axes) == len(out)]
+            found = found.union(*(p for a, p in aligned if store.find(a) == root))
+        found = found or frozenset().union(*(p for a, p in pairs if a == node))
+        if not found:
+            classes = set(store.classes(node))
+            found = found.union(*(p for a, p in pairs if classes & set(store.classes(a))))
+        result.append(found)
+    return tuple(result)
+
+
+def _carrier(equation: Any) -> int:
+    """Which factor of an elementwise product of parameters is the weight, which one scales it."""
+    ranks = [sum(n > 1 for n in v.aval.shape) for v in equation.invars]
+    return int(ranks[1] > ranks[0])
+
+
+def _is_depthwise(equation: Any) -> bool:
+    if equation.params.get("feature_group_count", 1) == 1:
+        return False
+    return equation.invars[1].aval.shape[equation.params["dimension_numbers"].rhs_spec[1]] == 1
+
+
+def _contracted(equation: Any) -> list[list[int]]:
     """The contracted axes of either operand; window axes of a kernel count as neither."""
-    if equation.primitive.name == "dot_general":
-        contract, _ = equation.params["dimension_numbers"]
-        return [[axes[i] for i in c] for axes, c in zip(operands, contract, strict=True)]
     numbers = equation.params["dimension_numbers"]
-    return [[operands[0][numbers.lhs_spec[1]]], [operands[1][numbers.rhs_spec[1]]]]
+    if equation.primitive.name == "dot_general":
+        return [list(axes) for axes in numbers[0]]
+    return [[numbers.lhs_spec[1]], [numbers.rhs_spec[1]]]

@@ -23,9 +23,9 @@ def widths(
     round_to: int,
 ) -> tuple[Group, ...]:
     """The groups with the number of neurons to keep; see `ifjax.DependencyGraph.spec`."""
-    if sparsity is None and keep is None:
+    if sparsity in (None, {}) and keep in (None, {}):
         raise ValueError("spec needs a sparsity or keep: nothing says how many neurons to keep")
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+    if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
         raise ValueError(f"round_to must be a positive integer; got {round_to!r}")
     fractions = _mapping(groups, sparsity, "sparsity")
     counts = _mapping(groups, keep, "keep")
@@ -37,7 +37,7 @@ def widths(
         ):
             raise ValueError(f"sparsity must be a number in [0, 1); got {value!r} for {pattern!r}")
     for pattern, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"keep must be a positive integer; got {value!r} for {pattern!r}")
     named = {*fractions, *counts}
     if isinstance(include, str):
@@ -59,15 +59,17 @@ def widths(
                     raise ValueError(
                         f"group {group.name} has {group.size} neurons; cannot keep {count}"
                     )
-                kept = count
+                kept = int(count)
             elif fraction:
                 kept = kept_neurons(group.size, fraction, round_to)
         result.append(dataclasses.replace(group, kept=kept))
-    asked = any(fractions.values()) or bool(counts)
-    if asked and all(g.kept == g.size for g in result) and not counts:
+    whole = {g.name: g.size for g in groups if g.name in taken - left}
+    wanted = any(fractions.values()) or any(_first(g, counts) not in (None, g.size) for g in groups)
+    if (wanted or (counts and not whole)) and all(g.kept == g.size for g in result):
         raise ValueError(
-            f"sparsity {sparsity!r} removes no neuron of any selected group: the groups are too "
-            "small for it, excluded, or not known to be neurons; print(graph) lists them"
+            f"sparsity {sparsity!r}, keep {keep!r} removes no neuron of any selected group: the "
+            "groups are too small for it, excluded, or not known to be neurons; print(graph) lists "
+            "them"
         )
     return tuple(result)
 

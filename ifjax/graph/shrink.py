@@ -16,7 +16,7 @@ from ifjax.graph import compat
 from ifjax.graph import expression as ex
 from ifjax.graph.analysis import Analysis, Arguments, analyse, path_name, struct
 from ifjax.graph.axes import AxisStore, Factors, Free, Segments
-from ifjax.graph.flow import Axes, Context, Frame, walk
+from ifjax.graph.flow import Axes, Context, Frame, constant_axes, walk
 from ifjax.graph.rules import rule_of
 from ifjax.graph.rules.rule import Resize
 from ifjax.spec import FusionSpec, Plan
@@ -84,7 +84,8 @@ def _prepare(
     """Traces at full size, with the plan's groups as named atoms of the axis store."""
     check_small(params, plan)
     full = jax.tree_util.tree_map_with_path(
-        lambda path, x: jax.ShapeDtypeStruct(plan.leaf[path_name(path)].shape, x.dtype), params
+        lambda path, x: jax.ShapeDtypeStruct(plan.leaf[path_name(path)].shape, struct(x).dtype),
+        params,
     )
     atoms: dict[str, int] = {}
 
@@ -110,7 +111,11 @@ def check_small(params: Any, plan: Plan) -> None:
     found = {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(params)}
     for path in plan.leaf:
         if path not in found:
-            raise ValueError(f"{path}: the spec has this leaf, the parameters do not")
+            roles = {m.path: m.role for g in plan.groups for m in g.members}
+            hint = ""
+            if roles.get(path) in ("mean", "variance"):
+                hint = '; pass the whole tree, for flax.linen {"params": ..., "batch_stats": ...}'
+            raise ValueError(f"{path}: the spec has this leaf, the parameters do not{hint}")
     for path, shape in found.items():
         if path not in plan.leaf:
             raise ValueError(f"{path}: not a leaf of the network this spec was made for")
@@ -152,9 +157,9 @@ class _Shrunk:
     def _refuse(self, name: str, why: str) -> NoReturn:
         member = self.plan.group[name].members[0]
         raise ValueError(
-            f"the spec does not cover this function: it cuts group {name} (leaf {member.path}, axis "
-            f"{member.axis}), but the function {why}; trace this function too and make the spec "
-            "from graph1 & graph2"
+            f"the spec does not cover this function: it cuts group {name} (leaf {member.path}, "
+            f"axis {member.axis}), but the function {why}; trace this function too and make the "
+            "spec from graph1 & graph2"
         )
 
     def constants(self) -> Sequence[Any]:
@@ -235,9 +240,13 @@ class _Shrunk:
         self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Axes], args: Sequence[Any]
     ) -> list[Any]:
         """Evaluates the jaxpr of a derivative rule, tied to the axes of the primal function."""
-        frame, _ = walk(Context(self.analysis.store, rule_of), jaxpr, inputs, constants)
+        store = self.analysis.store
+        hoisted = () if compat.unpack(jaxpr)[1] else constants  # to the first inputs, in jax 0.12
+        axes = [constant_axes(store, c) for c in hoisted]
+        inner = constants[len(hoisted) :]
+        frame, _ = walk(Context(store, rule_of), jaxpr, [*axes, *inputs], inner)
         self.refresh()
-        return self.evaluate(frame, args)
+        return self.evaluate(frame, [*map(self._constant, hoisted, axes), *args])
 
     def _constant(self, value: Any, axes: Axes) -> Any:
         """Slices a constant; within a class of neurons all its slices are equal."""

@@ -109,6 +109,8 @@ class DependencyGraph:
 
     def __and__(self, other: DependencyGraph) -> DependencyGraph:
         """The graph that is safe for both functions of one parameter tree."""
+        if not isinstance(other, DependencyGraph):
+            return NotImplemented
         return _intersect(self, other)
 
     def __str__(self) -> str:
@@ -147,7 +149,11 @@ def trace(
     named = jax.tree_util.tree_leaves_with_path(params)
     if not named:
         raise ValueError("params holds no arrays: expected a pytree of arrays or ShapeDtypeStructs")
+    seen: set[str] = set()
     for path, x in named:
+        if path_name(path) in seen:
+            raise ValueError(f"two leaves of params have the path {path_name(path)}: rename one")
+        seen.add(path_name(path))
         if not hasattr(x, "shape") or not hasattr(x, "dtype"):
             raise TypeError(
                 f"params leaf {path_name(path)}: expected an array or ShapeDtypeStruct, got "
@@ -359,5 +365,22 @@ def _intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
         macs.append(tuple(store.instantiate(e, at) for e in product))
     leaves = [(x.path, x.shape, x.dtype) for x in a.plan.leaves]
     graph = _build(store, live_left, macs, Roles(of, position, live, frozenset(both)), [], leaves)
-    norms = tuple(dict.fromkeys((*a.plan.norms, *b.plan.norms)))
+    norms = tuple(n for n in a.plan.norms if _foldable_in(b, n))
+    norms += tuple(n for n in b.plan.norms if n not in norms and _foldable_in(a, n))
     return dataclasses.replace(graph, plan=dataclasses.replace(graph.plan, norms=norms))
+
+
+def _foldable_in(graph: DependencyGraph, norm: BatchNorm) -> bool:
+    """Whether a function allows a norm of another one of the same parameters to be folded.
+
+    It does where it has the same norm, does not use the kernel at all, or normalises the kernel's
+    output by batch statistics (train mode): then it uses the scale, and no norm shares a leaf.
+    """
+    if norm in graph.plan.norms or norm.kernel in graph.unused:
+        return True
+    own = {norm.kernel, norm.bias, norm.scale, norm.offset, norm.mean, norm.variance} - {None}
+    for other in graph.plan.norms:
+        parts = {other.kernel, other.bias, other.scale, other.offset, other.mean, other.variance}
+        if own & parts:
+            return False
+    return norm.scale not in graph.unused

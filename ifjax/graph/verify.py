@@ -13,7 +13,7 @@ import numpy as np
 
 from ifjax.graph import expression as ex
 from ifjax.graph.analysis import Arguments, mirrors, path_name
-from ifjax.spec import Plan
+from ifjax.spec import KEYS, Plan
 
 if TYPE_CHECKING:
     from ifjax.graph.trace import DependencyGraph
@@ -64,7 +64,7 @@ def verify(
       graph: the graph to check.
       apply_fn: the function that was traced, without dropout.
       params: its parameters, or their structs.
-      *inputs: its inputs; structs and floating-point arrays are replaced by random ones.
+      *inputs: its inputs; structs are replaced by normal numbers.
       seed: of the parameters, inputs and permutations.
       limit: largest change that passes, as a multiple of the change under weight noise of relative
         size 1e-7 (functions with internal float32 casts are not float64).
@@ -86,6 +86,7 @@ def verify(
       True
     """
     plan = graph.plan
+    check_paths(params, plan)
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         leaves, tree = jax.tree_util.tree_flatten_with_path(params)
@@ -104,12 +105,17 @@ def verify(
             return np.concatenate(jax.device_get(outputs(now, arrays)))
 
         base = run({})
+        if not np.isfinite(base).all():
+            raise ValueError(
+                "the function is not finite at parameters in general position, so nothing can be "
+                "verified; pass inputs inside its domain"
+            )
         # updated statistics are among the outputs and move with their group; compare the rest
         fixed = _unmoved(apply_fn, params, arguments, static)
         noise = {
             p: v * (1 + NOISE * rng.standard_normal(np.shape(v)))
             for p, v in zip(paths, values, strict=True)
-            if np.issubdtype(np.asarray(v).dtype, np.floating)
+            if jnp.issubdtype(v.dtype, jnp.floating)
         }
         scale = _distance(run(noise), base, fixed)
         changes: dict[str, float] = {}
@@ -140,6 +146,18 @@ def verify(
     return result
 
 
+def check_paths(params: Any, plan: Plan) -> None:
+    """Raises ValueError where the leaves are not those of the plan."""
+    found = {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    for path in {**plan.leaf, **found}:
+        want = plan.leaf[path].shape if path in plan.leaf else None
+        if found.get(path) != want:
+            raise ValueError(
+                f"{path}: expected shape {want or 'no such leaf'}, got "
+                f"{found.get(path, 'no leaf')}; pass parameters of the function that was traced"
+            )
+
+
 def general_position(
     plan: Plan, leaves: dict[str, Any], rng: np.random.Generator
 ) -> list[np.ndarray]:
@@ -159,8 +177,7 @@ def general_position(
     for path, x in leaves.items():
         shape = tuple(x.shape)
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            is_struct = isinstance(x, jax.ShapeDtypeStruct)
-            values.append(np.zeros(shape, x.dtype) if is_struct else x)
+            values.append(_zeros(x) if isinstance(x, jax.ShapeDtypeStruct) else x)
             continue
         normal = rng.standard_normal(shape)
         role = roles.get(path)
@@ -177,9 +194,18 @@ def general_position(
 
 
 def _as_float64(x: Any, rng: np.random.Generator) -> Any:
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return rng.standard_normal(x.shape)
-    return np.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
+    """An input in float64; structs become normal numbers, zeros or a random key."""
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    if not isinstance(x, jax.ShapeDtypeStruct):
+        return np.asarray(x, np.float64) if floating else x
+    return rng.standard_normal(x.shape) if floating else _zeros(x)
+
+
+def _zeros(x: jax.ShapeDtypeStruct) -> Any:
+    """Zeros, or random keys, of an abstract array that is not floating point."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0, impl=KEYS[str(x.dtype)[4:-1]]), x.shape)
+    return np.zeros(x.shape, x.dtype)
 
 
 def _counts(x: Any) -> bool:

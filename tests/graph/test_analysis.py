@@ -48,8 +48,10 @@ def test_mirrors_have_path_shape_and_dtype():
         {"bn": {"scale": leaf(4), "mean": leaf(5)}},  # without its collection; of another shape
         {"w": leaf(3, 4, dtype=jnp.bfloat16), "mean": leaf(4)},
     )
-    paths = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in
-             jax.tree_util.tree_leaves_with_path(out)]
+    paths = [
+        jax.tree_util.keystr(p, simple=True, separator="/")
+        for p, _ in jax.tree_util.tree_leaves_with_path(out)
+    ]
     found = {paths[i]: leaves[j][0] for i, j in mirrors(out, leaves).items()}
     assert found == {
         "1/batch_stats/bn/mean": "batch_stats/bn/mean",

@@ -22,7 +22,6 @@ from ifjax.graph import axes
 from ifjax.graph import expression as ex
 from ifjax.graph.axes import AxisStore
 
-
 # the checks of argument types cost thirty times what the store itself does
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -244,7 +243,9 @@ def test_the_order_of_the_equations_does_not_matter(recipe, random):
         r for n in two.nodes for r in two.store.reasons(n)
     }:
         return
-    assert sorted(one.classes(twin.values()).values()) == sorted(two.classes(other.values()).values())
+    assert sorted(one.classes(twin.values()).values()) == sorted(
+        two.classes(other.values()).values()
+    )
 
 
 # The equations by hand
@@ -455,4 +456,4 @@ def test_instantiating_a_resolved_axis_gives_the_same_axis(recipe):
 
         again = other.instantiate(frozen, atom)
         names = {str(n): name for name, n in atoms.items()}
-        assert other.resolve(again, lambda root: names[str(root)]) == frozen
+        assert other.resolve(again, lambda root, names=names: names[str(root)]) == frozen

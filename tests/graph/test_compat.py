@@ -39,7 +39,18 @@ def test_unpacking_gives_constants_with_their_variables():
         lambda x: lax.sort(x),
         lambda x: jnp.stack(jnp.split(x, 3)),
     ],
-    ids="sin scan while cond pure_callback jit custom_jvp remat sort stack".split(),
+    ids=[
+        "sin",
+        "scan",
+        "while",
+        "cond",
+        "pure_callback",
+        "jit",
+        "custom_jvp",
+        "remat",
+        "sort",
+        "stack",
+    ],
 )
 def test_binding_evaluates_every_kind_of_equation(f):
     x = jnp.array([0.3, 0.1, 0.7])
@@ -62,8 +73,7 @@ def test_source_lines_name_the_users_file():
     assert "test_compat.py" in compat.source_line(equation)
 
 
-@pytest.mark.parametrize("zeros", [(False, False), (True, False)])
-def test_the_rule_of_a_custom_derivative(zeros):
+def test_the_rule_of_a_custom_derivative():
     @jax.custom_jvp
     def f(x, y):
         return x * y
@@ -74,8 +84,7 @@ def test_the_rule_of_a_custom_derivative(zeros):
         return x * y, 2 * x * t + 3 * y * s
 
     (equation,) = jax.make_jaxpr(f)(2.0, 5.0).eqns
-    jaxpr, consts, out_zeros = compat.jvp_jaxpr(equation, zeros)
-    tangents = [t for t, zero in zip((1.0, 10.0), zeros, strict=True) if not zero]
-    out = jax.core.eval_jaxpr(jaxpr, consts, 2.0, 5.0, *tangents)
+    jaxpr, consts, out_zeros = compat.jvp_jaxpr(equation, (False, False))
+    out = jax.core.eval_jaxpr(jaxpr, consts, 2.0, 5.0, 1.0, 10.0)
     assert out_zeros == [False]
-    assert [float(o) for o in out] == [10.0, 40.0 + (0 if zeros[0] else 15.0)]
+    assert [float(o) for o in out] == [10.0, 55.0]

@@ -11,6 +11,7 @@ from ifjax.graph import expression as ex
 from ifjax.graph import flow
 from ifjax.graph.axes import AxisStore
 from ifjax.graph.flow import Context, Frame, Reason, constant_axes, interpret, walk
+from ifjax.graph.rules import rule_of
 
 
 def runs(value) -> list[list[int]]:
@@ -52,7 +53,7 @@ def walked(f, *shapes):
     closed = jax.make_jaxpr(f)(*(jnp.zeros(s) for s in shapes))
     store = AxisStore()
     inputs = [tuple(store.fresh(n) for n in s) for s in shapes]
-    frame, outputs = walk(Context(store), closed, inputs)
+    frame, outputs = walk(Context(store, rule_of), closed, inputs)
     return frame, store, inputs, outputs
 
 
@@ -62,7 +63,9 @@ def test_walking_relates_the_outputs_to_the_inputs():
     assert [store.find(a) for a in y] == [store.find(x[0]), store.find(w[1])]
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["flat", "jit", "remat"])
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["flat", "jit", "remat"]
+)
 def test_interpreting_follows_calls(wrap):
     """Counting contractions on the way: an abstract value is how many lie behind it."""
 

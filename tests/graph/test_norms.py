@@ -20,7 +20,7 @@ VECTORS = ("scale", "offset", "mean", "var")
 
 def params(width=6, **more):
     p = arrays(w=(3, width), v=(width, 2), **more)
-    p |= arrays(**{name: (width,) for name in VECTORS})
+    p |= arrays(**dict.fromkeys(VECTORS, (width,)))
     return p | {"var": np.abs(p["var"]) + 0.5}
 
 
@@ -35,10 +35,12 @@ FORMS = {
         p["scale"] * lax.rsqrt(p["var"] + 1e-3)
     ),
     "textbook": lambda h, p: (h - p["mean"]) / jnp.sqrt(p["var"] + 1e-3) * p["scale"] + p["offset"],
-    "negative mean": lambda h, p: p["offset"]
-    - (p["mean"] - h) * p["scale"] / jnp.sqrt(1e-3 + p["var"]),
-    "inverse of the root": lambda h, p: (h - p["mean"]) * (1 / jnp.sqrt(p["var"] + 1e-3)) * p["scale"]
-    + p["offset"],
+    "negative mean": lambda h, p: (
+        p["offset"] - (p["mean"] - h) * p["scale"] / jnp.sqrt(1e-3 + p["var"])
+    ),
+    "inverse of the root": lambda h, p: (
+        (h - p["mean"]) * (1 / jnp.sqrt(p["var"] + 1e-3)) * p["scale"] + p["offset"]
+    ),
     "jitted": jax.jit(norm),
     "remat": jax.checkpoint(norm),
     "in two axes of shape one": lambda h, p: norm(h, {k: a.reshape(1, -1) for k, a in p.items()}),
@@ -123,40 +125,35 @@ def test_convolutions_fold_along_their_output_axis(groups):
 
 # A norm that must not be folded; the groups are the same
 KEPT = {
-    "without scale": lambda p, x: jnp.tanh(
-        (x @ p["w"] - p["mean"]) * lax.rsqrt(p["var"] + 1e-3) + p["offset"]
-    )
-    @ p["v"],
-    "pre-activation, on a residual stream": lambda p, x: jnp.tanh(
-        norm(x @ p["w"] + jnp.sin(x @ p["u"]), p)
-    )
-    @ p["v"],
-    "after a nonlinearity": lambda p, x: norm(jnp.tanh(x @ p["w"]), p) @ p["v"],
-    "kernel output read twice": lambda p, x: (lambda y: (jnp.tanh(norm(y, p)) + jnp.sin(y)) @ p["v"])(
-        x @ p["w"]
+    "without scale": lambda p, x: (
+        jnp.tanh((x @ p["w"] - p["mean"]) * lax.rsqrt(p["var"] + 1e-3) + p["offset"]) @ p["v"]
     ),
+    "pre-activation, on a residual stream": lambda p, x: (
+        jnp.tanh(norm(x @ p["w"] + jnp.sin(x @ p["u"]), p)) @ p["v"]
+    ),
+    "after a nonlinearity": lambda p, x: norm(jnp.tanh(x @ p["w"]), p) @ p["v"],
+    "kernel output read twice": lambda p, x: (
+        lambda y: (jnp.tanh(norm(y, p)) + jnp.sin(y)) @ p["v"]
+    )(x @ p["w"]),
     "kernel applied twice": lambda p, x: (
-        jnp.tanh(norm(x @ p["w"], p)) + jnp.sin(jnp.cos(x) @ p["w"])
-    )
-    @ p["v"],
-    "kernel in a penalty": lambda p, x: jnp.tanh(norm(x @ p["w"], p)) @ p["v"] + (p["w"] ** 2).sum(),
+        (jnp.tanh(norm(x @ p["w"], p)) + jnp.sin(jnp.cos(x) @ p["w"])) @ p["v"]
+    ),
+    "kernel in a penalty": lambda p, x: (
+        jnp.tanh(norm(x @ p["w"], p)) @ p["v"] + (p["w"] ** 2).sum()
+    ),
     "kernel scaled first": lambda p, x: jnp.tanh(norm(x @ (2 * p["w"]), p)) @ p["v"],
     "shared by two kernels": lambda p, x: (
-        jnp.tanh(norm(x @ p["w"], p)) + jnp.sin(norm(x @ p["u"], p))
-    )
-    @ p["v"],
+        (jnp.tanh(norm(x @ p["w"], p)) + jnp.sin(norm(x @ p["u"], p))) @ p["v"]
+    ),
     "scale read elsewhere": lambda p, x: (
-        jnp.tanh(norm(x @ p["w"], p)) + jnp.sin(x @ p["u"]) * p["scale"]
-    )
-    @ p["v"],
+        (jnp.tanh(norm(x @ p["w"], p)) + jnp.sin(x @ p["u"]) * p["scale"]) @ p["v"]
+    ),
     "mean read elsewhere": lambda p, x: (
-        jnp.tanh(norm(x @ p["w"], p)) + jnp.sin(x @ p["u"] + p["mean"])
-    )
-    @ p["v"],
+        (jnp.tanh(norm(x @ p["w"], p)) + jnp.sin(x @ p["u"] + p["mean"])) @ p["v"]
+    ),
     "bias read elsewhere": lambda p, x: (
-        jnp.tanh(norm(x @ p["w"] + p["b"], p)) + jnp.sin(jnp.cos(x @ p["u"]) + p["b"])
-    )
-    @ p["v"],
+        (jnp.tanh(norm(x @ p["w"] + p["b"], p)) + jnp.sin(jnp.cos(x @ p["u"]) + p["b"])) @ p["v"]
+    ),
     "kernel on the left": lambda p, x: jnp.tanh(norm((p["w"].T @ x.T).T, p)) @ p["v"],
     "scaled again": lambda p, x: jnp.tanh(norm(x @ p["w"], p) * p["b"]) @ p["v"],
     "another scale for one image": lambda p, x: jnp.tanh(norm(x @ p["w"] * x.mean(), p)) @ p["v"],

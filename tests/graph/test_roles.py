@@ -42,7 +42,8 @@ def test_a_kernel_that_is_computed_from_leaves():
 
     p = arrays(w=(3, 6), mask=(3, 6), left=(3, 2), right=(2, 6), v=(6, 2))
     found = roles(f, p, X)
-    assert found["w", 1] == found["mask", 1] == found["right", 1] == "producer"
+    assert found["w", 1] == found["right", 1] == "producer"
+    assert found["mask", 1] == "multiplicative"
     assert found["v", 0] == "consumer"
 
 
@@ -80,3 +81,35 @@ def test_depthwise_kernels_scale():
     p = arrays(k=(1, 1, 3, 4), d=(3, 3, 1, 4), b=(4, 2))
     found = roles(f, p, array(2, 3, 3, 3))
     assert found == {("k", 3): "producer", ("d", 3): "multiplicative", ("b", 0): "consumer"}
+
+
+def test_square_kernels_keep_their_two_axes_apart():
+    """A sum, a transpose and a product of square kernels of one group, on either side."""
+
+    def f(p, x):
+        h = jnp.tanh(x @ p["w"])
+        h = h + jnp.tanh(h @ (p["u"] + p["v"].T)) + jnp.tanh(h @ (p["a"] @ p["b"]))
+        return h @ p["o"]
+
+    p = arrays(w=(3, 6), u=(6, 6), v=(6, 6), a=(6, 6), b=(6, 6), o=(6, 2))
+    found = roles(f, p, X)
+    assert found["u", 0] == found["v", 1] == found["o", 0] == "consumer"
+    assert found["u", 1] == found["v", 0] == "producer"
+    assert (found["a", 0], found["b", 1]) == ("consumer", "producer")
+
+
+def test_low_rank_updates_consume_with_their_first_factor():
+    def f(p, x):
+        return jnp.tanh(x @ p["w"]) @ (p["o"] + p["a"] @ p["b"])
+
+    found = roles(f, arrays(w=(3, 6), o=(6, 2), a=(6, 4), b=(4, 2)), X)
+    assert found["a", 0] == found["o", 0] == found["b", 0] == "consumer"
+    assert found["a", 1] == "producer"
+
+
+def test_a_scaled_consumer_has_one_consumer_and_one_factor():
+    def f(p, x):
+        return jnp.tanh(x @ p["w"]) @ (p["o"] * p["s"][:, None])
+
+    found = roles(f, arrays(w=(3, 6), o=(6, 2), s=(6,)), X)
+    assert (found["o", 0], found["s", 0]) == ("consumer", "multiplicative")

@@ -59,7 +59,7 @@ def test_rounding():
 
 
 def test_names_with_brackets_match_themselves():
-    """A segment inside a factor is named with brackets, which are a class of characters in globs."""
+    """A segment inside a factor is named with brackets, a class of characters in globs."""
 
     def f(p, x):
         h = jnp.tanh(x @ p["a"]).reshape(-1, 2, 5)
@@ -139,7 +139,7 @@ def test_kept_neurons_is_the_formula(n, sparsity, round_to):
     if round_to == 1:
         assert kept == m
         return
-    multiples = [k for k in range(round_to, n + 1, round_to)]
+    multiples = list(range(round_to, n + 1, round_to))
     if not multiples:
         assert kept == n
     else:

@@ -83,9 +83,11 @@ def test_under_grad_vmap_scan_and_remat(shrunk):
         lambda f: jax.grad(loss(jax.checkpoint(f))),
         lambda f: lambda p, x: jax.jvp(lambda p: f(p, x), (p,), (p,))[1],
         lambda f: lambda p, x: jax.vmap(f, (None, 0))(p, x[:, None]),
-        lambda f: lambda p, x: jax.vmap(f, (0, None))(jax.tree.map(lambda a: a[None], p), x),
+        lambda f: lambda p, x: jax.vmap(f, (0, None))(jax.tree.map(lambda leaf: leaf[None], p), x),
         lambda f: lambda p, x: lax.scan(lambda c, r: (c + f(p, r[None]).sum(), c), 0.0, x),
-        lambda f: lambda p, x: jax.grad(lambda p: jax.vmap(lambda r: loss(f)(p, r[None]))(x).sum())(p),
+        lambda f: (
+            lambda p, x: jax.grad(lambda p: jax.vmap(lambda r: loss(f)(p, r[None]))(x).sum())(p)
+        ),
     ):
         got, want = wrap(apply)(small, X), wrap(mlp)(small, X)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -199,7 +201,10 @@ def test_train_mode_with_dropout_and_mutable_statistics():
     }
     eager = nn.BatchNorm(use_running_average=False)  # the statistics are those of the kept channels
     y = nn.Conv(3, (3, 3), strides=2).apply({"params": small["params"]["Conv_0"]}, x[:2])
-    norm = {"params": small["params"]["BatchNorm_0"], "batch_stats": small["batch_stats"]["BatchNorm_0"]}
+    norm = {
+        "params": small["params"]["BatchNorm_0"],
+        "batch_stats": small["batch_stats"]["BatchNorm_0"],
+    }
     _, want = eager.apply(norm, y, mutable=["batch_stats"])
     np.testing.assert_allclose(
         state["batch_stats"]["BatchNorm_0"]["mean"], want["batch_stats"]["mean"], rtol=1e-5
@@ -279,5 +284,5 @@ def test_a_cut_group_inside_an_axis_that_is_not_cut():
     p = arrays(a=(3, 4), b=(4, 2), c=(3, 2), d=(2, 2), w=(3, 6), v=(6, 2))
     graph = ifjax.trace(one, p, X)
     small = ifjax.take(p, graph, {"a": [0, 1]})
-    with pytest.raises(ValueError, match="cuts group a .* ties it to group w, which is not cut"):
+    with pytest.raises(ValueError, match=r"cuts group a .* ties it to group w, which is not cut"):
         ifjax.shrink(two, graph.spec(keep={"a": 2}))(small, X)

@@ -30,7 +30,9 @@ def names(graph: ifjax.DependencyGraph) -> dict[str, int]:
 def test_structs_are_enough_and_nothing_is_evaluated():
     p = {k: jax.ShapeDtypeStruct(v.shape, jnp.float32) for k, v in MLP.items()}
     x = jax.ShapeDtypeStruct((4, 3), jnp.float32)
-    assert ifjax.trace(mlp, p, x) == ifjax.trace(mlp, jax.tree.map(jnp.float32, MLP), jnp.float32(X))
+    assert ifjax.trace(mlp, p, x) == ifjax.trace(
+        mlp, jax.tree.map(jnp.float32, MLP), jnp.float32(X)
+    )
 
 
 def test_python_values_and_keywords_are_static():

@@ -71,9 +71,7 @@ def test_tied_weights_are_one_member_for_both_uses():
         z = jnp.tanh(h @ p["w"])
         return (z @ p["w"].T) @ p["b"]
 
-    hold(
-        f, arrays(a=(3, 6), w=(6, 4), b=(6, 2)), array(4, 3), groups={"a": 6, "w": 4}
-    )
+    hold(f, arrays(a=(3, 6), w=(6, 4), b=(6, 2)), array(4, 3), groups={"a": 6, "w": 4})
 
 
 def test_one_leaf_used_twice_ties_what_it_meets():

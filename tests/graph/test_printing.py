@@ -1,0 +1,73 @@
+"""Tables of graphs and specs: what they count, and that they are readable."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+import ifjax
+from ifjax.graph import printing
+from ifjax.graph.printing import cost
+from tests.graph.laws import array, arrays
+
+X = array(4, 3)
+
+
+def network(p, x):
+    h = jnp.tanh(x @ p["a"] + p["bias"])
+    return (jnp.tanh(h @ p["m"]) @ p["b"]) * jnp.linspace(1, 2, 2)
+
+
+P = arrays(a=(3, 8), bias=(8,), m=(8, 5), b=(5, 2), unused=(7,))
+GRAPH = ifjax.trace(network, P, X)
+
+
+def test_a_graph_lists_its_groups_what_is_pinned_and_what_is_unused():
+    lines = str(GRAPH).splitlines()
+    weights = 24 + 8 + 40 + 10 + 7
+    assert (
+        lines[0] == f"DependencyGraph: 2 groups, {weights} weights, {2 * 4 * (24 + 40 + 10)} FLOPs"
+    )
+    assert lines[1].split() == ["group", "size", "kind", "members", "weights", "FLOPs"]
+    row = ["a", "8", "neuron", "3", "in", "3", "leaves", "72", "512"]
+    assert lines[2].split() == row
+    assert lines[3].split() == f"m 5 neuron 2 in 2 leaves 50 {2 * 4 * 50}".split()
+    assert "pinned: 2 axes" in lines
+    assert "  a[0]: an axis of the function's inputs" in lines
+    assert any(line.startswith("  b[1]: ") for line in lines)
+    assert lines[-1] == "leaves that reach no output: unused"
+    assert len({len(line) for line in lines[1:4]}) == 1  # columns are aligned
+
+
+def test_many_pinned_axes_are_summed_up(monkeypatch):
+    monkeypatch.setattr(printing, "MOST_PINNED", 1)
+
+    def f(p, x):
+        return sum(x @ p[k] for k in "abcde") @ jnp.cumsum(p["w"], 0)
+
+    text = str(ifjax.trace(f, arrays(**dict.fromkeys("abcde", (3, 4)), w=(4, 2)), X))
+    assert "a[0], b[0], c[0] and 2 more: an axis of the function's inputs" in text
+    assert "more reasons, see graph.pinned" in text
+
+
+def test_the_cost_of_a_group_is_what_cutting_it_saves():
+    for group in GRAPH.groups:
+        for kept in (1, 3, 5):
+            spec = GRAPH.spec(keep={group.name: kept})
+            (w0, w1), (f0, f1) = spec.weights(), spec.flops()
+            assert cost(GRAPH.plan, group, kept) == (w0 - w1, f0 - f1)
+
+
+def test_a_spec_lists_the_groups_that_it_cuts():
+    spec = GRAPH.spec(0.5, include="a", method="prune")
+    lines = str(spec).splitlines()
+    assert lines[0].startswith("FusionSpec (prune): weights 89 -> 53 (40.4% fewer), FLOPs 592 -> ")
+    assert [line.split()[0] for line in lines[1:]] == ["group", "a"]
+    assert lines[2].split() == ["a", "8", "->", "4", "36", "256"]
+    assert "(0.0% fewer)" in str(GRAPH.spec(0.0))
+
+
+def test_graphs_without_groups_or_contractions_print_too():
+    graph = ifjax.trace(lambda p, x: x + p["c"], {"c": np.ones(3)}, X)
+    assert str(graph).startswith("DependencyGraph: 0 groups, 3 weights, 0 FLOPs")
+    assert "FLOPs 0 -> 0 (none)" in str(graph.spec(0.0))

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ifjax import checks
+from ifjax.spec import Method
+from ifjax.transport import Transport
+from tests import reference
+
+PLAN = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).plan
+NAME, N = PLAN.groups[0].name, PLAN.groups[0].size
+
+
+def transport(**changed) -> Transport:
+    fields = dict.fromkeys(Transport._fields, jnp.zeros(()))
+    fields |= {"map": jnp.zeros((N, N // 2)), "converged": jnp.asarray(True)}
+    return Transport(**(fields | changed))
+
+
+def test_unknown_groups_are_refused_with_the_names_of_some():
+    assert checks.known_group(PLAN, NAME).size == N
+    with pytest.raises(ValueError, match=f"unknown group 'nope'; the groups are {NAME}"):
+        checks.known_group(PLAN, "nope")
+
+
+def test_scores_are_promoted_and_stopped():
+    found = checks.checked_scores({NAME: np.arange(N)}, PLAN)
+    assert found[NAME].dtype == jnp.float32
+    gradient = jax.grad(lambda x: checks.checked_scores({NAME: x}, PLAN)[NAME].sum())(jnp.ones(N))
+    np.testing.assert_array_equal(gradient, 0)
+    assert checks.checked_scores(None, PLAN) == {}
+    with pytest.raises(ValueError, match=rf"expected shape \({N},\), got \(2,\)"):
+        checks.checked_scores({NAME: np.ones(2)}, PLAN)
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        checks.checked_scores({NAME: np.full(N, np.inf)}, PLAN)
+
+
+@pytest.mark.parametrize("bad", [[], [[0]], [0.5], [N], [-1]])
+def test_indices_are_integers_in_range(bad):
+    assert checks.checked_indices(PLAN, NAME, [1, 0]).tolist() == [1, 0]
+    with pytest.raises(ValueError, match=f"group {NAME}: expected"):
+        checks.checked_indices(PLAN, NAME, bad)
+
+
+def test_every_cut_group_needs_a_map_of_its_shape():
+    spec = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).spec(keep={NAME: N // 2})
+    checks.check_maps({NAME: transport()}, spec.plan)
+    with pytest.raises(ValueError, match="got none"):
+        checks.check_maps({}, spec.plan)
+    with pytest.raises(ValueError, match=r"got \(1, 1\)"):
+        checks.check_maps({NAME: transport(map=jnp.zeros((1, 1)))}, spec.plan)
+
+
+def test_a_solver_that_failed_is_told_with_the_remedy():
+    checks.check_converged({NAME: transport()}, Method())
+    failed = transport(converged=jnp.asarray(False), iterations=jnp.asarray(7))
+    with pytest.raises(RuntimeError, match=r"1 of 1 groups.*after 7 iterations.*larger epsilon"):
+        checks.check_converged({NAME: failed}, Method())
