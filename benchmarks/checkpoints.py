@@ -6,6 +6,7 @@ what the reference cannot do: the residual stream cut as well.
 
     python benchmarks/checkpoints.py             # about 20 minutes on 2 cores
     python benchmarks/checkpoints.py --images 2000 --networks resnet20
+    python benchmarks/checkpoints.py --solver sinkhorn --networks resnet20
     python benchmarks/checkpoints.py --redraw    # the plots from results/checkpoints.json
 """
 
@@ -117,8 +118,12 @@ def main() -> None:
         path = shared / f"checkpoints/{network}_cifar10.safetensors"
         rows += measure(network, path, images, labels, args.solver)
     print(record.markdown(rows))
-    draw(rows)
-    path = record.write("checkpoints", rows, images=args.images, solver=args.solver)
+    name = "checkpoints"
+    if args.solver == "exact":
+        draw(rows)
+    else:
+        name += f"-{args.solver}"
+    path = record.write(name, rows, images=args.images, solver=args.solver)
     print("written:", path.name)
 
 

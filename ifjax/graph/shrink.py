@@ -59,7 +59,8 @@ def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]
         avals = tuple(map(struct, (*leaves, *arguments.arrays)))
         fixed = (*arguments.static, *sorted(static.items()))
         types = tuple(type(x) for _, x in fixed)  # 1, 1.0 and True are equal
-        context = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
+        config: Any = jax.config
+        context = (config.jax_enable_x64, config.jax_default_matmul_precision)
         key = (tree, arguments.tree, fixed, types, avals, context)
         try:
             shrunk = cache.get(key)

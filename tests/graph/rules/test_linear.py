@@ -252,6 +252,23 @@ def test_one_by_one_windows_let_the_spatial_axes_pass():
     hold(f, arrays(a=(3, 5), k=(1, 1, 1, 4), b=(5, 4, 2)), array(4, 3), groups={"a": 5, "k": 4})
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"window_strides": (1, 2)}, {"lhs_dilation": (1, 2)}, {"padding": ((0, 0), (1, 0))}],
+    ids=lambda o: next(iter(o)),
+)
+def test_windows_of_one_that_skip_or_pad_pin(options):
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"])[:, None, :, None]
+        h = conv(h, p["k"], **({"padding": "VALID"} | options))
+        return jnp.einsum("nhwc,wco->no", h, p["b"])
+
+    out = {"window_strides": 3, "lhs_dilation": 9, "padding": 6}[next(iter(options))]
+    p = arrays(a=(3, 5), k=(1, 1, 1, 4), b=(out, 4, 2))
+    graph = hold(f, p, array(4, 3), groups={"k": 4})
+    assert "spatial axis of a convolution" in reasons(graph)["a", 1]
+
+
 def test_flops_count_the_contractions_of_the_small_network():
     def f(p, x):
         h = conv(x, p["k1"])
