@@ -260,7 +260,7 @@ def test_one_by_one_windows_let_the_spatial_axes_pass():
 def test_windows_of_one_that_skip_or_pad_pin(options):
     def f(p, x):
         h = jnp.tanh(x @ p["a"])[:, None, :, None]
-        h = conv(h, p["k"], **({"padding": "VALID"} | options))
+        h = conv(h, p["k"], **({"padding": ((0, 0), (0, 0))} | options))
         return jnp.einsum("nhwc,wco->no", h, p["b"])
 
     out = {"window_strides": 3, "lhs_dilation": 9, "padding": 6}[next(iter(options))]
