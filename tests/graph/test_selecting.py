@@ -108,12 +108,12 @@ ERRORS = {
     "importance must be one of": {"sparsity": 0.5, "importance": "l7"},
     "cost_p must be at least 1": {"sparsity": 0.5, "cost_p": 0.5},
     "epsilon must be positive": {"sparsity": 0.5, "epsilon": math.nan},
-    "sparsity 0.001 removes no neuron of any selected group": {
+    "sparsity 0.001, keep None removes no neuron of any selected group": {
         "sparsity": 0.001,
         "round_to": 10,
         "include": "l1*",
     },
-    "sparsity 0.5 removes no neuron": {"sparsity": 0.5, "exclude": "*"},
+    "sparsity 0.5, keep None removes no neuron": {"sparsity": 0.5, "exclude": "*"},
 }
 
 

@@ -47,7 +47,7 @@ def test_across_the_neurons_passes_the_group(case):
 
 def test_operands_that_are_sorted_together_are_tied():
     def f(p, x):
-        keys, values = lax.sort((x @ p["a"], jnp.sin(x @ p["c"])), dimension=0, num_keys=1)
+        _, values = lax.sort((x @ p["a"], jnp.sin(x @ p["c"])), dimension=0, num_keys=1)
         return values @ p["b"]
 
     hold(f, arrays(a=(3, 6), c=(3, 6), b=(6, 2)), array(4, 3), groups={"a": 6})
