@@ -136,6 +136,7 @@ class _Shrunk:
     plan: Plan
     atoms: dict[str, int]
     widths: dict[int, int] = dataclasses.field(default_factory=dict)
+    parts: dict[tuple[int, ...], list[int]] = dataclasses.field(default_factory=dict)
 
     def refresh(self) -> None:
         """Looks up the classes of the cut groups; refuses where the walk has changed one."""
@@ -187,6 +188,12 @@ class _Shrunk:
 
     def pieces(self, node: int, bounds: Sequence[int]) -> list[int]:
         """Small sizes of the parts between consecutive bounds of an axis."""
+        key = (node, *bounds)
+        if key not in self.parts:  # cutting makes nodes: once, not at every call
+            self.parts[key] = self._pieces(node, bounds)
+        return self.parts[key]
+
+    def _pieces(self, node: int, bounds: Sequence[int]) -> list[int]:
         store = self.analysis.store
         sizes, done = [], 0
         for bound in bounds:

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 import ifjax
+from ifjax.graph.axes import AxisStore
 from tests.graph.laws import array, arrays, kept
 
 
@@ -286,3 +287,23 @@ def test_a_cut_group_inside_an_axis_that_is_not_cut():
     small = ifjax.take(p, graph, {"a": [0, 1]})
     with pytest.raises(ValueError, match=r"cuts group a .* ties it to group w, which is not cut"):
         ifjax.shrink(two, graph.spec(keep={"a": 2}))(small, X)
+
+
+def test_calls_after_the_first_make_no_new_nodes(monkeypatch):
+    """Slices cut axes of the store; an eager loop must not make it grow."""
+
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"])
+        return h[:, :4] @ p["b"] + h[:, 4:] @ p["c"]
+
+    params = jax.tree.map(jnp.float32, arrays(a=(3, 10), b=(4, 2), c=(6, 2)))
+    spec = ifjax.trace(f, params, X).spec(0.5, method="prune")
+    small, apply = ifjax.fuse_params(params, spec), ifjax.shrink(f, spec)
+    made = []
+    new = AxisStore._new
+    monkeypatch.setattr(AxisStore, "_new", lambda self, *a: made.append(a) or new(self, *a))
+    first = apply(small, X)
+    assert made
+    made.clear()
+    np.testing.assert_array_equal(apply(small, X), first)
+    assert made == []
