@@ -64,7 +64,8 @@ def verify(
       graph: the graph to check.
       apply_fn: the function that was traced, without dropout.
       params: its parameters, or their structs.
-      *inputs: its inputs; structs are replaced by normal numbers.
+      *inputs: its inputs; structs and arrays that hold one value alone are replaced by normal
+        numbers.
       seed: of the parameters, inputs and permutations.
       limit: largest change that passes, as a multiple of the change under weight noise of relative
         size 1e-7 (functions with internal float32 casts are not float64).
@@ -194,11 +195,13 @@ def general_position(
 
 
 def _as_float64(x: Any, rng: np.random.Generator) -> Any:
-    """An input in float64; structs become normal numbers, zeros or a random key."""
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    if not isinstance(x, jax.ShapeDtypeStruct):
-        return np.asarray(x, np.float64) if floating else x
-    return rng.standard_normal(x.shape) if floating else _zeros(x)
+    """An input in float64; structs, and arrays of one value (dummies), become normal numbers."""
+    abstract = isinstance(x, jax.ShapeDtypeStruct)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return _zeros(x) if abstract else x
+    if abstract or np.ptp(np.asarray(x, np.float64)) == 0:
+        return rng.standard_normal(x.shape)
+    return np.asarray(x, np.float64)
 
 
 def _zeros(x: jax.ShapeDtypeStruct) -> Any:

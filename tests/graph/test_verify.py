@@ -112,3 +112,10 @@ def test_general_position_follows_the_roles():
     assert values["var"].min() > 0
     assert values["scale"].mean() == pytest.approx(1, abs=0.3)
     assert values["w"].std() == pytest.approx(0.5, rel=0.3)  # 1 / sqrt(fan in)
+
+
+@pytest.mark.parametrize("dummy", [0.0, 1.0])
+def test_dummy_inputs_do_not_hide_a_member(dummy):
+    """With zeros as input the first kernel would have no power."""
+    x = jnp.full((2, 4), dummy)
+    assert ifjax.trace(mlp, MLP, x).verify(mlp, MLP, x).unverified == ()
