@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from ifjax.spec import BatchNorm
 
 
-def fold(leaves: Mapping[str, Array], norms: Iterable[BatchNorm]) -> dict[str, Array]:
+def fold(leaves: Mapping[str, Any], norms: Iterable[BatchNorm]) -> dict[str, Any]:
     """Scales kernels, biases and means so that the norms' slope is one; the rest is unchanged.
 
     Args:
