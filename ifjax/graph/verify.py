@@ -159,9 +159,7 @@ def check_paths(params: Any, plan: Plan) -> None:
             )
 
 
-def general_position(
-    plan: Plan, leaves: dict[str, Any], rng: np.random.Generator
-) -> list[Any]:
+def general_position(plan: Plan, leaves: dict[str, Any], rng: np.random.Generator) -> list[Any]:
     """Random float64 values for all leaves: kernels normal by fan-in, variances positive.
 
     Args:
