@@ -7,10 +7,12 @@ apply_small = ifjax.shrink(apply_fn, spec)
 """
 
 from ifjax.checkpoint import load, save
-from ifjax.fuse import apply_maps, fuse_params, take, transport_maps
+from ifjax.fuse import apply_maps, fuse_params, take
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph, trace
-from ifjax.spec import FusionSpec, Method
+from ifjax.maps import transport_maps
+from ifjax.method import Method
+from ifjax.spec import FusionSpec
 from ifjax.transport import Transport
 
 __all__ = [

@@ -11,7 +11,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ifjax.spec import Group, Method, Plan
+from ifjax.method import Method
+from ifjax.spec import Group, Plan
 from ifjax.transport import Transport
 from ifjax.tree import is_concrete
 

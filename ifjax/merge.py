@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from ifjax.graph import expression as ex
 from ifjax.graph.roles import Role
-from ifjax.spec import Group, Method, Plan
+from ifjax.method import Method
+from ifjax.spec import Group, Plan
 from ifjax.transport import Transport
 
 SELF = "self"

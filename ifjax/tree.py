@@ -112,3 +112,11 @@ def with_leaves(params: PyTree, leaves: Mapping[str, Any]) -> PyTree:
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     return jax.tree.unflatten(jax.tree.structure(params), [leaves[p] for p in paths])
+
+
+def promoted(x: Any) -> Any:
+    """At least float32; what is not floating point is left alone."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ifjax import checks
-from ifjax.spec import Method
+from ifjax.method import Method
 from ifjax.transport import Transport
 from tests import reference
 

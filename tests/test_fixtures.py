@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ifjax
-from ifjax import fuse
+from ifjax import maps
 from ifjax.merge import matrices
 from tests import reference
 
@@ -60,19 +60,19 @@ def test_the_case_is_the_reference_s(monkeypatch, name):
     close(forward(model)(params, case["x"]), case["y_dense"], "the network itself")
 
     recorded = []
-    monkeypatch.setattr(fuse, "_scored", recording(fuse._scored, recorded))
+    monkeypatch.setattr(maps, "_scored", recording(maps._scored, recorded))
     scores = reference.scores(settings, case, groups)
-    maps = ifjax.transport_maps(params, spec, scores)
-    assert list(maps) == [g.name for g in groups]
+    found_maps = ifjax.transport_maps(params, spec, scores)
+    assert list(found_maps) == [g.name for g in groups]
     for k, group in enumerate(groups if settings["ot"] else []):
-        found, where = maps[group.name], f"group {k}, {group.name}"
+        found, where = found_maps[group.name], f"group {k}, {group.name}"
         close(recorded[k][0], case[f"group{k}/importance"], f"scores of {where}")
         dropped = np.setdiff1d(np.arange(group.size), found.targets)
         np.testing.assert_array_equal(dropped, np.sort(case[f"group{k}/pruned"]), where)
         by_source = matrices(found.map, found.targets, None)["M"]
         close(by_source, case[f"group{k}/map"], f"map of {where}")
 
-    small = ifjax.apply_maps(params, spec, maps)
+    small = ifjax.apply_maps(params, spec, found_maps)
     got, expected = (
         reference.folded(graph.plan, x) for x in (small, reference.params(case, "after"))
     )

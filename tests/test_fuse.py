@@ -606,8 +606,8 @@ def test_exact_without_pot_is_refused_before_anything_is_computed(monkeypatch):
         raise ImportError("solver 'exact' needs POT: pip install 'ifjax[exact]'")
 
     monkeypatch.setattr(solvers, "_pot", missing)
-    monkeypatch.setattr(ifjax.fuse, "_group_transport", pytest.fail)
-    monkeypatch.setattr(ifjax.fuse, "checked_leaves", pytest.fail)
+    monkeypatch.setattr(ifjax.maps, "_group_transport", pytest.fail)
+    monkeypatch.setattr(ifjax.maps, "checked_leaves", pytest.fail)
     with pytest.raises(ImportError, match=r"pip install 'ifjax\[exact\]'"):
         ifjax.fuse_params(init("mlp"), traced("mlp").spec(0.5, solver="exact"))
 

@@ -17,7 +17,8 @@ from ifjax.graph.axes import AxisStore
 from ifjax.graph.flow import Axes
 from ifjax.graph.norms import Norm, find_norms
 from ifjax.graph.roles import Roles, find_roles
-from ifjax.spec import BatchNorm, FusionSpec, Group, Leaf, Member, Method, Plan
+from ifjax.method import Method
+from ifjax.spec import BatchNorm, FusionSpec, Group, Leaf, Member, Plan
 
 
 @dataclasses.dataclass(frozen=True)
