@@ -11,17 +11,18 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ifjax.graph import expression as ex
+from ifjax.graph.kinds import Kind
 from ifjax.graph.roles import Role
 from ifjax.method import Method
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +72,25 @@ class Group:
       name: path of the first producer, with the segment where its axis holds several groups.
       size: number of neurons.
       kept: number of neurons that the spec keeps; ``size`` in a graph.
-      kind: ``"neuron"`` where something produces and something consumes it; ``"free"`` where the
-        axis could be cut but is not known to be neurons, so that it is cut only when named.
+      kind: ``"neuron"`` where something produces and something consumes it; ``"head"`` and
+        ``"head_dim"`` in attention, see `ifjax.graph.kinds`; ``"free"`` where the axis could be cut
+        but is not known to be neurons, so that it is cut only when named.
       members: the axes that hold it.
+      batch: sizes of the axes that number independent copies of the neurons (layers of a scan,
+        experts, heads of a head_dim): a choice and a map of its own for each, `[*batch, n, m]`.
+      along: names of these axes in the leaves' axes: groups, or pinned axes that carry a name.
+      exact: whether cutting neurons equals setting them to zero; not so where a norm, a softmax or
+        a mean runs over them, or a weight is normalised over them.
     """
 
     name: str
     size: int
     kept: int
-    kind: Literal["neuron", "free"]
+    kind: Kind
     members: tuple[Member, ...]
+    batch: tuple[int, ...] = ()
+    along: tuple[str, ...] = ()
+    exact: bool = True
 
     @property
     def position(self) -> int:
@@ -123,6 +133,8 @@ class Plan:
       norms: batch norms that can be folded.
       products: per contraction of the function, the axes whose sizes multiply to its
         multiply-accumulates, for the inputs that were traced.
+      state: inputs of the function whose axes follow the widths (a KV cache, a recurrent carry).
+      carried: paths of the outputs that do.
       version: schema version.
     """
 
@@ -130,6 +142,8 @@ class Plan:
     groups: tuple[Group, ...]
     norms: tuple[BatchNorm, ...]
     products: tuple[tuple[ex.Expression, ...], ...]
+    state: tuple[Leaf, ...] = ()
+    carried: tuple[str, ...] = ()
     version: int = SCHEMA_VERSION
 
     @functools.cached_property
@@ -147,10 +161,26 @@ class Plan:
         """Neurons kept, by the name of every group that is cut."""
         return {g.name: g.kept for g in self.groups if g.kept != g.size}
 
-    def in_order(self) -> list[Group]:
-        """The groups that are cut, from the output towards the input."""
-        cut = (g for g in self.groups if g.kept != g.size)
-        return sorted(cut, key=lambda g: -g.position)
+    def in_order(self, groups: Sequence[Group] | None = None) -> list[Group]:
+        """Groups, by default those that are cut, from the output towards the input.
+
+        A group comes before those that batch it, for its maps are for all of their neurons.
+        """
+        groups = [g for g in self.groups if g.kept != g.size] if groups is None else groups
+        cut = sorted(groups, key=lambda g: -g.position)
+        ordered: list[Group] = []
+        waiting = {g.name: g for g in cut}
+
+        def add(group: Group) -> None:
+            if waiting.pop(group.name, None) is not None:
+                for other in cut:
+                    if group.name in other.along:
+                        add(other)
+                ordered.append(group)
+
+        for group in cut:
+            add(group)
+        return ordered
 
     def shape(self, path: str, widths: Mapping[str, int] | None = None) -> tuple[int, ...]:
         """Shape of a leaf at the given widths, by default the plan's."""
@@ -250,6 +280,30 @@ class FusionSpec:
 
         return jax.tree_util.tree_map_with_path(small, params)
 
+    def small_inputs(self, *inputs: Any) -> tuple[Any, ...]:
+        """The abstract inputs of the small function: state at its small widths, the rest as it is.
+
+        Args:
+          *inputs: the inputs at full size, arrays or structs.
+
+        Returns:
+          A tuple of the same structure with a `jax.ShapeDtypeStruct` per array.
+        """
+        state = {f.path: f.axes for f in self.plan.state}
+
+        def small(path: Any, x: Any) -> Any:
+            name = "inputs/" + jax.tree_util.keystr(path, simple=True, separator="/")
+            if not hasattr(x, "shape"):
+                return x
+            axes = state.get(name, tuple(map(ex.Pinned, x.shape)))
+            shape = (
+                ex.size(e, self.plan.widths) if {*ex.atoms(e)} else n
+                for e, n in zip(axes, x.shape, strict=True)
+            )
+            return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
+
+        return jax.tree_util.tree_map_with_path(small, tuple(inputs))
+
     def to_json(self) -> str:
         """The spec as JSON text; inverse of `from_json`."""
         plan = self.plan
@@ -259,10 +313,9 @@ class FusionSpec:
                 k: ("inf" if v == math.inf else v)
                 for k, v in dataclasses.asdict(self.method).items()
             },
-            "leaves": [
-                [x.path, list(x.shape), x.dtype, [ex.to_json(a) for a in x.axes]]
-                for x in plan.leaves
-            ],
+            "leaves": _to_lists(plan.leaves),
+            "state": _to_lists(plan.state),
+            "carried": plan.carried,
             "groups": [dataclasses.asdict(g) for g in plan.groups],
             "norms": [dataclasses.asdict(n) for n in plan.norms],
             "products": [[ex.to_json(e) for e in p] for p in plan.products],
@@ -287,14 +340,15 @@ class FusionSpec:
             method = dict(value["method"])
             method["cost_p"] = float(method["cost_p"])
             plan = Plan(
-                leaves=tuple(
-                    Leaf(path, tuple(shape), dtype, tuple(ex.from_json(a) for a in axes))
-                    for path, shape, dtype, axes in value["leaves"]
-                ),
+                leaves=_from_lists(value["leaves"]),
+                state=_from_lists(value["state"]),
+                carried=tuple(value["carried"]),
                 groups=tuple(
                     Group(
                         **{
                             **g,
+                            "batch": tuple(g["batch"]),
+                            "along": tuple(g["along"]),
                             "members": tuple(
                                 Member(**{**m, "where": tuple(m["where"])}) for m in g["members"]
                             ),
@@ -315,6 +369,17 @@ class FusionSpec:
         from ifjax.graph.printing import spec_table
 
         return spec_table(self)
+
+
+def _to_lists(leaves: Sequence[Leaf]) -> list[list[Any]]:
+    return [[x.path, list(x.shape), x.dtype, [ex.to_json(a) for a in x.axes]] for x in leaves]
+
+
+def _from_lists(values: Sequence[Any]) -> tuple[Leaf, ...]:
+    return tuple(
+        Leaf(path, tuple(shape), dtype, tuple(ex.from_json(a) for a in axes))
+        for path, shape, dtype, axes in values
+    )
 
 
 def kept_neurons(n: int, sparsity: float, round_to: int = 1) -> int:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
 
 from ifjax.graph.axes import AxisStore
-from ifjax.graph.flow import Axes, Context, Frame, Reason, interpret, walk
+from ifjax.graph.flow import Axes, Context, Control, Frame, Reason, interpret, walk
+from ifjax.graph.literals import Count, follow_counts
 from ifjax.graph.rules import rule_of
+
+LeafAxes = Callable[[AxisStore, str, jax.ShapeDtypeStruct], Axes]
 
 
 def path_name(path: Any) -> str:
@@ -37,18 +42,20 @@ def struct(x: Any) -> jax.ShapeDtypeStruct:
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Inputs taken apart into arrays and static values."""
+    """Inputs taken apart into arrays, with the paths they are called by, and static values."""
 
     tree: Any
     static: tuple[tuple[int, Any], ...]
     arrays: tuple[Any, ...]
+    paths: tuple[str, ...] = ()
 
     @classmethod
     def split(cls, inputs: Sequence[Any]) -> Arguments:
         """Takes inputs apart."""
-        leaves, tree = jax.tree.flatten(tuple(inputs))
-        static = tuple((i, x) for i, x in enumerate(leaves) if not is_array(x))
-        return cls(tree, static, tuple(x for x in leaves if is_array(x)))
+        named, tree = jax.tree_util.tree_flatten_with_path(tuple(inputs))
+        static = tuple((i, x) for i, (_, x) in enumerate(named) if not is_array(x))
+        paths = tuple(f"inputs/{path_name(path)}" for path, x in named if is_array(x))
+        return cls(tree, static, tuple(x for _, x in named if is_array(x)), paths)
 
     def join(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """Puts inputs together, with other arrays."""
@@ -72,6 +79,7 @@ class Analysis:
       out_tree: structure of the output.
       outputs: axes of the outputs.
       macs: axes whose sizes multiply to the work of each contraction.
+      counts: literals that follow the widths.
     """
 
     frame: Frame
@@ -81,6 +89,7 @@ class Analysis:
     out_tree: Any
     outputs: list[Axes]
     macs: list[Axes]
+    counts: list[Count]
 
 
 def analyse(
@@ -88,7 +97,9 @@ def analyse(
     params: Any,
     arguments: Arguments,
     static: Mapping[str, Any],
-    leaf_axes: Callable[[AxisStore, str, jax.ShapeDtypeStruct], Axes],
+    leaf_axes: LeafAxes,
+    state_axes: Mapping[str, LeafAxes] = MappingProxyType({}),
+    carried: Callable[[str], bool] = lambda path: False,
 ) -> Analysis:
     """Traces ``apply_fn`` at full size and walks its jaxpr.
 
@@ -98,9 +109,12 @@ def analyse(
       arguments: the inputs.
       static: keyword arguments.
       leaf_axes: gives the axis nodes of a leaf.
+      state_axes: gives those of the inputs that are state, by path ``inputs/...``.
+      carried: whether an output, of path ``outputs/...``, is state.
 
     Returns:
-      The analysis, with inputs and outputs pinned and outputs that mirror a leaf tied to it.
+      The analysis, with inputs and outputs pinned, outputs that mirror a leaf tied to it, and state
+      among the outputs to the state among the inputs that it replaces.
     """
     params = jax.tree.map(struct, params)
 
@@ -112,15 +126,24 @@ def analyse(
     store = AxisStore()
     named = [(path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)]
     leaves = [leaf_axes(store, path, x) for path, x in named]
-    inputs = [
-        tuple(store.pinned(n, "an axis of the function's inputs") for n in s.shape) for s in structs
-    ]
+    fixed: LeafAxes = lambda store, path, x: tuple(  # noqa: E731
+        store.pinned(n, "an axis of the function's inputs") for n in x.shape
+    )
+    pairs = list(zip(arguments.paths, structs, strict=True))
+    inputs = [state_axes.get(path, fixed)(store, path, x) for path, x in pairs]
     context = Context(store, rule_of)
     frame, outputs = walk(context, closed, [*leaves, *inputs])
     _pin_fixed_randomness(frame, store, len(leaves), len(inputs))
     tied = mirrors(out_shape, named)
     read = _read_inputs(frame.jaxpr)
+    state = _carried_outputs(out_shape, carried)
+    for i, j in _successors(state, [(p, x) for p, x in pairs if p in state_axes]):
+        known = inputs[arguments.paths.index(j)]
+        for a, b in zip(outputs[i], known, strict=True):
+            store.unify(a, b)
     for i, axes in enumerate(outputs):
+        if i in state:
+            continue
         leaf = tied.get(i)
         if leaf is not None and leaf not in read:  # overwritten, not updated
             for a, b in zip(axes, leaves[leaf], strict=True):
@@ -128,9 +151,41 @@ def analyse(
         elif leaf is None or [*map(store.find, axes)] != [*map(store.find, leaves[leaf])]:
             for a in axes:
                 store.pin(a, "an axis of the function's outputs")
-    return Analysis(
-        frame, store, leaves, inputs, jax.tree.structure(out_shape), outputs, context.macs
-    )
+    counts = follow_counts(frame, store, len(leaves) + len(inputs))
+    tree = jax.tree.structure(out_shape)
+    return Analysis(frame, store, leaves, inputs, tree, outputs, context.macs, counts)
+
+
+def _carried_outputs(
+    out_shape: Any, carried: Callable[[str], bool]
+) -> dict[int, tuple[str, jax.ShapeDtypeStruct]]:
+    """Path and struct of the outputs that are state, by number."""
+    named = jax.tree_util.tree_leaves_with_path(out_shape)
+    paths = [f"outputs/{path_name(path)}" for path, _ in named]
+    return {i: (p, named[i][1]) for i, p in enumerate(paths) if carried(p)}
+
+
+def _successors(
+    outputs: Mapping[int, tuple[str, Any]], inputs: Sequence[tuple[str, Any]]
+) -> list[tuple[int, str]]:
+    """Which state among the outputs replaces which among the inputs.
+
+    Of the same shape and dtype, the one whose path has the longest end in common; the first of
+    several.
+    """
+    free, found = list(inputs), []
+    for i, (path, x) in outputs.items():
+        fit = [(p, s) for p, s in free if (s.shape, s.dtype) == (x.shape, x.dtype)]
+        if fit:
+            best = max(fit, key=lambda pair: _common_end(path, pair[0]))
+            free.remove(best)
+            found.append((i, best[0]))
+    return found
+
+
+def _common_end(a: str, b: str) -> int:
+    pairs = zip(reversed(a.split("/")), reversed(b.split("/")), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _pin_fixed_randomness(frame: Frame, store: AxisStore, leaves: int, inputs: int) -> None:
@@ -147,7 +202,8 @@ def _pin_fixed_randomness(frame: Frame, store: AxisStore, leaves: int, inputs: i
         return [any(values) for _ in outs]
 
     given = [False] * leaves + [True] * inputs
-    interpret(frame, store, given, transfer, lambda _: False)
+    control = Control(lambda values, _: all(values))
+    interpret(frame, store, given, transfer, lambda _: False, control=control)
 
 
 def mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]:

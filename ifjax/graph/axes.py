@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from ifjax.graph import expression as ex
 
@@ -53,6 +54,14 @@ class AxisStore:
         self._form: list[Free | Fixed | Factors | Segments] = []
         self._fuel = FUEL
         self.one = self._new(1, Fixed("axis of size 1"))
+
+    def copy(self) -> AxisStore:
+        """A store of its own with the same nodes."""
+        other = AxisStore()
+        other._parent = list(self._parent)
+        other._size = list(self._size)
+        other._form = list(self._form)
+        return other
 
     # nodes
 
@@ -302,6 +311,14 @@ class AxisStore:
             return [c for n in form.nodes for c in self.classes(n)]
         return [root] if isinstance(form, Free) else []
 
+    def pinned_classes(self, node: int) -> list[int]:
+        """Representatives of the pinned parts of the axis, with repetitions."""
+        root = self.find(node)
+        form = self._form[root]
+        if isinstance(form, Factors | Segments):
+            return [c for n in form.nodes for c in self.pinned_classes(n)]
+        return [root] if isinstance(form, Fixed) else []
+
     def reasons(self, node: int) -> list[str]:
         """Why parts of the axis are pinned, without repetitions; axes of size 1 left out."""
         root = self.find(node)
@@ -312,26 +329,36 @@ class AxisStore:
             return ["cut into single positions"] if alone else found
         return [str(form.reason)] if isinstance(form, Fixed) and root != self.one else []
 
-    def resolve(self, node: int, name: Callable[[int], str]) -> ex.Expression:
-        """The axis as a frozen expression; ``name`` names the free classes."""
+    def resolve(
+        self,
+        node: int,
+        name: Callable[[int], str],
+        pinned: Mapping[int, str] = MappingProxyType({}),
+    ) -> ex.Expression:
+        """The axis as a frozen expression; ``name`` names free classes, ``pinned`` pinned ones."""
         root = self.find(node)
         form = self._form[root]
         if isinstance(form, Free):
             return ex.Atom(name(root), self._size[root])
         if isinstance(form, Fixed):
-            return ex.Pinned(self._size[root])
+            return ex.Pinned(self._size[root], pinned.get(root))
         parts: list[ex.Expression] = []
         is_product = isinstance(form, Factors)
         nodes = self.factors(root) if is_product else self.segments(root)
-        for part in (self.resolve(n, name) for n in nodes):
+        for part in (self.resolve(n, name, pinned) for n in nodes):
             inner: tuple[ex.Expression, ...] = (part,)
             if is_product and isinstance(part, ex.Product):
                 inner = part.factors
             elif not is_product and isinstance(part, ex.Sum):
                 inner = part.segments
             for p in inner:
-                if isinstance(p, ex.Pinned) and parts and isinstance(parts[-1], ex.Pinned):
-                    n = parts[-1].size
+                last = parts[-1] if parts else None
+                if (
+                    isinstance(p, ex.Pinned)
+                    and isinstance(last, ex.Pinned)
+                    and not (p.name or last.name)
+                ):
+                    n = last.size
                     parts[-1] = ex.Pinned(n * p.size if is_product else n + p.size)
                 else:
                     parts.append(p)
@@ -344,14 +371,20 @@ class AxisStore:
         expression: ex.Expression,
         atom: Callable[[ex.Atom], int],
         reason: object = "pinned in the spec",
+        named: dict[str, int] | None = None,
     ) -> int:
-        """A node for a frozen expression; ``atom`` gives the node of a named class."""
+        """A node for a frozen expression; ``atom`` gives the node of a named class.
+
+        Pinned axes of one name are one node; ``named`` remembers them.
+        """
         match expression:
-            case ex.Pinned(n):
-                return self.pinned(n, reason)
+            case ex.Pinned(n, name):
+                if name is None or named is None:
+                    return self.pinned(n, reason)
+                return named.setdefault(name, self.pinned(n, reason))
             case ex.Atom():
                 return atom(expression)
             case ex.Product(parts):
-                return self.product([self.instantiate(p, atom, reason) for p in parts])
+                return self.product([self.instantiate(p, atom, reason, named) for p in parts])
             case ex.Sum(parts):
-                return self.sum([self.instantiate(p, atom, reason) for p in parts])
+                return self.sum([self.instantiate(p, atom, reason, named) for p in parts])

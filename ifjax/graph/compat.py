@@ -45,6 +45,15 @@ def source_line(equation: Equation) -> str:
     return source_info_util.summarize(equation.source_info)
 
 
+def scan_counts(equation: Equation) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many are carried."""
+    p = equation.params
+    if "num_consts" in p:
+        return p["num_consts"], p["num_carry"]
+    constants, carries, _ = p["ft_in"].unpack()
+    return len(constants), len(carries)
+
+
 def jvp_jaxpr(equation: Equation, zeros: Sequence[bool]) -> tuple[Jaxpr, list[Any], list[bool]]:
     """The derivative rule of a ``custom_jvp_call``: jaxpr, its constants, which tangents are zero.
 

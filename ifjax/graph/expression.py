@@ -23,9 +23,10 @@ Sizes = Mapping[str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Pinned:
-    """An axis, or a part of one, whose size is fixed."""
+    """An axis, or a part of one, whose size is fixed; with a name where it batches a group."""
 
     size: int
+    name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +186,8 @@ def places(expression: Expression, name: str, offset: int = 0) -> Iterator[str]:
     match expression:
         case Atom(found, n) if found == name:
             yield f"{offset}:{offset + n}"
+        case Pinned(n, found) if found == name:
+            yield f"{offset}:{offset + n}"
         case Product(factors):
             for i, factor in enumerate(factors):
                 if name in set(atoms(factor)):
@@ -215,8 +218,10 @@ def rename(expression: Expression, names: Mapping[str, str]) -> Expression:
 def to_json(expression: Expression) -> list[Any]:
     """A nested list of strings and numbers; inverse of `from_json`."""
     match expression:
-        case Pinned(n):
+        case Pinned(n, None):
             return ["pinned", n]
+        case Pinned(n, name):
+            return ["pinned", n, name]
         case Atom(name, n):
             return ["atom", name, n]
         case Product(parts):
@@ -230,6 +235,8 @@ def from_json(value: list[Any]) -> Expression:
     match value:
         case ["pinned", int(n)]:
             return Pinned(n)
+        case ["pinned", int(n), str(name)]:
+            return Pinned(n, name)
         case ["atom", str(name), int(n)]:
             return Atom(name, n)
         case ["product", list(parts)]:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ifjax.graph.axes import AxisStore
-from ifjax.graph.flow import Axes, Frame, interpret
+from ifjax.graph.flow import Axes, Control, Frame, interpret
 
 # A symbol is (kind, leaf, eps): the leaf itself, or a power of (leaf + eps).
 Symbol = tuple[str, int, float]
@@ -185,10 +185,22 @@ def find_norms(
                 escape(value)
         return [base(kernel, channel) for _ in outs]
 
+    def opaque(*values: _Affine) -> _Affine:
+        for value in values:
+            escape(value)
+        return base()
+
+    # a slice of a stacked leaf stands for the leaf: a norm with such vectors is never folded
+    control = Control(
+        join=lambda values, deciders: opaque(*values, *deciders),
+        stack=opaque,
+        settle=lambda carries, run: list(map(opaque, carries)),
+    )
     symbols = [
         _Affine(None, ZERO, frozenset({((("leaf", i, 0.0),), 1.0)})) for i in range(len(leaves))
     ]
-    for value in interpret(frame, store, [*symbols, *(base() for _ in inputs)], transfer, constant):
+    operands = [*symbols, *(base() for _ in inputs)]
+    for value in interpret(frame, store, operands, transfer, constant, control=control):
         if value not in symbols:  # statistics that pass through unchanged
             escape(value)
     return _match(bases, uses, store, leaves)

@@ -22,13 +22,19 @@ def graph_table(graph: DependencyGraph) -> str:
     for group in graph.groups:
         weights, flops = cost(plan, group)
         members = f"{len(group.members)} in {len({m.path for m in group.members})} leaves"
-        row = (group.name, group.size, group.kind, members, f"{weights:,}", f"{flops:,}")
+        size = " x ".join(map(str, (*group.batch, group.size)))
+        kind = group.kind if group.exact else f"{group.kind} ~"
+        row = (group.name, size, kind, members, f"{weights:,}", f"{flops:,}")
         rows.append(tuple(map(str, row)))
     lines = [
         f"DependencyGraph: {len(graph.groups)} groups, {plan.weights({}):,} weights, "
         f"{plan.flops({}):,} FLOPs",
         *_align(rows),
     ]
+    if any(group.batch for group in graph.groups):
+        lines.append("L x n: every one of L (layers, experts, heads) has n neurons of its own")
+    if not all(group.exact for group in graph.groups):
+        lines.append("~: cutting is not zeroing, for a norm, a softmax or a mean runs over them")
     if graph.pinned:
         lines.append(f"pinned: {len(graph.pinned)} axes")
         by_reason: dict[str, list[str]] = {}
@@ -39,6 +45,11 @@ def graph_table(graph: DependencyGraph) -> str:
             lines.append(f"  {', '.join(places[:3])}{more}: {reason}")
         if len(by_reason) > MOST_PINNED:
             lines.append(f"  and {len(by_reason) - MOST_PINNED} more reasons, see graph.pinned")
+    if graph.literals:
+        lines.append("numbers that equal a width and stay as they are:")
+        lines += [f"  {text}" for text in graph.literals[:MOST_PINNED]]
+        if len(graph.literals) > MOST_PINNED:
+            lines.append(f"  and {len(graph.literals) - MOST_PINNED} more, see graph.literals")
     if graph.unused:
         lines.append(f"leaves that reach no output: {', '.join(graph.unused)}")
     return "\n".join(lines)

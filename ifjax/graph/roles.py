@@ -10,13 +10,16 @@ from typing import Any, Literal
 import numpy as np
 
 from ifjax.graph.axes import AxisStore
-from ifjax.graph.flow import Axes, Frame, interpret
+from ifjax.graph.flow import Axes, Control, Frame, interpret
 
 Role = Literal["producer", "consumer", "additive", "multiplicative", "mean", "variance"]
 
 ADDITIVE = {"add", "add_any", "sub"}
+# what is put in the place of neurons' values: class and mask tokens
+ADDITIVE |= {"concatenate", "stack", "select_n", "scatter", "scatter-add", "dynamic_update_slice"}
 SCALING = {"mul", "div"}
-LINEAR = {"dot_general", "conv_general_dilated"}
+LINEAR = {"dot_general", "conv_general_dilated", "ragged_dot_general"}
+LOOKUP = {"gather", "dynamic_slice"}
 
 
 @dataclasses.dataclass
@@ -74,6 +77,8 @@ def find_roles(
 
     def mark(value: _Value, axes: Sequence[int], role: Role) -> None:
         """Gives a role to the leaf axes that lie along some axes of a value."""
+        if control.settling:  # what is carried may depend on the data after the first step
+            return
         for key in frozenset().union(*(value.along[i] for i in axes)):
             found[key].append(role)
             if role == "producer":
@@ -94,6 +99,13 @@ def find_roles(
                 elif not value.data:
                     mark(value, inside, "consumer")
                     mark(value, free, "multiplicative" if _is_depthwise(equation) else "producer")
+        elif name in LOOKUP and data and not values[0].data:
+            along = _along(store, False, ins[:1], outs[0], values[:1])
+            carried = [i for i, p in enumerate(along) if p and not store.is_pinned(outs[0][i])]
+            if len(carried) > 1:  # kernels chosen by data: what they are used for tells the rest
+                return [_Value(leaves, False, along)]
+            step += 1
+            mark(_Value(leaves, False, along), carried, "producer")  # rows of a table
         elif data:
             role: Role = "additive" if name in ADDITIVE else "multiplicative"
             for value in values:
@@ -111,12 +123,13 @@ def find_roles(
         positional = len(values) > 1 and name not in LINEAR
         return [_Value(leaves, data, _along(store, positional, ins, out, values)) for out in outs]
 
+    control = Control(_join, _one_step, _all_steps)
     values = [
         _Value(frozenset({i}), False, tuple(frozenset({(i, j)}) for j in range(len(axes))))
         for i, axes in enumerate(leaves)
     ]
     values += [_Value(frozenset(), True) for _ in inputs]
-    outputs = interpret(frame, store, values, transfer, _constant)
+    outputs = interpret(frame, store, values, transfer, _constant, control=control)
     live = frozenset().union(*(v.leaves for v in outputs))
     rank: list[Role] = ["producer", "consumer", "multiplicative", "additive"]
     of: dict[tuple[int, int], Role] = {
@@ -128,6 +141,23 @@ def find_roles(
 
 def _constant(value: Any) -> _Value:
     return _Value(frozenset(), False, (frozenset(),) * np.ndim(value))
+
+
+def _join(values: Sequence[_Value], deciders: Sequence[_Value]) -> _Value:
+    """One of several values; leaves that decide which are read by it too."""
+    leaves = frozenset().union(*(v.leaves for v in (*values, *deciders)))
+    if any(v.data for v in values):
+        return _Value(leaves, True)
+    along = zip(*(v.along for v in values), strict=True)
+    return _Value(leaves, False, tuple(frozenset().union(*places) for places in along))
+
+
+def _one_step(value: _Value) -> _Value:
+    return dataclasses.replace(value, along=value.along[1:])
+
+
+def _all_steps(value: _Value) -> _Value:
+    return value if value.data else dataclasses.replace(value, along=(frozenset(), *value.along))
 
 
 def _along(
@@ -157,7 +187,7 @@ def _along(
 
 def _carrier(equation: Any) -> int:
     """Which factor of an elementwise product of parameters is the weight, which one scales it."""
-    ranks = [sum(n > 1 for n in v.aval.shape) for v in equation.invars]
+    ranks = [(sum(n > 1 for n in v.aval.shape), len(v.aval.shape)) for v in equation.invars]
     return int(ranks[1] > ranks[0])
 
 
@@ -168,7 +198,11 @@ def _is_depthwise(equation: Any) -> bool:
 
 
 def _contracted(equation: Any) -> list[list[int]]:
-    """The contracted axes of either operand; window axes of a kernel count as neither."""
+    """The contracted axes of every operand; window axes of a kernel count as free."""
+    if equation.primitive.name == "ragged_dot_general":
+        numbers = equation.params["ragged_dot_dimension_numbers"]
+        sizes: list[list[int]] = [[] for _ in equation.invars[2:]]
+        return [*map(list, numbers.dot_dimension_numbers[0]), *sizes]
     numbers = equation.params["dimension_numbers"]
     if equation.primitive.name == "dot_general":
         return [list(axes) for axes in numbers[0]]

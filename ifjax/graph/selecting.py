@@ -49,7 +49,7 @@ def widths(
     left = _selected(groups, exclude, "exclude", default=False)
     result = []
     for group in groups:
-        cuttable = group.kind == "neuron" or group.name in named
+        cuttable = group.kind != "free" or group.name in named
         kept = group.size
         if group.name in taken and group.name not in left and cuttable:
             count = _first(group, counts)

@@ -14,12 +14,13 @@ from jax.core import Tracer
 
 from ifjax.graph import compat
 from ifjax.graph import expression as ex
-from ifjax.graph.analysis import Analysis, Arguments, analyse, path_name, struct
+from ifjax.graph.analysis import Analysis, Arguments, LeafAxes, analyse, path_name, struct
 from ifjax.graph.axes import AxisStore, Factors, Free, Segments
-from ifjax.graph.flow import Axes, Context, Frame, constant_axes, walk
+from ifjax.graph.flow import Axes, Context, Frame, constant_axes, frames_of, walk
+from ifjax.graph.literals import follow_counts
 from ifjax.graph.rules import rule_of
-from ifjax.graph.rules.rule import Resize
-from ifjax.spec import FusionSpec, Plan
+from ifjax.graph.rules.rule import Derive, Resize
+from ifjax.spec import FusionSpec, Leaf, Plan
 
 
 def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]:
@@ -89,22 +90,58 @@ def _prepare(
         params,
     )
     atoms: dict[str, int] = {}
+    follows = {s.path: s for s in plan.state if s.path in arguments.paths}
 
-    def leaf_axes(store: AxisStore, path: str, x: Any) -> Axes:
-        del x
+    def axes_of(leaf: Leaf) -> LeafAxes:
+        def axes(store: AxisStore, path: str, x: Any) -> Axes:
+            del path
 
-        def atom(a: ex.Atom) -> int:
-            if a.name not in atoms:
-                # a group that is not cut may be split or pinned by another function
-                atoms[a.name] = store.fresh(a.size)
-            return atoms[a.name]
+            def atom(a: ex.Atom) -> int:
+                if a.name not in atoms:
+                    # a group that is not cut may be split or pinned by another function
+                    atoms[a.name] = store.fresh(a.size)
+                return atoms[a.name]
 
-        return tuple(store.instantiate(e, atom) for e in plan.leaf[path].axes)
+            pairs = zip(leaf.axes, x.shape, strict=True)
+            return tuple(
+                store.instantiate(e if ex.size(e) == n else ex.Pinned(n), atom) for e, n in pairs
+            )
 
-    analysis = analyse(apply_fn, full, arguments, static, leaf_axes)
+        return axes
+
+    arrays = [
+        _full_state(follows[path], x, plan) if path in follows else x
+        for path, x in zip(arguments.paths, arguments.arrays, strict=True)
+    ]
+    analysis = analyse(
+        apply_fn,
+        full,
+        dataclasses.replace(arguments, arrays=tuple(arrays)),
+        static,
+        lambda store, path, x: axes_of(plan.leaf[path])(store, path, x),
+        {path: axes_of(leaf) for path, leaf in follows.items()},
+        lambda path: path in plan.carried,
+    )
     shrunk = _Shrunk(analysis, plan, atoms)
     shrunk.refresh()
     return shrunk
+
+
+def _full_state(leaf: Leaf, x: Any, plan: Plan) -> jax.ShapeDtypeStruct:
+    """State at full size, for state at small size; axes without a group may have any size."""
+    x = struct(x)
+    if len(x.shape) != len(leaf.axes):
+        raise ValueError(f"{leaf.path}: expected {len(leaf.axes)} axes, got shape {x.shape}")
+    shape = []
+    for axis, (e, n) in enumerate(zip(leaf.axes, x.shape, strict=True)):
+        held = {*ex.atoms(e)}
+        if held and n != ex.size(e, plan.widths):
+            raise ValueError(
+                f"{leaf.path}, axis {axis}: expected {ex.size(e, plan.widths)} at the widths of "
+                f"the spec (spec.small_inputs gives the shapes), got shape {x.shape}"
+            )
+        shape.append(ex.size(e) if held else n)
+    return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
 
 
 def check_small(params: Any, plan: Plan) -> None:
@@ -170,7 +207,7 @@ class _Shrunk:
         while stack:
             frame = stack.pop()
             found += frame.constants
-            stack += [n for n in frame.notes.values() if isinstance(n, Frame)]
+            stack += [inner for note in frame.notes.values() for inner in frames_of(note)]
         return found
 
     def size(self, node: int) -> int:
@@ -245,16 +282,29 @@ class _Shrunk:
         return [read(v) for v in inner.outvars]
 
     def derive(
-        self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Axes], args: Sequence[Any]
-    ) -> list[Any]:
-        """Evaluates the jaxpr of a derivative rule, tied to the axes of the primal function."""
-        store = self.analysis.store
+        self,
+        jaxpr: Any,
+        constants: Sequence[Any],
+        inputs: Sequence[Axes],
+        outputs: Sequence[Axes],
+        args: Sequence[Any],
+    ) -> tuple[list[Any], list[Axes], Derive]:
+        """Evaluates the jaxpr of a derivative rule; see `Derive`."""
+        store = self.analysis.store.copy()  # what the derivative couples is coupled there alone
+        later = dataclasses.replace(
+            self, analysis=dataclasses.replace(self.analysis, store=store), widths={}, parts={}
+        )
         hoisted = () if compat.unpack(jaxpr)[1] else constants  # to the first inputs, in jax 0.12
         axes = [constant_axes(store, c) for c in hoisted]
         inner = constants[len(hoisted) :]
-        frame, _ = walk(Context(store, rule_of), jaxpr, [*axes, *inputs], inner)
-        self.refresh()
-        return self.evaluate(frame, [*map(self._constant, hoisted, axes), *args])
+        frame, results = walk(Context(store, rule_of), jaxpr, [*axes, *inputs], inner)
+        for found, known in zip(results, outputs, strict=False):
+            for a, b in zip(found, known, strict=True):
+                store.unify(a, b)
+        follow_counts(frame, store, len(axes) + len(inputs))
+        later.refresh()
+        values = later.evaluate(frame, [*map(later._constant, hoisted, axes), *args])
+        return values, results, later.derive
 
     def _constant(self, value: Any, axes: Axes) -> Any:
         """Slices a constant; within a class of neurons all its slices are equal."""

@@ -13,12 +13,14 @@ import numpy as np
 
 from ifjax.graph import expression as ex
 from ifjax.graph.analysis import Arguments, mirrors, path_name
-from ifjax.spec import KEYS, Plan
+from ifjax.graph.views import take_batched
+from ifjax.spec import KEYS, Group, Plan
 
 if TYPE_CHECKING:
     from ifjax.graph.trace import DependencyGraph
 
 NOISE = 1e-7  # relative change of the weights that a permutation's effect is judged against
+NOISE_FLOAT32 = 1e-6  # the same for a function that does not run in float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Verification:
 
     Attributes:
       changes: by group, the largest change of the output when all members are permuted alike,
-        relative to the change under weight noise of relative size 1e-7; at most ``limit`` if the
-        group is right. A right group in float64 stays far below 1.
+        relative to the change under weight noise of relative size 1e-7 (1e-6 for a function that
+        runs in float32 only, as loops do that fix the dtype of what they carry); at most ``limit``
+        if the group is right. A right group in float64 stays far below 1.
       unverified: ``group: path[axis]`` of members whose permutation alone does not move the output
         either, so that nothing can be said of them (a key bias under softmax, dead leaves).
       limit: the largest change that passes.
@@ -89,21 +92,26 @@ def verify(
     plan = graph.plan
     check_paths(params, plan)
     rng = np.random.default_rng(seed)
-    with jax.enable_x64(True):
-        leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-        paths = [path_name(path) for path, _ in leaves]
-        values = general_position(plan, dict(zip(paths, (x for _, x in leaves), strict=True)), rng)
-        arguments = Arguments.split(inputs)
-        arrays = [_as_float64(x, rng) for x in arguments.arrays]
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    paths = [path_name(path) for path, _ in leaves]
+    values = general_position(plan, dict(zip(paths, (x for _, x in leaves), strict=True)), rng)
+    arguments = Arguments.split(inputs)
+    arrays = [_as_float64(x, rng) for x in arguments.arrays]
 
-        @jax.jit
-        def outputs(values: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
-            result = apply_fn(jax.tree.unflatten(tree, values), *arguments.join(arrays), **static)
-            return [jnp.ravel(x).astype(float) for x in jax.tree.leaves(result) if _counts(x)]
+    @jax.jit
+    def outputs(values: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        result = apply_fn(jax.tree.unflatten(tree, values), *arguments.join(arrays), **static)
+        leaves = [jnp.ravel(x) for x in jax.tree.leaves(result) if _counts(x)]
+        return [x.astype(jnp.result_type(float)) for x in leaves]
+
+    wide = _runs_in_float64(outputs, values, arrays)
+    size = NOISE if wide else NOISE_FLOAT32
+    with jax.enable_x64(wide):
 
         def run(changed: dict[str, np.ndarray]) -> np.ndarray:
             now = [changed.get(p, v) for p, v in zip(paths, values, strict=True)]
-            return np.concatenate(jax.device_get(outputs(now, arrays)))
+            given = [changed.get(p, x) for p, x in zip(arguments.paths, arrays, strict=True)]
+            return np.concatenate(jax.device_get(outputs(now, given)))
 
         base = run({})
         if not np.isfinite(base).all():
@@ -112,9 +120,10 @@ def verify(
                 "verified; pass inputs inside its domain"
             )
         # updated statistics are among the outputs and move with their group; compare the rest
-        fixed = _unmoved(apply_fn, params, arguments, static)
+        fixed = _unmoved(apply_fn, params, arguments, static, plan.carried)
+        state = {s.path: s.axes for s in plan.state}
         noise = {
-            p: v * (1 + NOISE * rng.standard_normal(np.shape(v)))
+            p: v * (1 + size * rng.standard_normal(np.shape(v)))
             for p, v in zip(paths, values, strict=True)
             if jnp.issubdtype(v.dtype, jnp.floating)
         }
@@ -123,17 +132,22 @@ def verify(
         unverified: list[str] = []
         current = dict(zip(paths, values, strict=True))
         for group in graph.groups:
-            order = _derangement(group.size, rng)
+            order = np.stack([_derangement(group.size, rng) for _ in range(math.prod(group.batch))])
+            order = order.reshape(*group.batch, group.size)
             moved = {}
             for member in group.members:
                 x = moved.get(member.path, current[member.path])
-                moved[member.path] = _permuted(plan, x, member.path, member.axis, group.name, order)
-                alone = _permuted(
-                    plan, current[member.path], member.path, member.axis, group.name, order
-                )
+                axes, axis = plan.leaf[member.path].axes, member.axis
+                moved[member.path] = _permuted(x, axes, axis, group, order)
+                alone = _permuted(current[member.path], axes, axis, group, order)
                 change = _distance(run({member.path: alone}), base, fixed)
                 if not change > limit * scale:
                     unverified.append(f"{group.name}: {member.path}[{member.axis}]")
+            for path, x in zip(arguments.paths, arrays, strict=True):
+                for axis, e in enumerate(state.get(path, ())):
+                    if group.name in {*ex.atoms(e)}:
+                        x = moved.get(path, x)
+                        moved[path] = _permuted(x, state[path], axis, group, order)
             changes[group.name] = _distance(run(moved), base, fixed) / max(scale, 1e-300)
     result = Verification(changes, tuple(unverified), limit)
     if throw and not result.ok:
@@ -142,9 +156,19 @@ def verify(
         raise ValueError(
             f"permuting the neurons of {len(wrong)} of {len(changes)} groups changes the output, "
             f"so the graph is not of this function: worst {worst}, by {wrong[worst]:.3g} times the "
-            f"effect of relative weight noise of {NOISE:g} (at most {limit:g} expected)"
+            f"effect of relative weight noise of {size:g} (at most {limit:g} expected)"
         )
     return result
+
+
+def _runs_in_float64(function: Callable[..., Any], *args: Any) -> bool:
+    """A loop that fixes the dtype of what it carries does not."""
+    try:
+        with jax.enable_x64(True):
+            jax.eval_shape(function, *args)
+    except TypeError:
+        return False
+    return True
 
 
 def check_paths(params: Any, plan: Plan) -> None:
@@ -213,16 +237,18 @@ def _counts(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.number) or jnp.issubdtype(x.dtype, jnp.bool_)
 
 
-def _unmoved(apply_fn: Any, params: Any, arguments: Arguments, static: Any) -> np.ndarray:
-    """Which entries of the flattened output do not mirror a leaf."""
+def _unmoved(
+    apply_fn: Any, params: Any, arguments: Arguments, static: Any, carried: Sequence[str]
+) -> np.ndarray:
+    """Which entries of the flattened output do not mirror a leaf, and are no state."""
     out = jax.eval_shape(
         lambda p, *a: apply_fn(p, *arguments.join(a), **static), params, *arguments.arrays
     )
     named = [(path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)]
     tied = mirrors(out, named)
     parts = [
-        np.full(math.prod(x.shape), i not in tied)
-        for i, x in enumerate(jax.tree.leaves(out))
+        np.full(math.prod(x.shape), i not in tied and f"outputs/{path_name(path)}" not in carried)
+        for i, (path, x) in enumerate(jax.tree_util.tree_leaves_with_path(out))
         if _counts(x)
     ]
     return np.concatenate(parts)
@@ -243,7 +269,10 @@ def _derangement(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _permuted(
-    plan: Plan, x: np.ndarray, path: str, axis: int, name: str, order: np.ndarray
+    x: Any, axes: tuple[ex.Expression, ...], axis: int, group: Group, order: np.ndarray
 ) -> np.ndarray:
-    index = ex.indices(plan.leaf[path].axes[axis], {name: order})
+    """A leaf with one axis permuted, by an order of its own for every entry of the batch."""
+    if group.batch:
+        return np.asarray(take_batched(jnp.asarray(x), axes, group, order, {}, axis))
+    index = ex.indices(axes[axis], {group.name: order})
     return np.take(np.asarray(x), np.asarray(index), axis)

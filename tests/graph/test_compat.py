@@ -73,6 +73,40 @@ def test_source_lines_name_the_users_file():
     assert "test_compat.py" in compat.source_line(equation)
 
 
+@pytest.mark.parametrize(
+    ("f", "counts"),
+    [
+        (lambda x: lax.scan(lambda c, _: (c + x, None), x, None, length=2)[0], (1, 1)),
+        (lambda x: lax.scan(lambda c, y: ((c[1], c[0]), y), (x, x), x), (0, 2)),
+        (lambda x: lax.map(lambda y: jnp.sin(y) * x, x), (1, 0)),
+        (lambda x: lax.fori_loop(0, 3, lambda i, c: c + i, x), (0, 2)),
+    ],
+)
+def test_the_operands_of_a_scan(f, counts):
+    (scan,) = jax.make_jaxpr(f)(jnp.zeros(3)).eqns
+    assert compat.scan_counts(scan) == counts
+
+
+def test_the_operands_of_differentiated_scans():
+    def f(x):
+        return lax.scan(lambda c, y: (jnp.sin(c) * x * y, c), x.sum() * x, x)[0].sum()
+
+    equations = jax.make_jaxpr(jax.grad(f))(jnp.ones(3)).eqns
+    scans = [e for e in equations if e.primitive.name == "scan"]
+    assert len(scans) == 2
+    for scan in scans:
+        inner = compat.unpack(scan.params["jaxpr"])[0]
+        constants, carries = compat.scan_counts(scan)
+        shapes = [v.aval.shape for v in inner.invars]
+        assert shapes[: constants + carries] == [
+            v.aval.shape for v in scan.invars[: constants + carries]
+        ]
+        assert shapes[constants + carries :] == [
+            v.aval.shape[1:] for v in scan.invars[constants + carries :]
+        ]
+        assert [v.aval.shape for v in inner.outvars[:carries]] == shapes[constants:][:carries]
+
+
 def test_the_rule_of_a_custom_derivative():
     @jax.custom_jvp
     def f(x, y):

@@ -166,7 +166,7 @@ def test_norms_that_must_not_be_folded(name):
     with jax.enable_x64(True):
         graph = ifjax.trace(KEPT[name], p, X)
         assert graph.plan.norms == ()
-        assert [g.size for g in graph.groups] == ([] if "penalty" in name else [6])
+        assert [g.size for g in graph.groups] == [6]
         assert graph.verify(KEPT[name], p, X).ok
 
 

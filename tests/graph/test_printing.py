@@ -71,3 +71,18 @@ def test_graphs_without_groups_or_contractions_print_too():
     graph = ifjax.trace(lambda p, x: x + p["c"], {"c": np.ones(3)}, X)
     assert str(graph).startswith("DependencyGraph: 0 groups, 3 weights, 0 FLOPs")
     assert "FLOPs 0 -> 0 (none)" in str(graph.spec(0.0))
+
+
+def test_batches_inexact_groups_and_numbers_that_equal_a_width():
+    def f(p, x):
+        h = jnp.einsum("bc,ecf->bef", x, p["up"])
+        h = h / jnp.linalg.norm(h, axis=-1, keepdims=True) * 6.0
+        return jnp.einsum("bef,efc->bc", h, p["down"])
+
+    graph = ifjax.trace(f, arrays(up=(2, 3, 6), down=(2, 6, 4)), X)
+    lines = str(graph).splitlines()
+    assert any(line.split()[:6] == ["up#2", "2", "x", "6", "neuron", "~"] for line in lines)
+    assert any(line.startswith("L x n:") for line in lines)
+    assert any(line.startswith("~: cutting is not zeroing") for line in lines)
+    assert "mul by 6 at" in lines[-1]
+    assert lines[-1].endswith("the width of up#2")

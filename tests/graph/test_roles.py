@@ -113,3 +113,11 @@ def test_a_scaled_consumer_has_one_consumer_and_one_factor():
 
     found = roles(f, arrays(w=(3, 6), o=(6, 2), s=(6,)), X)
     assert (found["o", 0], found["s", 0]) == ("consumer", "multiplicative")
+
+
+def test_a_kernel_of_one_entry_that_is_scaled_keeps_its_axes():
+    def f(p, x):
+        return lax.cond(x.sum() > 0, lambda: 2.0 * p["w"], lambda: p["w"]) @ (x @ p["v"]).T
+
+    graph = ifjax.trace(f, {"w": jnp.ones((1, 1)), "v": jnp.ones((3, 1))}, jnp.ones((4, 3)))
+    assert graph.groups == ()

@@ -119,3 +119,23 @@ def test_dummy_inputs_do_not_hide_a_member(dummy):
     """With zeros as input the first kernel would have no power."""
     x = jnp.full((2, 4), dummy)
     assert ifjax.trace(mlp, MLP, x).verify(mlp, MLP, x).unverified == ()
+
+
+def test_a_function_that_runs_in_float32_only_is_verified_there():
+    """The loop gives what it carries a dtype, which in float64 its results would not have."""
+
+    def recurrent(p, x, wrong=False):
+        def step(h, t):
+            h = jnp.tanh(t @ p["x"] + h @ p["h"])
+            return (h[:, ::-1] if wrong else h), None
+
+        start = jnp.zeros((x.shape[1], 6), jnp.float32)
+        return jax.lax.scan(step, start, x)[0] @ p["o"]
+
+    params = arrays(x=(3, 6), h=(6, 6), o=(6, 2))
+    graph = ifjax.trace(recurrent, jax.tree.map(jnp.float32, params), jnp.ones((5, 4, 3)))
+    result = graph.verify(recurrent, params, jnp.ones((5, 4, 3)))
+    assert result.unverified == ()
+    assert result.changes["x"] < 1
+    with pytest.raises(ValueError, match="effect of relative weight noise of 1e-06"):
+        graph.verify(recurrent, params, jnp.ones((5, 4, 3)), wrong=True)

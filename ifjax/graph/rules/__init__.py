@@ -5,15 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from ifjax.graph.flow import Axes, Context
-from ifjax.graph.rules import calls, elementwise, linear, reductions, shapes
+from ifjax.graph.rules import (
+    calls,
+    control,
+    elementwise,
+    indexing,
+    linear,
+    matrices,
+    ordered,
+    random,
+    reductions,
+    shapes,
+)
 from ifjax.graph.rules.rule import Rule, rebind
 
 RULES: dict[str, Rule] = {
     **elementwise.RULES,
     **linear.RULES,
     **shapes.RULES,
+    **indexing.RULES,
     **reductions.RULES,
+    **ordered.RULES,
+    **matrices.RULES,
+    **random.RULES,
     **calls.RULES,
+    **control.RULES,
 }
 
 

@@ -4,10 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ifjax.graph import compat
 from ifjax.graph.flow import Axes, Context
+
+
+@runtime_checkable
+class Derive(Protocol):
+    """Evaluates the jaxpr of a derivative rule on small values."""
+
+    def __call__(
+        self,
+        jaxpr: Any,
+        constants: Sequence[Any],
+        inputs: Sequence[Axes],
+        outputs: Sequence[Axes],
+        args: Sequence[Any],
+    ) -> tuple[list[Any], list[Axes], Derive]:
+        """Walks and evaluates the jaxpr.
+
+        Args:
+          jaxpr: open or closed.
+          constants: its constants, where it is open.
+          inputs: axes of its inputs.
+          outputs: what the axes of its first outputs are to be.
+          args: small values of its inputs.
+
+        Returns:
+          Small values of the outputs, their axes, and what evaluates a jaxpr of those axes.
+
+        Raises:
+          ValueError: if the jaxpr couples or pins what the spec cuts.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +51,7 @@ class Resize:
       size: small size of an axis node.
       pieces: small sizes of the consecutive parts ``[0, a), [a, b), ...`` of an axis node.
       call: evaluates the frame of a call on small values.
-      derive: evaluates another jaxpr on small values, given the axes of its inputs.
+      derive: evaluates the jaxpr of a derivative rule, see `Derive`.
     """
 
     inputs: Sequence[Axes]
@@ -30,7 +60,7 @@ class Resize:
     size: Callable[[int], int]
     pieces: Callable[[int, Sequence[int]], list[int]]
     call: Callable[[Any, Sequence[Any]], list[Any]]
-    derive: Callable[[Any, Sequence[Any], Sequence[Axes], Sequence[Any]], list[Any]]
+    derive: Derive
 
     def shape(self, axes: Axes) -> tuple[int, ...]:
         """Small shape of an array with these axes."""

@@ -78,11 +78,12 @@ def slice_(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     out = []
     bounds = zip(operands[0], p["start_indices"], p["limit_indices"], strides, strict=True)
     for node, start, limit, stride in bounds:
-        out.append(_slice_axis(context, node, int(start), int(limit), int(stride)))
+        out.append(slice_axis(context, node, int(start), int(limit), int(stride)))
     return [tuple(out)]
 
 
-def _slice_axis(context: Context, node: int, start: int, limit: int, stride: int) -> int:
+def slice_axis(context: Context, node: int, start: int, limit: int, stride: int) -> int:
+    """The axis that holds every ``stride``-th position from ``start`` up to ``limit``."""
     store = context.store
     n = store.size(node)
     size = max(0, -(-(limit - start) // stride))
@@ -234,18 +235,6 @@ def bitcast(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]
     return [context.pinned(shape, "element width changes")]
 
 
-def random_bits(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
-    """Draws are independent of each other, so fewer may be drawn."""
-    context.pin(operands[0], "random keys")
-    return [(*operands[0], *context.fresh(equation.params["shape"]))]
-
-
-def rebuild_random_bits(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
-    """Draws as many as the small shape needs."""
-    rank = len(resize.inputs[0])
-    return compat.bind(equation, values, shape=resize.shape(resize.outputs[0][rank:]))
-
-
 RULES = {
     "broadcast_in_dim": Rule(broadcast_in_dim, rebuild_broadcast),
     "reshape": Rule(reshape, rebuild_reshape),
@@ -265,5 +254,4 @@ RULES = {
     "tile": Rule(tile, rebuild_tile),
     "unstack": Rule(unstack),
     "bitcast_convert_type": Rule(bitcast),
-    "random_bits": Rule(random_bits, rebuild_random_bits),
 }

@@ -151,7 +151,7 @@ def test_a_gram_matrix_of_neurons_moves_on_both_axes():
         return (jnp.tanh(h.T @ h) @ p["w"] @ p["b"]).sum(0)
 
     graph = ifjax.trace(f, arrays(a=(3, 5), w=(5, 5), b=(5, 2)), array(4, 3))
-    assert {g.name: g.size for g in graph.groups} == {"w": 5}  # a is summed over at the end
+    assert {g.name: g.size for g in graph.groups} == {"a": 5, "w": 5}
 
 
 # Convolutions
@@ -233,12 +233,41 @@ def test_grouped_convolutions_cut_groups_and_widths():
     }
 
 
-def test_grouped_over_the_batch_is_pinned():
-    def f(p, x):
-        return conv(x, p["k"], batch_group_count=2).sum((1, 2))
+def test_gradients_of_grouped_convolutions_are_grouped_over_the_batch():
+    """A kernel made by a step of gradient descent inside the function."""
 
-    graph = hold(f, arrays(k=(1, 1, 3, 4)), array(4, 2, 2, 3), groups={})
-    assert "grouped over the batch" in reasons(graph)["k", 3]
+    def f(p, x):
+        h = jnp.tanh(conv(x, p["k1"]))
+
+        def energy(kernel):
+            return (conv(h, kernel, feature_group_count=2) ** 2).sum()
+
+        kernel = p["g"] - 0.1 * jax.grad(energy)(p["g"])
+        h = jnp.tanh(conv(h, kernel, feature_group_count=2))
+        return conv(h, p["k2"]).sum((1, 2))
+
+    p, x = arrays(k1=(1, 1, 3, 6), g=(2, 1, 3, 8), k2=(1, 1, 8, 2)), array(2, 3, 3, 3)
+    assert "batch_group_count=2" in str(jax.make_jaxpr(f)(p, x))
+    graph = hold(f, p, x)
+    assert sorted(g.size for g in graph.groups) == [2, 3, 4]
+
+
+def test_ragged_products_keep_the_widths_of_the_experts():
+    """Tokens sorted by expert: the experts are pinned, their inner width is one group."""
+
+    def f(p, x, count):
+        h = jnp.tanh(lax.ragged_dot(x @ p["a"], p["up"], count))
+        return lax.ragged_dot(h, p["down"], count) @ p["b"]
+
+    p = arrays(a=(3, 6), up=(2, 6, 5), down=(2, 5, 4), b=(4, 2))
+    graph = hold(f, p, array(7, 3), np.array([3, 4], np.int32))
+    members = {frozenset((m.path, m.role) for m in g.members): g.size for g in graph.groups}
+    assert members == {
+        frozenset({("a", "producer"), ("up", "consumer")}): 6,
+        frozenset({("up", "producer"), ("down", "consumer")}): 5,
+        frozenset({("down", "producer"), ("b", "consumer")}): 4,
+    }
+    assert "ragged_dot_general: kernels of ragged groups" in reasons(graph)["up", 0]
 
 
 def test_one_by_one_windows_let_the_spatial_axes_pass():

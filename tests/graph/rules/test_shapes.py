@@ -243,29 +243,6 @@ def test_concatenation_along_the_batch_ties_the_features():
     hold(f, arrays(a=(3, 4), c=(3, 4), b=(4, 2)), array(4, 3), groups={"a": 4})
 
 
-def test_random_bits_are_drawn_at_the_small_width_and_keys_are_pinned():
-    """Dropout: the mask follows the neurons, so that training code runs on the small network."""
-
-    def f(p, x, key):
-        h = x @ p["a"]
-        keep = jax.random.bernoulli(key, 0.5, h.shape)
-        return jnp.where(keep, h, 0) @ p["b"]
-
-    p, x, key = arrays(a=(3, 6), b=(6, 2)), array(4, 3), jax.random.key(0)
-    graph = ifjax.trace(f, p, x, key)
-    assert {g.name: g.size for g in graph.groups} == {"a": 6}
-    small = ifjax.take(p, graph, {"a": [0, 1]})
-    got = ifjax.shrink(f, graph.spec(keep=2))(small, x, key)
-    keep = jax.random.bernoulli(key, 0.5, (4, 2))
-    want = np.where(keep, x @ small["a"], 0) @ small["b"]
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
-
-
-def test_random_permutations_pin():
-    f, p, x = between(lambda h: jax.random.permutation(jax.random.key(0), h, axis=1))
-    assert ifjax.trace(f, p, x).groups == ()
-
-
 def test_empty_arrays_pin_and_pass():
     def f(p, x):
         return jnp.concatenate([x @ p["a"], x @ p["e"]], 1) @ p["b"] + p["z"].reshape(-1).sum()

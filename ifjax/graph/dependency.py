@@ -1,0 +1,122 @@
+"""The dependency graph: groups of axes that must be cut together, and what is made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ifjax.graph import selecting
+from ifjax.method import Method
+from ifjax.spec import FusionSpec, Group, Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class PinnedAxis:
+    """An axis of a leaf that cannot be cut, or only in part.
+
+    Attributes:
+      path: path of the leaf.
+      axis: the axis.
+      size: its size.
+      reason: what pins it, with the source line.
+    """
+
+    path: str
+    axis: int
+    size: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DependencyGraph:
+    """What hangs together in a function.
+
+    Attributes:
+      plan: leaves, groups, batch norms; every group at full width.
+      pinned: axes that cannot be cut, and why.
+      literals: numbers in the function that equal a group's width and do not follow it, with their
+        source lines: to be looked at where the function means the width by them.
+      unused: paths of leaves that reach no output; they are cut with their group where they share
+        one with a leaf that does.
+    """
+
+    plan: Plan
+    pinned: tuple[PinnedAxis, ...]
+    unused: tuple[str, ...]
+    literals: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups, in the order of their first producer."""
+        return self.plan.groups
+
+    def spec(
+        self,
+        sparsity: float | Mapping[str, float] | None = None,
+        *,
+        keep: int | Mapping[str, int] | None = None,
+        include: selecting.Selector = None,
+        exclude: selecting.Selector = None,
+        round_to: int = 1,
+        **method: Any,
+    ) -> FusionSpec:
+        """Says how many neurons of which groups are to be kept, and how they are computed.
+
+        m = max(1, floor(n (1 - sparsity) + 1e-9)) of a group's n neurons are kept.
+
+        Args:
+          sparsity: fraction of neurons to remove, in [0, 1); or a mapping from globs on group names
+            (``fnmatchcase``, first match wins) to fractions; groups that none matches are kept.
+          keep: absolute number of neurons to keep, or a mapping from globs; it goes before
+            ``sparsity`` where both match.
+          include: globs or a predicate on `Group`; only these groups are cut. Groups of kind
+            ``"free"`` are cut only where their exact name is given.
+          exclude: globs or a predicate; these groups are not cut.
+          round_to: kept neurons are the nearest positive multiple of it that is not above n.
+          **method: fields of `ifjax.Method`.
+
+        Returns:
+          The spec.
+
+        Raises:
+          ValueError: for a pattern that matches nothing, a sparsity outside [0, 1), a number of
+            neurons that the group does not have, an unknown method option, or where a positive
+            sparsity would remove nothing at all.
+        """
+        known = {f.name for f in dataclasses.fields(Method)}
+        for name in method:
+            if name not in known:
+                raise ValueError(
+                    f"unknown option {name!r} of spec; expected one of {', '.join(sorted(known))}"
+                )
+        groups = selecting.widths(self.groups, sparsity, keep, include, exclude, round_to)
+        return FusionSpec(dataclasses.replace(self.plan, groups=groups), Method(**method))
+
+    def verify(
+        self, apply_fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any
+    ) -> Any:
+        """Permutes every group and compares the function's output; see `ifjax.graph.verify`."""
+        from ifjax.graph.verify import verify
+
+        return verify(self, apply_fn, params, *inputs, **options)
+
+    def to_mermaid(self, *, most: int = 12) -> str:
+        """The graph as a Mermaid flowchart; see `ifjax.graph.drawing.to_mermaid`."""
+        from ifjax.graph.drawing import to_mermaid
+
+        return to_mermaid(self, most=most)
+
+    def __and__(self, other: DependencyGraph) -> DependencyGraph:
+        """The graph that is safe for both functions of one parameter tree."""
+        if not isinstance(other, DependencyGraph):
+            return NotImplemented
+        from ifjax.graph.intersection import intersect
+
+        return intersect(self, other)
+
+    def __str__(self) -> str:
+        """A table of groups, and what is pinned."""
+        from ifjax.graph.printing import graph_table
+
+        return graph_table(self)

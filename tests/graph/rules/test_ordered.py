@@ -1,0 +1,83 @@
+"""Orders, positions and windows pin the axis they run over and let the others pass."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from tests.graph.laws import array, arrays, between, hold, reasons
+
+OVER = {
+    "argmax": lambda h: h * h.argmax(1)[:, None],
+    "cumsum": lambda h: h.cumsum(1),
+    "cumlogsumexp": lambda h: lax.cumlogsumexp(h, 1, reverse=True),
+    "sort": lambda h: jnp.sort(h, 1),
+    "rev": lambda h: h[:, ::-1],
+    "top_k": lambda h: jnp.concatenate([lax.top_k(h, 2)[0]] * 4, 1),
+    "approx_top_k": lambda h: h[:, lax.approx_max_k(h, 8)[1][0]],
+    "fft": lambda h: jnp.fft.fft(h, axis=1).real,
+    "reduce": lambda h: h * lax.reduce(h, 0.0, lambda a, b: a + 2 * b, (1,))[:, None],
+    "reduce_window_max": lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (1, 3), (1, 1), "SAME"),
+}
+
+
+@pytest.mark.parametrize("primitive", OVER)
+def test_over_the_neurons_pins(primitive):
+    graph = hold(*between(OVER[primitive]), groups={})
+    assert reasons(graph)["a", 1].startswith(f"{primitive}: ")
+    assert "test_ordered.py" in reasons(graph)["a", 1]
+
+
+ACROSS = {
+    "the largest": lambda h: (
+        lax.top_k(h.T, 4)[0].T * lax.approx_min_k(h, 4, reduction_dimension=0)[0]
+    ),
+    "Fourier transform": lambda h: jnp.fft.fft(h, axis=0).real * abs(jnp.fft.rfft(h, axis=0)[:1]),
+    "own reduction": lambda h: h * lax.reduce(h, 0.0, lambda a, b: a + 2 * b, (0,)),
+    "argmax": lambda h: h.argmax(0) * 1.0 + h,
+    "orders": lambda h: jnp.sort(h, 0) + h.cumsum(0) * h[::-1] + lax.cummax(h),
+    "two operands": lambda h: lax.sort((h, jnp.sin(h)), dimension=0, num_keys=1)[1],
+    "windows": lambda h: lax.reduce_window(h, 0.0, lax.add, (2, 1), (1, 1), "SAME"),
+}
+
+
+@pytest.mark.parametrize("case", ACROSS)
+def test_across_the_neurons_passes_the_group(case):
+    hold(*between(ACROSS[case]), groups={"a": 8})
+
+
+def test_operands_that_are_sorted_together_are_tied():
+    def f(p, x):
+        _, values = lax.sort((x @ p["a"], jnp.sin(x @ p["c"])), dimension=0, num_keys=1)
+        return values @ p["b"]
+
+    hold(f, arrays(a=(3, 6), c=(3, 6), b=(6, 2)), array(4, 3), groups={"a": 6})
+
+
+def test_pooling():
+    def f(p, x):
+        h = lax.conv_general_dilated(
+            x, p["k"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        window = (1, 2, 2, 1)
+        h = lax.reduce_window(h, -jnp.inf, lax.max, window, window, "VALID")
+        h = lax.reduce_window(jnp.tanh(h), 0.0, lax.add, (1, 2, 1, 1), (1, 1, 1, 1), "VALID")
+        return h.mean((1, 2)) @ p["b"]
+
+    hold(f, arrays(k=(2, 2, 3, 4), b=(4, 2)), array(2, 6, 6, 3), groups={"k": 4})
+
+
+def test_gradients_of_pooling_inside_a_function():
+    """Guided attention: the gradient of a pooled score by its own features."""
+
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"])
+
+        def score(h):
+            return lax.reduce_window(h, -jnp.inf, lax.max, (1, 2, 1), (1, 2, 1), "VALID").sum()
+
+        return (h * jax.grad(score)(h)).sum(1) @ p["b"]
+
+    hold(f, arrays(a=(3, 6), b=(6, 2)), array(2, 4, 3), groups={"a": 6})
