@@ -6,12 +6,17 @@ small = ifjax.fuse_params(params, spec)
 apply_small = ifjax.shrink(apply_fn, spec)
 """
 
+from ifjax.calibrate import Stats, batch_stats, collect_stats
+from ifjax.carry import fuse_tree, kept_mask
 from ifjax.checkpoint import load, save
-from ifjax.fuse import apply_maps, fuse_params, take
+from ifjax.compose import compact, compose, compose_maps
+from ifjax.fuse import apply_maps, fuse_params
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph, trace
-from ifjax.maps import transport_maps
+from ifjax.maps import neuron_scores, transport_maps
 from ifjax.method import Method
+from ifjax.schedule import Round, iterated, onward
+from ifjax.selection import take
 from ifjax.spec import FusionSpec
 from ifjax.transport import Transport
 
@@ -19,10 +24,22 @@ __all__ = [
     "DependencyGraph",
     "FusionSpec",
     "Method",
+    "Round",
+    "Stats",
     "Transport",
     "apply_maps",
+    "batch_stats",
+    "collect_stats",
+    "compact",
+    "compose",
+    "compose_maps",
     "fuse_params",
+    "fuse_tree",
+    "iterated",
+    "kept_mask",
     "load",
+    "neuron_scores",
+    "onward",
     "save",
     "shrink",
     "take",

@@ -3,8 +3,14 @@
 A batch norm with scale g, offset b, mean mu and variance v after a kernel W is, in eval mode, the
 affine map a (W x - mu) + b with a = g / sqrt(v + eps). Folding writes it as W_f x - mu_f + b with
 W_f = a W, mu_f = a mu: kernel, bias and mean are scaled, and what is left of the norm has unit
-slope. Any linear map of the neurons can then be applied to W_f, mu_f and b alike, and afterwards
-scale s and variance s^2 - eps give the norm its unit slope back, exactly, for any s.
+slope. Any linear map A of the neurons can then be applied to W_f, mu_f and b alike. Afterwards the
+norm is refit: with any slope alpha and any spread s, kernel A W_f / alpha, mean A mu_f / alpha,
+scale s sign(alpha) and variance s^2 / alpha^2 - eps are the same function in eval mode, exactly.
+
+s is what makes train mode continue from there: the standard deviation of the fused norm's output.
+alpha is chosen so that weights keep their units: it is A |a| with the sign of the target's a. Then
+a kernel row is an average of the rows (up to sign) that went into it, neurons that are equal keep
+their kernel, mean and variance, and the optimizer's moments of the kept neurons go on fitting.
 """
 
 from __future__ import annotations
@@ -50,8 +56,32 @@ def fold(leaves: Mapping[str, Any], norms: Iterable[BatchNorm]) -> dict[str, Any
 def _scaled(
     kernel: Array, vectors: list[Array], scale: Array, variance: Array, axis: int, eps: float
 ) -> list[Array]:
-    slope = scale / jnp.sqrt(variance + eps)
-    return [kernel * _along(slope, axis, kernel.ndim), *(v * slope for v in vectors)]
+    a = scale / jnp.sqrt(variance + eps)
+    return [kernel * _along(a, axis, kernel.ndim), *(v * a for v in vectors)]
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "eps"))
+def slope(
+    spread_rows: Float[Array, "*shape"],
+    scale: Float[Array, " n"],
+    variance: Float[Array, " n"],
+    axis: int,
+    eps: float,
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Size and sign of a = g / sqrt(v + eps); the size of a dead channel is zero.
+
+    Args:
+      spread_rows: `spread` of the kernel: a channel with a row of zeros is dead.
+      scale: g.
+      variance: v.
+      axis: the output axis of the kernel.
+      eps: of the norm.
+
+    Returns:
+      Size and sign; the sign of zero is plus.
+    """
+    size = jnp.where(_row_norms(spread_rows, axis) > 0, jnp.abs(scale), 0)
+    return size / jnp.sqrt(variance + eps), jnp.where(scale < 0, -1.0, 1.0)
 
 
 @functools.partial(jax.jit, static_argnames=("axis",))
@@ -77,30 +107,73 @@ def spread(
     return folded_kernel * _along(unit, axis, folded_kernel.ndim)
 
 
+def unfold(
+    leaves: Mapping[str, Any],
+    norm: BatchNorm,
+    spread_rows: Float[Array, "*shape"],
+    alpha: Float[Array, " m"],
+    dtype: Any = jnp.float32,
+) -> dict[str, Any]:
+    """A folded and fused norm with the slope alpha, and the kernel before it divided by alpha.
+
+    Args:
+      leaves: folded and fused arrays by path.
+      norm: the batch norm.
+      spread_rows: `spread` after the map A of the kernel's output axis.
+      alpha: the slope wanted; where it is zero, one.
+      dtype: that the variance is stored in; the scale is fitted to the rounded variance.
+
+    Returns:
+      The leaves that change, by path.
+    """
+    paths = [p for p in (norm.kernel, norm.bias, norm.mean) if p is not None]
+    arrays, scale, variance = _unfolded(
+        [leaves[p] for p in paths], spread_rows, alpha, norm.axis, norm.eps, dtype
+    )
+    found = dict(zip(paths, arrays, strict=True))
+    return {**found, norm.scale: scale, norm.variance: variance}
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "eps", "dtype"))
+def _unfolded(
+    arrays: list[Array], spread_rows: Array, alpha: Array, axis: int, eps: float, dtype: Any
+) -> tuple[list[Array], Array, Array]:
+    alpha = jnp.where(alpha == 0, 1, alpha)
+    kernel, *vectors = arrays
+    kernel = kernel / _along(alpha, axis, kernel.ndim)
+    scale, variance = refit(spread_rows, alpha, axis, eps, dtype)
+    return [kernel, *(v / alpha for v in vectors)], scale, variance
+
+
 @functools.partial(jax.jit, static_argnames=("axis", "eps", "dtype"))
 def refit(
-    spread_rows: Float[Array, "*shape"], axis: int, eps: float, dtype: Any = jnp.float32
+    spread_rows: Float[Array, "*shape"],
+    alpha: Float[Array, " m"],
+    axis: int,
+    eps: float,
+    dtype: Any = jnp.float32,
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
-    """Scale and variance of a folded and fused norm that give it unit slope.
+    """Scale and variance that give a norm the slope alpha.
 
-    s_j^2 = sum_ik A_ji A_jk |g_i g_k| rho_ik, with rho the cosine of the kernels; at least eps, so
-    that the stored variance s_j^2 - eps is not negative. Eval mode is exact for any s_j.
+    scale_j = s_j sign(alpha_j), variance_j = s_j^2 / alpha_j^2 - eps with
+    s_j^2 = sum_ik A_ji A_jk |g_i g_k| rho_ik, where rho is the cosine of the kernels; at least
+    eps alpha_j^2, so that no variance is negative. Eval mode is exact for any s_j.
 
     Args:
       spread_rows: `spread` after the map A of the kernel's output axis.
-      axis: that axis.
+      alpha: the slope of every channel, not zero.
+      axis: the output axis of the kernel.
       eps: of the norm.
       dtype: that the variance is stored in; the scale is fitted to the rounded variance.
 
     Returns:
       Scale and variance.
     """
-    squared = jnp.square(_row_norms(spread_rows, axis))
+    before = jnp.square(_row_norms(spread_rows, axis) / alpha)  # the variance of what is normalised
     # a dead channel (all its rows zero) gets any slope, but not 0/0
-    floor = eps if eps > 0 else 1.0
-    squared = jnp.where(squared > jnp.maximum(eps, 1e-12), squared, floor)
-    variance = (squared - eps).astype(dtype).astype(squared.dtype)
-    return jnp.sqrt(variance + eps), variance
+    before = jnp.where(before > jnp.maximum(eps, 1e-12), before, eps if eps > 0 else 1.0)
+    variance = (before - eps).astype(dtype).astype(before.dtype)
+    return alpha * jnp.sqrt(variance + eps), variance
 
 
 def _along(vector: Float[Array, " n"], axis: int, ndim: int) -> Array:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ifjax import batch_norm
+from ifjax.calibrate import Stats
 from ifjax.checks import (
     Scores,
     check_maps,
-    checked_indices,
 )
 from ifjax.graph import expression as ex
-from ifjax.graph.trace import DependencyGraph
 from ifjax.maps import transport_maps
-from ifjax.merge import alone, merge_kind, merge_neurons, places
-from ifjax.spec import FusionSpec, Plan
+from ifjax.merge import alone, merge_group, merge_kind, merge_leaves, places
+from ifjax.spec import BatchNorm, FusionSpec, Group, Plan
 from ifjax.transport import Transport
-from ifjax.tree import checked_leaves, promoted, with_leaves
+from ifjax.tree import checked_leaves, leaves_by_path, promoted, with_leaves
 
 
 def fuse_params(
-    params: PyTree, spec: FusionSpec, scores: Scores | None = None, keep_shape: bool = False
+    params: PyTree,
+    spec: FusionSpec,
+    scores: Scores | None = None,
+    stats: Stats | None = None,
+    keep_shape: bool = False,
 ) -> PyTree:
     """The small parameters: `transport_maps` and `apply_maps` together.
 
@@ -36,8 +39,11 @@ def fuse_params(
       params: the full parameter tree that the spec was made for.
       spec: made by `DependencyGraph.spec`.
       scores: scores by group name, instead of ``spec.method.importance`` for these groups.
+      stats: for importances that need gradients or activations, see `ifjax.collect_stats`.
       keep_shape: return the fused neurons in place at full shape, with zeros elsewhere (ones in
         vectors that scale). A weight that is normalised over the dropped entries becomes 0/0.
+        Fusing the result again changes nothing with the reference merge and uniform marginals;
+        otherwise dropped neurons would weigh in: call `ifjax.compact` first.
 
     Returns:
       A tree of the same structure and dtypes; shapes are those of ``spec.small_struct(params)``.
@@ -57,17 +63,21 @@ def fuse_params(
       >>> {name: x.shape for name, x in small.items()}
       {'w1': (4, 4), 'w2': (4, 2)}
     """
-    maps = transport_maps(params, spec, scores)
+    maps = transport_maps(params, spec, scores, stats=stats)
     return apply_maps(params, spec, maps, keep_shape=keep_shape)
 
 
 def apply_maps(
-    params: PyTree, spec: FusionSpec, maps: Mapping[str, Transport], keep_shape: bool = False
+    params: PyTree,
+    spec: FusionSpec,
+    maps: Mapping[str, Transport],
+    kind: str = "weights",
+    keep_shape: bool = False,
 ) -> PyTree:
     """Merges the neurons of every group by its transport map.
 
     With a plan T (n x m), row sums r and column sums c, let M = (diag(r)^-1 T)^T, whose columns sum
-    to one, and P = diag(c)^-1 T^T, whose rows sum to one (0/0 = 0).
+    to one, and P = diag(c)^-1 T^T, whose rows sum to one (0/0 = 0). Weights:
 
     * ``merge="reference"``: producers, additive members and consumers are multiplied by M, as in
       the reference implementation of Intra-Fusion; other members by P.
@@ -77,12 +87,22 @@ def apply_maps(
       parameters, have no such merge.
 
     Batch norms that can be folded are folded before and refit afterwards, see `ifjax.batch_norm`.
-    With ``method="prune"`` the targets are kept as they are.
+
+    Gradients map contragrediently: consumers are multiplied by P (they average), everything else by
+    M (it sums). Let E lift small weights to large ones, out_i = sum_j M_ji out_j,
+    in_i = sum_j P_ji in_j; where every neuron goes to one target, the full function at E w is the
+    small function at w. This is the gradient of the full function at E w with respect to w, by the
+    chain rule, with the full gradient taken at the unfused weights; so it is the small function's
+    gradient where the merge has changed nothing.
+
+    With ``method="prune"`` weights and gradients of the targets are kept as they are.
 
     Args:
-      params: the full parameter tree.
+      params: the full parameter tree; or, with another ``kind``, a tree of the same leaves or some
+        of them.
       spec: the spec that the maps were computed for.
       maps: a `Transport` for every group that the spec cuts.
+      kind: ``"weights"``, ``"gradients"``, or ``"select"`` for the values of the targets.
       keep_shape: return the fused neurons in the places of their targets, zeros elsewhere.
 
     Returns:
@@ -92,77 +112,80 @@ def apply_maps(
       ValueError: as `fuse_params`; or if a group has no map, or one of a wrong shape.
     """
     plan, method = spec.plan, spec.method
-    leaves = checked_leaves(params, plan)
+    if kind not in ("weights", "gradients", "select"):
+        raise ValueError(f"kind must be one of weights, gradients, select; got {kind!r}")
+    leaves = checked_leaves(params, plan) if kind == "weights" else _some_leaves(params, plan)
     check_maps(maps, plan)
     if not plan.widths:
         return params
-    work = {path: promoted(x) for path, x in leaves.items()}
-    kind = merge_kind(method)
-    norms = [n for n in plan.norms if kind != "select" and _is_cut(plan, n.kernel, n.axis)]
-    work = batch_norm.fold(work, norms)
-    spreads = {n: batch_norm.spread(work[n.kernel], work[n.scale], n.axis) for n in norms}
-    sizes: dict[str, int] = {}
-    for group in plan.in_order():
-        found, full = maps[group.name], group.size if keep_shape else None
-        paths, where = places(plan, group, sizes)
-        merged = merge_neurons([work[p] for p in paths], where, found, kind, full)
-        work.update(zip(paths, merged, strict=True))
-        for norm, spread in spreads.items():
-            if norm.kernel in paths:
-                here = alone(where, [paths.index(norm.kernel)])
-                here = [p for p in here if p.axis == norm.axis]
-                (spreads[norm],) = merge_neurons([spread], here, found, kind, full)
-        if not keep_shape:
-            sizes[group.name] = group.kept
-    for norm, spread in spreads.items():
+
+    def how(group: Group) -> str:
+        chosen = method.of(group.kind)
+        if kind == "weights" or chosen.method == "prune":
+            return merge_kind(chosen)
+        return kind
+
+    touched = {m.path for g in plan.in_order() for m in g.members if m.path in leaves}
+    work = {path: promoted(x) for path, x in leaves.items() if path in touched}
+    norms = []
+    if kind == "weights" and method.method == "fuse":
+        norms = [n for n in plan.norms if _is_cut(plan, n.kernel, n.axis)]
+    folded = batch_norm.fold(work, norms)
+    merged = merge_leaves(folded, plan, maps, how, keep_shape, neutral=kind == "weights")
+    for norm in norms:
+        rows = batch_norm.spread(folded[norm.kernel], work[norm.scale], norm.axis)
+        size, sign = batch_norm.slope(
+            rows, work[norm.scale], work[norm.variance], norm.axis, norm.eps
+        )
+        rows = _merge_outputs(plan, norm, maps, rows, norm.axis, how, keep_shape)
+        size = _merge_outputs(plan, norm, maps, size, 0, how, keep_shape)
+        sign = _merge_outputs(plan, norm, maps, sign, 0, lambda _: "select", keep_shape)
         dtype = jax.dtypes.canonicalize_dtype(leaves[norm.variance].dtype)
-        work[norm.scale], work[norm.variance] = batch_norm.refit(spread, norm.axis, norm.eps, dtype)
-    touched = {m.path for g in plan.in_order() for m in g.members}
+        merged.update(batch_norm.unfold(merged, norm, rows, size * sign, dtype))
     result = {
-        path: work[path].astype(jax.dtypes.canonicalize_dtype(x.dtype)) if path in touched else x
+        path: merged[path].astype(jax.dtypes.canonicalize_dtype(x.dtype)) if path in touched else x
         for path, x in leaves.items()
     }
     return with_leaves(params, result)
 
 
-def take(
-    params: PyTree,
-    graph: DependencyGraph | FusionSpec,
-    selections: Mapping[str, Any],
-) -> PyTree:
-    """Re-indexes the neurons of groups, in every leaf that holds them.
+def _some_leaves(tree: PyTree, plan: Plan) -> dict[str, Any]:
+    """Leaves by path, if they are leaves of the plan at full shape."""
+    leaves = leaves_by_path(tree)
+    for path, x in leaves.items():
+        if path not in plan.leaf:
+            raise ValueError(f"{path}: not a leaf of the network this spec was made for")
+        got = getattr(x, "shape", type(x).__name__)
+        if got != plan.leaf[path].shape:
+            raise ValueError(f"{path}: expected shape {plan.leaf[path].shape}, got {got}")
+    return leaves
 
-    A permutation leaves the function unchanged; a subset is plain structural pruning.
 
-    Args:
-      params: the full parameter tree.
-      graph: the graph of the function, or a spec made from it.
-      selections: by group name, indices ``[k]`` of the neurons to keep, in the order wanted.
-
-    Returns:
-      A tree of the same structure and dtypes.
-
-    Raises:
-      ValueError: for an unknown group, indices that are not a vector of integers in range, or
-        parameters of another network.
-
-    Example:
-      >>> import ifjax, jax, jax.numpy as jnp
-      >>> params = {"w1": jnp.arange(6.0).reshape(2, 3), "w2": jnp.arange(3.0).reshape(3, 1)}
-      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 2)))
-      >>> take(params, graph, {"w1": [2, 0]})["w1"].tolist()
-      [[2.0, 0.0], [5.0, 3.0]]
-    """
-    plan = graph.plan
-    leaves = checked_leaves(params, plan)
-    chosen = {name: checked_indices(plan, name, index) for name, index in selections.items()}
-    result = dict(leaves)
-    for path, leaf in plan.leaf.items():
-        for axis, expression in enumerate(leaf.axes):
-            if any(name in chosen for name in ex.atoms(expression)):
-                index = ex.indices(expression, chosen)
-                result[path] = jnp.take(result[path], index, axis)
-    return with_leaves(params, result)
+def _merge_outputs(
+    plan: Plan,
+    norm: BatchNorm,
+    maps: Mapping[str, Transport],
+    x: Array,
+    axis: int,
+    merge: Callable[[Group], str],
+    keep_shape: bool,
+) -> Array:
+    """Maps the axis of an array that lies like the normalised axis of a norm's kernel."""
+    sizes: dict[str, int] = {}
+    along = set(ex.atoms(plan.leaf[norm.kernel].axes[norm.axis]))
+    for group in plan.in_order():
+        if group.name in along:
+            paths, where = places(plan, group, sizes)
+            where = alone(where, [paths.index(norm.kernel)])
+            where = [dataclasses.replace(p, axis=axis) for p in where if p.axis == norm.axis]
+            full = group.size if keep_shape else None
+            axes = plan.leaf[norm.kernel].axes
+            axes = axes if x.ndim > 1 else (axes[norm.axis],)
+            found = maps[group.name]
+            (x,) = merge_group(group, [axes], [x], where, found, merge(group), sizes, full)
+            if not keep_shape:
+                sizes[group.name] = group.kept
+    return x
 
 
 def _is_cut(plan: Plan, path: str, axis: int) -> bool:

@@ -1,11 +1,16 @@
 """Importance: one score per neuron of a group.
 
 A metric reads a group as its *member matrices*: one ``[n, k]`` matrix per producer and consumer
-kernel, whose row ``i`` holds every weight of neuron ``i`` in that kernel. Biases and norms are no
-members. `IMPORTANCES` maps names to metrics of one signature, `Importance`; a further metric joins
-by an entry in it.
+kernel, whose row ``i`` holds every weight of neuron ``i`` in that kernel; for the metrics that need
+more than weights, what `ifjax.Stats` holds in their place. It scores every member on its own; the
+scores of the members are then reduced to one, and normalised over the group, as in the group
+importance of Torch-Pruning (Fang et al., `DepGraph: Towards Any Structural Pruning
+<https://arxiv.org/abs/2301.12900>`_, CVPR 2023), which the Intra-Fusion reference uses.
+
+`IMPORTANCES` maps names to metrics; a further metric joins by an entry in it.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -15,33 +20,92 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Members: TypeAlias = Sequence[Float[Array, "n _"]]
-Importance: TypeAlias = Callable[[Members, PRNGKeyArray | None], Float[Array, " n"]]
+Importance: TypeAlias = Callable[[Float[Array, "n _"]], Float[Array, " n"]]
+
+REDUCTIONS = ("mean", "sum", "max", "first")
+NORMALIZATIONS = ("mean", "max", "sum", "none")
+# What a metric reads besides the weights: the field of `ifjax.Stats` that holds it.
+NEEDS = {"taylor": "gradients", "fisher": "fisher", "chip": "chip"}
 
 
-def score(name: str, members: Members, key: PRNGKeyArray | None = None) -> Float[Array, " n"]:
-    """Scores the neurons of a group with the metric of the given name.
+def score(
+    name: str,
+    members: Members,
+    key: PRNGKeyArray | None = None,
+    reduction: str = "mean",
+    normalization: str = "mean",
+) -> Float[Array, " n"]:
+    r"""Scores the neurons of a group with the metric of the given name.
+
+    With :math:`s^{(k)}_i` what the metric says of neuron i in member k of K,
+
+    .. math::
+        s_i = \frac{1}{K} \sum_k s^{(k)}_i \;\text{(or the sum, maximum, first)}, \qquad
+        \text{score}_i = s_i \Big/ \frac{1}{n} \sum_l s_l \;\text{(or maximum, sum, 1)}.
+
+    ============  =============================================================  =================
+    name          score of a row                                                 members
+    ============  =============================================================  =================
+    ``l1``        sum of absolute weights                                        kernels
+    ``l2``        sum of squared weights                                         kernels
+    ``linf``      largest absolute weight                                        kernels
+    ``lamp``      `lamp`: the sum of squares relative to all larger ones         kernels
+    ``taylor``    absolute sum                                                   weights x gradients
+    ``bn_scale``  mean of absolute values                                        batch norm scales
+    ``fisher``    as it is                                                       squared gradients
+    ``chip``      as it is                                                       independence
+    ``random``    uniform in [0, 1), one draw per neuron, not normalised         kernels
+    ============  =============================================================  =================
 
     Args:
-      name: a key of `IMPORTANCES`: ``"l1"`` and ``"l2"`` (sum of absolute and of squared weights),
-        ``"linf"`` (largest absolute weight), ``"random"`` (uniform in [0, 1), needs a key).
-      members: one ``[n, k]`` matrix per producer and consumer kernel, rows are neurons.
-      key: a random key, for the metrics that draw.
+      name: a key of `IMPORTANCES`, or ``"random"``, which needs a key.
+      members: one ``[n, k]`` matrix per member, rows are neurons; the first one is the first
+        producer.
+      key: a random key, for ``"random"``.
+      reduction: over the members: ``"mean"``, ``"sum"``, ``"max"`` or ``"first"``.
+      normalization: what the scores are divided by: their ``"mean"``, ``"max"``, ``"sum"``, or
+        ``"none"``. It does not change the order within a group, but what scores of several groups
+        mean beside each other.
 
     Returns:
-      One score per neuron; the neurons of highest score are the ones to keep.
+      One score per neuron; the neurons of highest score are the ones to keep. All zero where every
+      weight is zero. In float32 (float64 for float64 members).
 
     Raises:
-      ValueError: for an unknown name, no members, members that disagree on ``n``, or a metric that
-        draws and has no key.
+      ValueError: for an unknown name, reduction or normalization, no members, members that disagree
+        on ``n``, or ``"random"`` without a key.
+
+    References:
+      ``taylor``: Molchanov et al., `Importance Estimation for Neural Network Pruning
+      <https://arxiv.org/abs/1906.10771>`_, CVPR 2019; ``bn_scale``: Liu et al., `Learning Efficient
+      Convolutional Networks through Network Slimming <https://arxiv.org/abs/1708.06519>`_, ICCV
+      2017. For the others see `magnitude`, `lamp`, `ifjax.collect_stats`.
 
     Example:
       >>> import jax.numpy as jnp
       >>> score("l1", [jnp.array([[1.0, -2.0], [0.5, 0.5]])])
       Array([1.5, 0.5], dtype=float32)
     """
-    if name not in IMPORTANCES:
-        raise ValueError(f"unknown importance {name!r}; known: {', '.join(sorted(IMPORTANCES))}")
-    return IMPORTANCES[name](members, key)
+    if name != "random" and name not in IMPORTANCES:
+        raise ValueError(f"unknown importance {name!r}; known: {', '.join(names())}")
+    _check(members)
+    members = [rows.astype(_dtype(rows)) for rows in members]
+    if name == "random":
+        if key is None:
+            raise ValueError("importance 'random' draws its scores: pass key=jax.random.key(seed)")
+        return jax.random.uniform(key, (members[0].shape[0],), _dtype(*members))
+    return normalise(
+        reduce([IMPORTANCES[name](rows) for rows in members], reduction), normalization
+    )
+
+
+def names() -> list[str]:
+    """The names of all metrics.
+
+    >>> names()
+    ['bn_scale', 'chip', 'fisher', 'l1', 'l2', 'lamp', 'linf', 'random', 'taylor']
+    """
+    return sorted([*IMPORTANCES, "random"])
 
 
 def magnitude(members: Members, p: float | int) -> Float[Array, " n"]:
@@ -77,9 +141,100 @@ def magnitude(members: Members, p: float | int) -> Float[Array, " n"]:
     if not p > 0:
         raise ValueError(f"magnitude needs p > 0 or inf, got p = {p}")
     _check(members)
-    total = sum(_power_sums(rows, p) for rows in members) / len(members)
-    mean = jnp.mean(total)
-    return total / jnp.where(mean > 0, mean, 1)
+    return normalise(reduce([_power_sums(rows, p) for rows in members], "mean"), "mean")
+
+
+def lamp(rows: Float[Array, "n _"]) -> Float[Array, " n"]:
+    r"""Layer-adaptive magnitude of whole neurons.
+
+    The paper scores a weight by its square relative to the squares of all weights of its layer that
+    are not smaller. Here a neuron takes the place of a weight, its squared norm
+    :math:`q_i = \sum_j W_{ij}^2` that of the square, and a member matrix that of the layer:
+
+    .. math::
+        s_i = q_i \Big/ \sum_{l : \, q_l \ge q_i} q_l
+
+    The largest neuron scores one. Within one member the order is that of ``l2``; members, and
+    groups, become comparable without a normalisation (``normalization="none"``). Neurons of equal
+    norm score equally, where the paper breaks ties by position.
+
+    Args:
+      rows: the weights of a member, rows are neurons.
+
+    Returns:
+      Scores in [0, 1]; 0 where a neuron's weights are all zero.
+
+    References:
+      Lee et al., `Layer-adaptive sparsity for the Magnitude-based Pruning
+      <https://arxiv.org/abs/2010.07611>`_, ICLR 2021, equation (4).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> lamp(jnp.array([[2.0], [1.0], [0.0]]))
+      Array([1. , 0.2, 0. ], dtype=float32)
+    """
+    squares = _power_sums(rows, 2)
+    ascending = jnp.sort(squares)
+    larger = jnp.cumsum(ascending[::-1])[::-1][jnp.searchsorted(ascending, squares)]
+    return jnp.where(squares > 0, squares / jnp.where(squares > 0, larger, 1), 0)
+
+
+def reduce(scores: Sequence[Float[Array, " n"]], reduction: str) -> Float[Array, " n"]:
+    """The scores of several members as one.
+
+    Args:
+      scores: of every member, the first producer's first.
+      reduction: ``"mean"``, ``"sum"``, ``"max"`` or ``"first"``.
+
+    Returns:
+      One score per neuron.
+
+    Raises:
+      ValueError: for an unknown reduction.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> reduce([jnp.array([1.0, 2.0]), jnp.array([3.0, 0.0])], "max")
+      Array([3., 2.], dtype=float32)
+    """
+    match reduction:
+        case "mean":
+            return sum(scores[1:], scores[0]) / len(scores)
+        case "sum":
+            return sum(scores[1:], scores[0])
+        case "max":
+            return functools.reduce(jnp.maximum, scores)
+        case "first":
+            return scores[0]
+    raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+
+
+def normalise(scores: Float[Array, " n"], normalization: str) -> Float[Array, " n"]:
+    """The scores relative to their mean, maximum or sum, or as they are.
+
+    Args:
+      scores: one per neuron, not negative.
+      normalization: ``"mean"``, ``"max"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+      The scores; all zero ones stay so.
+
+    Raises:
+      ValueError: for an unknown normalization.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> normalise(jnp.array([1.0, 3.0]), "sum")
+      Array([0.25, 0.75], dtype=float32)
+    """
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}"
+        )
+    if normalization == "none":
+        return scores
+    unit = getattr(jnp, normalization)(scores)
+    return scores / jnp.where(unit > 0, unit, 1)
 
 
 def _power_sums(rows: Float[Array, "n _"], p: float | int) -> Float[Array, " n"]:
@@ -88,32 +243,6 @@ def _power_sums(rows: Float[Array, "n _"], p: float | int) -> Float[Array, " n"]
     if math.isinf(p):
         return jnp.max(weights, axis=1, initial=0)
     return jnp.sum(weights if p == 1 else weights**p, axis=1)
-
-
-def _l1(members: Members, key: PRNGKeyArray | None) -> Float[Array, " n"]:
-    """Sum of absolute weights."""
-    del key
-    return magnitude(members, 1)
-
-
-def _l2(members: Members, key: PRNGKeyArray | None) -> Float[Array, " n"]:
-    """Sum of squared weights."""
-    del key
-    return magnitude(members, 2)
-
-
-def _linf(members: Members, key: PRNGKeyArray | None) -> Float[Array, " n"]:
-    """Largest absolute weight."""
-    del key
-    return magnitude(members, math.inf)
-
-
-def _random(members: Members, key: PRNGKeyArray | None) -> Float[Array, " n"]:
-    """Uniform in [0, 1), the baseline that knows nothing of the weights."""
-    _check(members)
-    if key is None:
-        raise ValueError("importance 'random' draws its scores: pass key=jax.random.key(seed)")
-    return jax.random.uniform(key, (members[0].shape[0],), _dtype(*members))
 
 
 def _check(members: Members) -> None:
@@ -130,4 +259,13 @@ def _dtype(*arrays: Array) -> jnp.dtype:
     return jnp.result_type(jnp.float32, *arrays)
 
 
-IMPORTANCES: dict[str, Importance] = {"l1": _l1, "l2": _l2, "linf": _linf, "random": _random}
+IMPORTANCES: dict[str, Importance] = {
+    "l1": lambda rows: _power_sums(rows, 1),
+    "l2": lambda rows: _power_sums(rows, 2),
+    "linf": lambda rows: _power_sums(rows, math.inf),
+    "lamp": lamp,
+    "taylor": lambda rows: jnp.abs(jnp.sum(rows, axis=1)),
+    "bn_scale": lambda rows: jnp.mean(jnp.abs(rows), axis=1),
+    "fisher": lambda rows: rows[:, 0],
+    "chip": lambda rows: rows[:, 0],
+}

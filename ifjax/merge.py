@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from ifjax.graph import expression as ex
 from ifjax.graph.roles import Role
+from ifjax.graph.views import View
 from ifjax.method import Method
-from ifjax.spec import Group, Plan
+from ifjax.spec import Group, Member, Plan
 from ifjax.transport import Transport
 
 SELF = "self"
@@ -22,6 +24,8 @@ SELF = "self"
 @dataclasses.dataclass(frozen=True)
 class Place:
     """Where one array holds the neurons of the group at hand.
+
+    Of a group with batch axes: one entry of the array, without these axes.
 
     Attributes:
       array: number of the array.
@@ -44,15 +48,15 @@ def places(
     paths = list(dict.fromkeys(m.path for m in group.members))
     number = {path: i for i, path in enumerate(paths)}
     found = [
-        Place(number[m.path], m.axis, m.role, _localised(plan, m.path, m.axis, group.name, sizes))
+        Place(number[m.path], m.axis, m.role, _localised(plan, m, group, sizes))
         for m in group.members
     ]
     return paths, tuple(found)
 
 
-def _localised(
-    plan: Plan, path: str, axis: int, name: str, sizes: Mapping[str, int]
-) -> ex.Expression:
+def _localised(plan: Plan, member: Member, group: Group, sizes: Mapping[str, int]) -> ex.Expression:
+    name = group.name
+
     def visit(e: ex.Expression) -> ex.Expression:
         match e:
             case ex.Atom(found, n) if found == name:
@@ -63,7 +67,19 @@ def _localised(
                 return ex.Sum(tuple(map(visit, parts)))
         return ex.Pinned(ex.size(e, sizes))
 
-    return visit(plan.leaf[path].axes[axis])
+    return visit(View(plan.leaf[member.path].axes, group.along).rest()[member.axis])
+
+
+def entries(
+    group: Group, axes: Sequence[ex.Expression], x: Array, sizes: Mapping[str, int]
+) -> Array:
+    """The array; of a group with batch axes its entries, ``[batch, *entry]``."""
+    return View(tuple(axes), group.along).front(x, sizes) if group.batch else x
+
+
+def flat(group: Group, found: Any) -> Any:
+    """Arrays ``[*batch, ...]`` as ``[batch, ...]``."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(group.batch) :]), found)
 
 
 def describing(where: Sequence[Place]) -> tuple[Place, ...]:
@@ -82,12 +98,85 @@ def alone(where: Sequence[Place], arrays: Sequence[int]) -> tuple[Place, ...]:
     return tuple(dataclasses.replace(p, array=number[p.array]) for p in where if p.array in number)
 
 
+def merge_leaves(
+    leaves: Mapping[str, Any],
+    plan: Plan,
+    maps: Mapping[str, Transport],
+    merge: Callable[[Group], str],
+    keep_shape: bool,
+    neutral: bool = False,
+) -> dict[str, Any]:
+    """Applies the maps of all groups to those of a plan's leaves that are given, by path."""
+    result, sizes = dict(leaves), dict[str, int]()
+    for group in plan.in_order():
+        paths, where = places(plan, group, sizes)
+        given = [i for i, path in enumerate(paths) if path in leaves]
+        full = group.size if keep_shape else None
+        merged = merge_group(
+            group,
+            [plan.leaf[paths[i]].axes for i in given],
+            [result[paths[i]] for i in given],
+            alone(where, given),
+            maps[group.name],
+            merge(group),
+            sizes,
+            full,
+            neutral,
+        )
+        result.update(zip((paths[i] for i in given), merged, strict=True))
+        if not keep_shape:
+            sizes[group.name] = group.kept
+    return result
+
+
+def merge_group(
+    group: Group,
+    axes: Sequence[Sequence[ex.Expression]],
+    arrays: Sequence[Array],
+    where: Sequence[Place],
+    found: Transport,
+    merge: str,
+    sizes: Mapping[str, int],
+    full: int | None = None,
+    neutral: bool = False,
+) -> list[Array]:
+    """Applies a group's maps to the arrays that hold it, to every entry of its batch its own.
+
+    Args:
+      group: the group.
+      axes: what lies along the axes of every array.
+      arrays: the arrays that ``where`` numbers.
+      where: the places of the group.
+      found: its transport maps, ``[*batch, n, m]``.
+      merge: see `merge_neurons`.
+      sizes: present widths of the groups that were mapped before.
+      full: see `merge_neurons`.
+      neutral: see `merge_neurons`.
+
+    Returns:
+      The arrays, mapped in all places.
+    """
+    if not group.batch:
+        return merge_neurons(arrays, where, found, merge, full, neutral)
+    views = [View(tuple(a), group.along) for a in axes]
+    fronts = [view.front(x, sizes) for view, x in zip(views, arrays, strict=True)]
+
+    def one(arrays: list[Array], found: Transport) -> list[Array]:
+        return merge_neurons(arrays, where, found, merge, full, neutral)
+
+    merged = jax.vmap(one)(fronts, flat(group, found))
+    width = full or found.map.shape[-1]
+    after = {**sizes, group.name: width}
+    return [view.back(x, after) for view, x in zip(views, merged, strict=True)]
+
+
 def merge_neurons(
     arrays: Sequence[Array],
     where: Sequence[Place],
     found: Transport,
     merge: str,
     full: int | None = None,
+    neutral: bool = False,
 ) -> list[Array]:
     """Applies a group's map to the arrays that hold it.
 
@@ -98,9 +187,10 @@ def merge_neurons(
       arrays: the arrays that ``where`` numbers.
       where: the places of the group.
       found: its transport map.
-      merge: ``"reference"``, ``"preserving"``, or ``"select"`` for the targets as they are.
-      full: the group's size, to put the results in the places of the targets, zeros elsewhere; ones
-        in vectors that scale, for one may divide by them.
+      merge: ``"reference"``, ``"preserving"``, ``"gradients"``, or ``"select"`` for the targets as
+        they are.
+      full: the group's size, to put the results in the places of the targets, zeros elsewhere.
+      neutral: ones elsewhere in vectors that scale, for one may divide by them.
 
     Returns:
       The arrays, mapped in all places.
@@ -113,8 +203,13 @@ def merge_neurons(
             arrays[p.array] = _select(x, found.targets, p.axis, p.where, full)
         else:
             arrays[p.array] = _multiply(x, by[normalised(p.role, merge)], p.axis, p.where)
-        if full is not None and p.role in ("multiplicative", "variance") and x.ndim == 1:
-            arrays[p.array] = _neutral(arrays[p.array], found.targets, p.where, full)
+        if (
+            full is not None
+            and neutral
+            and p.role in ("multiplicative", "variance")
+            and x.size == x.shape[p.axis]
+        ):
+            arrays[p.array] = _neutral(arrays[p.array], found.targets, p.axis, p.where, full)
     return arrays
 
 
@@ -122,7 +217,10 @@ def normalised(role: Role, merge: str) -> str:
     """Which matrix a member of this role is multiplied by, a key of `matrices`.
 
     M for consumers and, in the reference merge, for producers and additive members; P for the rest.
+    Gradients the other way round than in the preserving merge: P for consumers, M for the rest.
     """
+    if merge == "gradients":
+        return "P" if role == "consumer" else "M"
     summed = merge == "reference" and role in ("producer", "additive", "mean")
     return "M" if summed or role == "consumer" else "P"
 
@@ -169,15 +267,17 @@ def _select(
     return ex.transform(x, axis, where, SELF, function)
 
 
-@functools.partial(jax.jit, static_argnames=("where", "full"))
-def _neutral(x: Array, targets: Int[Array, " m"], where: ex.Expression, full: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("axis", "where", "full"))
+def _neutral(
+    x: Array, targets: Int[Array, " m"], axis: int, where: ex.Expression, full: int
+) -> Array:
     """Ones in the places of the neurons that are no targets."""
     mask = jnp.zeros((full,), bool).at[targets].set(True)
 
     def function(x: Array, axis: int) -> Array:
         return jnp.where(_lift(mask, x, axis), x, 1)
 
-    return ex.transform(x, 0, where, SELF, function)
+    return ex.transform(x, axis, where, SELF, function)
 
 
 def _lift(mask: Array, x: Array, axis: int) -> Array:

@@ -6,8 +6,10 @@ import dataclasses
 import math
 from typing import Literal
 
+from ifjax import centroids as centroid_kinds
 from ifjax import importance as importances
 from ifjax import solvers
+from ifjax.graph.kinds import Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,24 +19,39 @@ class Method:
     Attributes:
       method: ``"fuse"`` merges all neurons into the kept ones by optimal transport; ``"prune"``
         keeps the neurons of highest importance as they are.
-      importance: ``"l1"``, ``"l2"``, ``"linf"`` or ``"random"``: the score of a neuron.
-      scores_on: weights the score is read from: ``"folded"`` (batch norm merged) or ``"raw"``.
-      targets: ``"top"``: the neurons of highest score are what the others are fused into.
+      importance: the score of a neuron: ``"l1"``, ``"l2"``, ``"linf"``, ``"lamp"``, ``"bn_scale"``,
+        ``"random"``, or, with `ifjax.Stats`, ``"taylor"``, ``"fisher"``, ``"chip"``; see
+        `ifjax.importance.score`.
+      reduction: of the scores of a group's producers and consumers to one: ``"mean"``, ``"sum"``,
+        ``"max"``, ``"first"`` (the first producer).
+      normalization: what the scores of a group are divided by: their ``"mean"``, ``"max"``,
+        ``"sum"``, or ``"none"``. Neither choice nor maps depend on it; `ifjax.neuron_scores` does.
+      scores_on: weights that the magnitudes (l1, l2, linf, lamp) are read from: ``"folded"`` (batch
+        norm merged) or ``"raw"``. The other importances do not depend on it.
+      targets: what the neurons are fused into: ``"top"``, the neurons of highest score; or
+        ``"centroids"`` of all neurons in feature space, each represented by a neuron near it.
+      centroids: ``"kmeans"`` or ``"gaussian_mixture"``, see `ifjax.centroids.clusters`.
       cost_p: order of the norm between the neurons' features, at least 1.
       source_marginal: mass of the neurons, ``"uniform"`` or ``"importance"``.
-      target_marginal: mass of the targets, likewise.
+      target_marginal: mass of the targets, likewise; the importance of a centroid is that of the
+        neurons that belong to it.
       solver: ``"sinkhorn"``, ``"exact"`` or ``"nearest"``.
       epsilon: entropic regularisation of Sinkhorn, relative to the mean cost.
       merge: ``"reference"`` or ``"preserving"``, see `ifjax.apply_maps`.
       order: ``"sequential"`` from the output to the input, each group on weights that the earlier
         ones have changed; ``"simultaneous"``, all from the given weights.
-      seed: of the random importance.
+      heads: what ``method="fuse"`` does to attention heads and their dimensions: averaging heads
+        that are not aligned is noise, so that they are pruned unless this says ``"fuse"``.
+      seed: of the random importance and of the starts of k-means.
     """
 
     method: Literal["fuse", "prune"] = "fuse"
     importance: str = "l1"
+    reduction: Literal["mean", "sum", "max", "first"] = "mean"
+    normalization: Literal["mean", "max", "sum", "none"] = "mean"
     scores_on: Literal["folded", "raw"] = "folded"
-    targets: Literal["top"] = "top"
+    targets: Literal["top", "centroids"] = "top"
+    centroids: Literal["kmeans", "gaussian_mixture"] = "kmeans"
     cost_p: float = 1.0
     source_marginal: Literal["uniform", "importance"] = "uniform"
     target_marginal: Literal["uniform", "importance"] = "uniform"
@@ -42,7 +59,14 @@ class Method:
     epsilon: float = 0.01
     merge: Literal["reference", "preserving"] = "reference"
     order: Literal["sequential", "simultaneous"] = "sequential"
+    heads: Literal["prune", "fuse"] = "prune"
     seed: int = 0
+
+    def of(self, kind: Kind) -> Method:
+        """The method for groups of a kind: heads that are not to be fused are pruned."""
+        if self.method == "fuse" and self.heads == "prune" and kind in ("head", "head_dim"):
+            return dataclasses.replace(self, method="prune")
+        return self
 
     def __post_init__(self) -> None:
         """Checks every choice.
@@ -52,9 +76,13 @@ class Method:
         """
         choices = {
             "method": ("fuse", "prune"),
-            "importance": tuple(importances.IMPORTANCES),
+            "importance": tuple(importances.names()),
+            "reduction": importances.REDUCTIONS,
+            "normalization": importances.NORMALIZATIONS,
+            "heads": ("prune", "fuse"),
             "scores_on": ("folded", "raw"),
-            "targets": ("top",),
+            "targets": ("top", "centroids"),
+            "centroids": centroid_kinds.CENTROIDS,
             "source_marginal": ("uniform", "importance"),
             "target_marginal": ("uniform", "importance"),
             "solver": tuple(solvers.SOLVERS),

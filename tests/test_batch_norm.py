@@ -85,7 +85,8 @@ def test_the_kernel_may_have_its_outputs_on_any_axis(axis):
     expected = batch_norm.fold(before, [norm()])["conv0.weight"]
     np.testing.assert_array_equal(jnp.moveaxis(got, axis, 0), expected)
     spread = batch_norm.spread(got, before["bn0.weight"], axis)
-    scale, variance = batch_norm.refit(spread, axis, EPS)
+    ones = jnp.ones(6)
+    scale, variance = batch_norm.refit(spread, ones, axis, EPS)
     np.testing.assert_allclose(scale, jnp.abs(before["bn0.weight"]), rtol=1e-6)
     np.testing.assert_allclose(variance, before["bn0.weight"] ** 2 - EPS, atol=1e-6)
 
@@ -101,7 +102,8 @@ def test_refit_equals_the_double_sum_over_neurons(seed, merge):
     plan = jnp.asarray(rng.uniform(size=(n, m)), jnp.float32)
     matrix = matrices(plan, jnp.arange(m), None)[merge]
     rows = jnp.tensordot(matrix, batch_norm.spread(kernel, scale, 0), 1)
-    got, variance = batch_norm.refit(rows, 0, 1e-5)
+    alpha = jnp.asarray(rng.uniform(0.5, 2, m) * rng.choice([-1, 1], m), jnp.float32)
+    got, variance = batch_norm.refit(rows, alpha, 0, 1e-5)
     covariance = spread_loop(kernel, scale)
     for j in range(m):
         expected = sum(
@@ -109,8 +111,9 @@ def test_refit_equals_the_double_sum_over_neurons(seed, merge):
             for i in range(n)
             for k in range(n)
         )
-        np.testing.assert_allclose(got[j] ** 2, max(expected, 1e-5), rtol=1e-4)
-        np.testing.assert_allclose(variance[j], max(expected - 1e-5, 0), rtol=1e-4, atol=1e-6)
+        before = max(expected / float(alpha[j]) ** 2, 1e-5)
+        np.testing.assert_allclose(got[j] / alpha[j], np.sqrt(before), rtol=1e-4)
+        np.testing.assert_allclose(variance[j], before - 1e-5, rtol=1e-4, atol=1e-6)
     assert np.all(variance >= 0)
 
 
@@ -127,11 +130,31 @@ def test_fused_norms_have_the_scale_and_variance_of_the_double_sum(merge):
     covariance = spread_loop(folded, params["bn0.weight"])
     squared = np.einsum("ji,jk,ik->j", by, by, covariance)
     assert np.all(squared > 2 * EPS)
-    np.testing.assert_allclose(small["bn0.weight"], np.sqrt(squared), rtol=1e-5)
-    np.testing.assert_allclose(small["bn0.running_var"], squared - EPS, rtol=1e-5)
+    alpha = by @ np.abs(slope) * np.sign(slope[found.targets])
+    assert np.any(alpha < 0)
+    np.testing.assert_allclose(small["bn0.weight"], np.sqrt(squared) * np.sign(alpha), rtol=1e-5)
+    np.testing.assert_allclose(small["bn0.running_var"], squared / alpha**2 - EPS, rtol=1e-5)
     np.testing.assert_allclose(small["bn0.bias"], by @ params["bn0.bias"], atol=1e-6)
-    mean = by @ (slope * params["bn0.running_mean"])
+    mean = by @ (slope * params["bn0.running_mean"]) / alpha
     np.testing.assert_allclose(small["bn0.running_mean"], mean, atol=1e-6)
+    kernel = np.einsum("ji,i...->j...", by, folded) / alpha[:, None, None, None]
+    np.testing.assert_allclose(small["conv0.weight"], kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize("merge", ["reference", "preserving"])
+def test_channels_that_are_equal_keep_kernel_mean_and_variance(merge):
+    """The preserving merge keeps scale and offset too, the reference's sums them."""
+    params = leaves()
+    copies = jnp.arange(6) % 3
+    for path in ("conv0.weight", "conv0.bias", *(f"bn0.{k}" for k in reference.NORMS)):
+        params[path] = params[path][copies]
+    spec = reference.trace("vgg", params, EPS).spec({"conv0*": 0.5}, merge=merge, solver="nearest")
+    small = ifjax.fuse_params(params, spec, {"conv0.weight": np.arange(6)[::-1]})
+    for path in ("conv0.weight", "conv0.bias", "bn0.running_mean", "bn0.running_var"):
+        np.testing.assert_allclose(small[path], params[path][:3], rtol=1e-5, atol=1e-6)
+    for path in ("bn0.weight", "bn0.bias"):
+        factor = 2 if merge == "reference" else 1
+        np.testing.assert_allclose(small[path], factor * params[path][:3], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("merge", ["reference", "preserving"])
@@ -157,14 +180,15 @@ def test_eval_mode_of_the_refit_norm_is_that_of_the_folded_network(merge):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("eps", [0.0, 1e-5, 1e-2])
-def test_the_slope_is_one_whatever_the_variance_is_rounded_to(eps, dtype):
+def test_the_slope_is_alpha_whatever_the_variance_is_rounded_to(eps, dtype):
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(7, 4)), jnp.float32)
     rows = rows * jnp.asarray([0, 1e-7, 1e-3, 0.1, 1, 30, 1e4])[:, None]
-    scale, variance = batch_norm.refit(rows, 0, eps, dtype)
+    alpha = jnp.asarray([1.0, 1, -1, 2, 1, 0.1, 3])
+    scale, variance = batch_norm.refit(rows, alpha, 0, eps, dtype)
     assert np.all(variance >= 0)
     assert np.all(np.isfinite(scale))
     np.testing.assert_array_equal(variance, variance.astype(dtype).astype(jnp.float32))
-    np.testing.assert_allclose(scale / np.sqrt(variance + eps), 1, rtol=1e-6)
+    np.testing.assert_allclose(scale / np.sqrt(variance + eps), alpha, rtol=1e-6)
 
 
 def test_channels_whose_scale_is_zero_and_kernels_of_zero_make_no_nan():
@@ -173,4 +197,15 @@ def test_channels_whose_scale_is_zero_and_kernels_of_zero_make_no_nan():
     spread = batch_norm.spread(kernel, scale, 0)
     np.testing.assert_allclose(jnp.linalg.norm(spread, axis=1), [0, 0, 1, 0], atol=1e-6)
     for eps in (0.0, 1e-5):
-        assert all(np.all(np.isfinite(x)) for x in batch_norm.refit(spread, 0, eps))
+        ones = jnp.ones(4)
+        assert all(np.all(np.isfinite(x)) for x in batch_norm.refit(spread, ones, 0, eps))
+        size, sign = batch_norm.slope(spread, scale, ones, 0, eps)
+        np.testing.assert_allclose(size, np.array([0, 0, 1, 0]) / np.sqrt(1 + eps), rtol=1e-6)
+        np.testing.assert_array_equal(sign, [1, 1, -1, 1])
+        found = batch_norm.unfold({"k": kernel, "m": scale}, norm_of_k(eps), spread, scale)
+        assert all(np.all(np.isfinite(x)) for x in found.values())
+        np.testing.assert_allclose(found["k"], kernel / jnp.asarray([[1], [2], [-1], [1]]))
+
+
+def norm_of_k(eps):
+    return BatchNorm("k", 0, None, "s", None, "m", "v", eps)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ifjax import checks
+from ifjax import Stats, checks
 from ifjax.method import Method
 from ifjax.transport import Transport
 from tests import reference
@@ -59,3 +59,49 @@ def test_a_solver_that_failed_is_told_with_the_remedy():
     failed = transport(converged=jnp.asarray(False), iterations=jnp.asarray(7))
     with pytest.raises(RuntimeError, match=r"1 of 1 groups.*after 7 iterations.*larger epsilon"):
         checks.check_converged({NAME: failed}, Method())
+
+
+def stats_of(importance, stats, scores=()):
+    return checks.checked_stats(
+        stats, PLANNED, Method(importance=importance), dict.fromkeys(scores)
+    )
+
+
+PLANNED = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).spec(keep={NAME: 2}).plan
+FISHER = {NAME: np.arange(N, dtype=np.float16)}
+
+
+def test_statistics_are_needed_where_the_importance_and_a_group_without_scores_want_them():
+    assert stats_of("l1", None) is None
+    assert stats_of("fisher", None, [NAME]) is None
+    assert stats_of("fisher", Stats(fisher=FISHER)).fisher[NAME].dtype == jnp.float32
+    with pytest.raises(ValueError, match=r"'fisher' needs fisher .*: pass stats=ifjax\.collect_st"):
+        stats_of("fisher", None)
+    with pytest.raises(
+        ValueError, match=r"'taylor' needs gradients .* or stats=ifjax\.Stats\(grad"
+    ):
+        stats_of("taylor", Stats(fisher=FISHER))
+
+
+@pytest.mark.parametrize(
+    ("importance", "stats", "message"),
+    [
+        ("fisher", Stats(fisher={}), rf"fisher of {NAME}: expected shape \({N},\), got none"),
+        ("fisher", Stats(fisher={NAME: np.ones(9)}), r"got \(9,\); stats\.fisher must be stat"),
+        ("chip", Stats(chip={NAME: np.ones((N, 2))}), rf"\({N},\) or \({N}, {N}\), got \({N}, 2"),
+        ("taylor", Stats(gradients={"a": np.ones(3)}), r"got none; .* a tree like the parameters"),
+        ("fisher", Stats(fisher=FISHER, count=0), "at least one example, got count 0"),
+        ("chip", Stats(chip={NAME: np.full(N, np.nan)}), "expected finite numbers"),
+    ],
+    ids=["missing", "shape", "matrix", "gradients", "count", "nan"],
+)
+def test_statistics_that_do_not_fit_are_refused(importance, stats, message):
+    with pytest.raises(ValueError, match=message):
+        stats_of(importance, stats)
+
+
+def test_no_gradient_flows_into_statistics():
+    def total(x):
+        return stats_of("fisher", Stats(fisher={NAME: x})).fisher[NAME].sum()
+
+    np.testing.assert_array_equal(jax.grad(total)(jnp.ones(N)), 0)

@@ -62,7 +62,80 @@ def test_weights_that_are_all_zero_score_zero(name):
     np.testing.assert_array_equal(got, np.zeros(3))
 
 
-@pytest.mark.parametrize("name", importance.IMPORTANCES)
+# Layer-adaptive ---------------------------------------------------------------------------------
+
+
+def lamp_oracle(matrix):
+    """The paper's score, on squared norms sorted in ascending order: a loop in float64."""
+    squares = (matrix.astype(np.float64) ** 2).sum(1)
+    order, scores = np.argsort(squares), np.zeros(len(squares))
+    for rank, i in enumerate(order):
+        scores[i] = squares[i] / sum(squares[k] for k in order[rank:])
+    return scores
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_lamp_equals_a_float64_loop(seed):
+    matrices = members(seed)
+    expected = [lamp_oracle(x) for x in matrices]
+    for matrix, scores in zip(matrices, expected, strict=True):
+        np.testing.assert_allclose(importance.lamp(jnp.asarray(matrix)), scores, rtol=3e-6)
+        assert scores.max() == 1
+    got = importance.score("lamp", [jnp.asarray(x) for x in matrices], normalization="none")
+    np.testing.assert_allclose(got, np.mean(expected, 0), rtol=3e-6)
+
+
+def test_lamp_scores_equal_neurons_equally_and_dead_ones_zero():
+    got = importance.lamp(jnp.asarray([[1.0], [0.0], [-1.0], [2.0]]))
+    np.testing.assert_allclose(got, [1 / 6, 0, 1 / 6, 1], rtol=1e-6)
+    np.testing.assert_array_equal(importance.lamp(jnp.zeros((3, 2))), np.zeros(3))
+
+
+# Reduction and normalisation --------------------------------------------------------------------
+
+REDUCE = {"mean": np.mean, "sum": np.sum, "max": np.max, "first": lambda x, axis: x[0]}
+NORMALISE = {"mean": np.mean, "sum": np.sum, "max": np.max, "none": lambda x: 1.0}
+
+
+@pytest.mark.parametrize("normalization", NORMALISE)
+@pytest.mark.parametrize("reduction", REDUCE)
+def test_members_are_reduced_and_normalised(reduction, normalization):
+    assert set(REDUCE) == {*importance.REDUCTIONS}
+    assert set(NORMALISE) == {*importance.NORMALIZATIONS}
+    matrices = members(4, widths=(4, 7, 2))
+    each = np.stack([np.abs(x.astype(np.float64)).sum(1) for x in matrices])
+    expected = REDUCE[reduction](each, axis=0)
+    expected = expected / NORMALISE[normalization](expected)
+    arrays = [jnp.asarray(x) for x in matrices]
+    got = importance.score("l1", arrays, reduction=reduction, normalization=normalization)
+    np.testing.assert_allclose(got, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("normalization", NORMALISE)
+def test_scores_that_are_all_zero_stay_so(normalization):
+    got = importance.normalise(jnp.zeros(3), normalization)
+    np.testing.assert_array_equal(got, np.zeros(3))
+
+
+def test_unknown_reductions_and_normalisations_list_the_known():
+    with pytest.raises(ValueError, match=r"one of mean, sum, max, first; got 'prod'"):
+        importance.reduce([jnp.ones(2)], "prod")
+    with pytest.raises(ValueError, match=r"one of mean, max, sum, none; got 'std'"):
+        importance.normalise(jnp.ones(2), "std")
+
+
+def test_what_comes_with_signs_is_scored_without():
+    rows = jnp.asarray([[1.0, -3.0], [-2.0, -1.0]])
+    for name, expected in (("taylor", [2, 3]), ("bn_scale", [2, 1.5])):
+        got = importance.score(name, [rows], normalization="none")
+        np.testing.assert_allclose(got, expected, err_msg=name)
+
+
+# Dtypes, keys, errors ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", importance.names())
 def test_half_precision_is_scored_in_float32_and_float64_stays(name):
     key = jax.random.key(0)
     half = [jnp.asarray(x, jnp.bfloat16) for x in members(0)]
@@ -81,7 +154,7 @@ def test_random_depends_on_the_key_alone():
     assert np.all((one >= 0) & (one < 1))
 
 
-@pytest.mark.parametrize("name", importance.IMPORTANCES)
+@pytest.mark.parametrize("name", importance.names())
 def test_compiles_once(name):
     traces = []
 
@@ -96,12 +169,12 @@ def test_compiles_once(name):
 
 
 def test_a_further_metric_registers(monkeypatch):
-    monkeypatch.setitem(importance.IMPORTANCES, "first", lambda members, key: members[0][:, 0])
-    np.testing.assert_array_equal(importance.score("first", [jnp.eye(3)]), [1, 0, 0])
+    monkeypatch.setitem(importance.IMPORTANCES, "last", lambda rows: rows[:, -1])
+    np.testing.assert_array_equal(importance.score("last", [jnp.eye(3)]), [0, 0, 3])
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(ValueError, match=r"'l3'.*known: l1, l2, linf, random"):
+    with pytest.raises(ValueError, match=r"'l3'.*known: bn_scale, chip, .*, taylor"):
         importance.score("l3", [jnp.ones((2, 2))])
 
 
@@ -110,7 +183,7 @@ def test_random_without_a_key_says_how():
         importance.score("random", [jnp.ones((2, 2))])
 
 
-@pytest.mark.parametrize("name", importance.IMPORTANCES)
+@pytest.mark.parametrize("name", importance.names())
 def test_groups_without_or_with_unequal_members_are_refused(name):
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="at least one member"):

@@ -98,6 +98,39 @@ def test_full_matrices_hold_the_rows_at_their_targets():
         np.testing.assert_array_equal(full[name][jnp.asarray([1, 4])], np.zeros((2, N)))
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_gradients_of_consumers_are_averaged_and_all_others_summed(role):
+    found, x = transport(), weights(N, 2)
+    (got,) = merge.merge_neurons([x], (Place(0, 0, role, SELF),), found, "gradients")
+    matrix = by_target(found.map) if role == "consumer" else by_source(found.map)
+    np.testing.assert_allclose(got, mapped(matrix, x, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("neutral", [False, True])
+@pytest.mark.parametrize("kind", ["select", "reference", "preserving", "gradients"])
+def test_full_vectors_that_scale_hold_ones_where_asked(kind, neutral):
+    found, x = transport(), weights(N)
+    for role in ROLES:
+        (got,) = merge.merge_neurons([x], (Place(0, 0, role, SELF),), found, kind, N, neutral)
+        ones = neutral and role in ("multiplicative", "variance")
+        np.testing.assert_array_equal(got[jnp.asarray([1, 4])], [ones, ones])
+        (small,) = merge.merge_neurons([x], (Place(0, 0, role, SELF),), found, kind)
+        np.testing.assert_array_equal(got[found.targets], small)
+
+
+def test_leaves_may_be_some_of_the_plan_s():
+    leaves = {k: jnp.asarray(v) for k, v in reference.init("mlp", 0, (N, N)).items()}
+    plan = reference.trace("mlp", leaves).spec(keep=M).plan
+    maps = {name: transport(seed) for seed, name in enumerate(plan.widths)}
+    whole = merge.merge_leaves(leaves, plan, maps, "reference", False)
+    some = merge.merge_leaves({"fc1.weight": leaves["fc1.weight"]}, plan, maps, "reference", False)
+    assert list(some) == ["fc1.weight"]
+    first, second = (by_source(maps[f"fc{i}.weight"].map) for i in (0, 1))
+    expected = second @ np.asarray(leaves["fc1.weight"], np.float64) @ first.T
+    for got in (some, whole):
+        np.testing.assert_allclose(got["fc1.weight"], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("kind", ["reference", "preserving"])

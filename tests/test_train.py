@@ -6,8 +6,12 @@ import importlib.util
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import typing
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +20,11 @@ import numpy as np
 import pytest
 
 import ifjax
-from ifjax import data
+from ifjax import data, importance, models
+from ifjax.training.config import Importance
+from ifjax.training.curves import read
+from ifjax.training.network import create
+from ifjax.training.runner import evaluator
 
 SCRIPT = Path(__file__).parents[1] / "train.py"
 
@@ -38,7 +46,8 @@ TINY = train.Config(
     epochs=3,
     augment=False,
     sparsities=(0.5,),
-    fine_tune_epochs=1,
+    fine_tune_epochs=1.0,
+    checkpoint_every=1000,
     progress=False,
 )
 
@@ -99,17 +108,20 @@ def test_the_folder_holds_the_results_and_nothing_else(tiny_run: Run) -> None:
         "fuse-0.5",
         "prune-0.5",
         "results.json",
+        "run.json",
+        "tensorboard",
     ]
     assert (tiny_run.out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_saved_networks_reach_the_accuracy_of_the_table(tiny_run: Run) -> None:
     dataset = data.load("digits")
-    network = train.create(TINY, dataset)
+    network = create(TINY, dataset)
     for row in tiny_run.rows:
         variables, spec = ifjax.load(tiny_run.out / row.checkpoint)
         small = network.shrink(variables, spec)
-        assert train.evaluator(TINY, dataset, small)(variables) == (row.fine_tuned or row.accuracy)
+        found = evaluator(TINY, dataset, small)(variables).accuracy
+        assert found == (row.fine_tuned or row.accuracy)
         assert spec.weights()[1] == row.weights
 
 
@@ -124,7 +136,7 @@ def test_a_checkpoint_takes_the_place_of_training(tiny_run: Run, tmp_path: Path)
         checkpoint=tiny_run.out / "dense",
         out=tmp_path / "new" / "results",
         methods=("fuse",),
-        fine_tune_epochs=0,
+        fine_tune_epochs=0.0,
     )
     dense, fused = train.main(config)
     assert dense == tiny_run.rows[0]
@@ -160,6 +172,28 @@ def test_nan_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ("--sparsities 0.5 0.5", "--sparsities: expected one or more different values"),
         ("--sparsities", "--sparsities: expected one or more different values"),
         ("--methods", "--methods: expected one or more different values"),
+        ("--importances l1 l1", "--importances: expected one or more different values"),
+        ("--importances bn_scale", "--importances: "),
+        ("--importances chip --calibration-images 2000", "--calibration-images: 2000 is more than"),
+        ("--target weights --sparsities 0.999", "0.999 of the weights cannot be removed"),
+        ("--train-images 0", "--train-images: must be at least 1, got 0"),
+        ("--train-images 2000", "--train-images: digits has 1438, got 2000"),
+        ("--train-images 20", "--batch-size: 64 is more than the 20 training images"),
+        ("--width 0.5", "--width: mlp has no such choice"),
+        ("--width 0", "--width: must be positive, got 0"),
+        ("--stem cifar", "--stem: mlp has no such choice"),
+        ("--shortcut B", "--shortcut: mlp has no such choice"),
+        ("--rounds 0", "--rounds: must be at least 1, got 0"),
+        ("--rounds 2 --fine-tune-epochs 0", "--rounds: there is nothing between the rounds"),
+        ("--rounds 2 --per-group", "--rounds: --per-group cuts without fine-tuning"),
+        ("--per-group --target weights", "--target: --per-group cuts shares of a group's neurons"),
+        ("--eval-every -1", "--eval-every: must be at least 0, got -1"),
+        ("--checkpoint-every 0", "--checkpoint-every: must be at least 1, got 0"),
+        ("--milestones 3", "milestones are for the schedule 'step'"),
+        ("--schedule step --milestones 6 12", "--milestones: must lie within the 12 epochs"),
+        ("--schedule step --milestones 3 --warmup 0.5", "between the warm-up's"),
+        ("--gamma 0", "gamma must lie in (0, 1]"),
+        ("--clip-norm 0", "clip_norm must be positive"),
         ("--epochs 0", "--epochs: must be at least 1, got 0"),
         ("--batch-size 0", "--batch-size: must be at least 1, got 0"),
         ("--batch-size 5000", "--batch-size: 5000 is more than the 1438 training images"),
@@ -179,6 +213,9 @@ def test_nan_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ("--model cnn --checkpoint {dense}", "is no cnn for digits: expected"),
         ("--out {file}", "is a file, expected a folder"),
         ("--out {results}", "is not empty; pass --overwrite or another folder"),
+        ("--out {unfinished}", "unfinished run of other settings: --batch-size is 32 there, 64"),
+        ("--out {unfinished} --no-resume", "is not empty; pass --overwrite or another folder"),
+        ("--out {unfinished}/run.json", "is a file, expected a folder"),
     ],
 )
 def test_bad_input_is_told_in_one_line_and_nothing_is_written(
@@ -192,6 +229,10 @@ def test_bad_input_is_told_in_one_line_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("kept")
+    defaults = train.Config(model="mlp")
+    there = train.settings(dataclasses.replace(defaults, batch_size=32))
+    with train.Journal(tmp_path / "unfinished", there, None):
+        pass
     before = sorted(tmp_path.rglob("*"))
     places = {
         "empty": tmp_path / "empty",
@@ -199,6 +240,7 @@ def test_bad_input_is_told_in_one_line_and_nothing_is_written(
         "compressed": tiny_run.out / "fuse-0.5",
         "dense": tiny_run.out / "dense",
         "results": tiny_run.out,
+        "unfinished": tmp_path / "unfinished",
     }
     given = [word.format_map(places) for word in arguments.split(" ")]
     model = [] if "--model" in given else ["--model", "mlp"]
@@ -269,7 +311,7 @@ def test_a_missing_extra_is_told_before_training(
 
 def test_overwrite_replaces_the_results(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("old")
-    config = dataclasses.replace(TINY, out=tmp_path, overwrite=True, fine_tune_epochs=0)
+    config = dataclasses.replace(TINY, out=tmp_path, overwrite=True, fine_tune_epochs=0.0)
     rows = train.main(config)
     assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == len(rows)
     train.main(config)  # networks that are there already are replaced, too
@@ -290,3 +332,185 @@ def test_safetensors_must_name_their_network(
     file.write_bytes(file.read_bytes()[:-10])
     assert train.cli(["--model", "resnet20", "--checkpoint", str(file)]) == 2
     assert "--checkpoint: expected a complete safetensors file" in capsys.readouterr().err
+
+
+def test_a_run_that_is_started_again_does_only_what_is_missing(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if killed after the first compressed network."""
+    out = shutil.copytree(tiny_run.out, tmp_path / "again")
+    journal = json.loads((out / "run.json").read_text())
+    journal["finished"] = False
+    del journal["stages"]["fuse-0.5"]
+    (out / "run.json").write_text(json.dumps(journal))
+    (out / "results.json").unlink()
+    shutil.rmtree(out / "fuse-0.5")
+    trained = []
+    fit = train.train
+
+    def spy(*args: object, **options: object) -> object:
+        trained.append(args[3])
+        return fit(*args, **options)
+
+    monkeypatch.setattr(train, "train", spy)
+    assert train.main(dataclasses.replace(TINY, out=out)) == tiny_run.rows
+    assert trained == ["fuse-0.5"]
+    content = json.loads((out / "results.json").read_text())
+    assert content["rows"] == [dataclasses.asdict(row) for row in tiny_run.rows]
+    a, b = (ifjax.load(folder / "fuse-0.5")[0] for folder in (out, tiny_run.out))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def start(out: Path, *more: str) -> subprocess.Popen:
+    options = "--model mlp --epochs 4 --sparsities 0.5 --fine-tune-epochs 2 --checkpoint-every 7"
+    words = [*options.split(), "--no-progress", "--out", str(out), *more]
+    return subprocess.Popen([sys.executable, str(SCRIPT), *words], stdout=subprocess.DEVNULL)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    while process.poll() is None and not condition():
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
+    """Killed by SIGKILL in the training, in the fine-tuning, and at random moments."""
+    assert start(tmp_path / "whole").wait() == 0
+    out, kills = tmp_path / "killed", 0
+    checkpoints = out / ".checkpoints"
+
+    def at_least(stage: str, step: int) -> bool:
+        folder = checkpoints / stage
+        return any(int(p.name) >= step for p in folder.glob("*/[0-9]*") if p.name.isdecimal())
+
+    rng = np.random.default_rng(time.time_ns())  # moments that no one chose
+    for condition in (
+        lambda: at_least("dense", 14),
+        lambda: at_least("dense", 49),
+        lambda: at_least("prune-0.5", 7),
+        lambda: at_least("fuse-0.5", 21),
+    ):
+        process = start(out)
+        wait_for(condition, process)
+        time.sleep(rng.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 3
+    assert start(out).wait() == 0
+    for stage in ("dense", "prune-0.5", "fuse-0.5"):
+        a, b = (ifjax.load(tmp_path / run / stage)[0] for run in ("whole", "killed"))
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    a, b = (
+        json.loads((tmp_path / run / "results.json").read_text()) for run in ("whole", "killed")
+    )
+    assert a["rows"] == b["rows"]
+    assert not checkpoints.exists()
+
+
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Shares of weights, several importances, rounds, bfloat16: on a network with batch norm."""
+    out = tmp_path_factory.mktemp("experiments") / "results"
+    config = dataclasses.replace(
+        TINY,
+        model="cnn",
+        out=out,
+        epochs=1,
+        train_images=256,
+        target="weights",
+        sparsities=(0.6,),
+        importances=("bn_scale", "taylor", "fisher", "chip"),
+        rounds=2,
+        calibration_images=64,
+        fine_tune_epochs=1.5,
+        eval_every=1,
+        log_every=2,
+        precision="bfloat16",
+        methods=("fuse",),
+        solver="nearest",
+    )
+    rows = train.main(config)
+    return Run(out, rows, "")
+
+
+@pytest.mark.slow
+def test_shares_of_weights_are_met(experiments: Run) -> None:
+    dense, *rows = experiments.rows
+    assert [row.method for row in rows] == [
+        f"Intra-Fusion, {score}" for score in ("bn_scale", "taylor", "fisher", "chip")
+    ]
+    for row in rows:
+        assert abs(1 - row.weights / dense.weights - 0.6) < 0.02
+        assert row.asked == 0.6
+        assert 0.3 < row.sparsity < 0.6
+    names = {"accuracy-chip.png", "fuse-chip-0.6", "accuracy-taylor.png"}
+    assert names <= {path.name for path in experiments.out.iterdir()}
+
+
+@pytest.mark.slow
+def test_rounds_end_at_the_widths_and_parameters_stay_float32(experiments: Run) -> None:
+    for row in experiments.rows[1:]:
+        variables, spec = ifjax.load(experiments.out / row.checkpoint)
+        assert spec.weights()[1] == row.weights
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+
+
+@pytest.mark.slow
+def test_curves_hold_training_test_and_compression(experiments: Run) -> None:
+    folder = experiments.out / "tensorboard"
+    assert sorted(read(folder / "dense")["train/loss"]) == [2, 4]
+    assert set(read(folder / "dense")) == {
+        "train/loss",
+        "train/accuracy",
+        "train/learning_rate",
+        "test/loss",
+        "test/accuracy",
+    }
+    dense, *rows = experiments.rows
+    np.testing.assert_allclose(
+        read(folder / "dense")["test/accuracy"][4], dense.accuracy, atol=1e-6
+    )
+    assert max(read(folder / "fuse-chip-0.6")["train/loss"]) == 6
+    found = read(folder / "fuse-chip")
+    np.testing.assert_allclose(found["sparsity/accuracy"][60], rows[-1].accuracy, atol=1e-6)
+    np.testing.assert_allclose(found["sparsity/fine-tuned"][60], rows[-1].fine_tuned, atol=1e-6)
+
+
+def test_one_group_at_a_time(tiny_run: Run, tmp_path: Path) -> None:
+    """Beside each group cut in truth, at its small width."""
+    config = dataclasses.replace(
+        TINY,
+        checkpoint=tiny_run.out / "dense",
+        out=tmp_path,
+        per_group=True,
+        methods=("prune",),
+        sparsities=(0.5, 0.9),
+    )
+    (dense,) = train.main(config)
+    content = json.loads((tmp_path / "results.json").read_text())
+    records = content["records"]
+    assert content["rows"][0]["accuracy"] == dense.accuracy
+    assert [(r["group"], r["sparsity"]) for r in records] == [
+        (group, sparsity)
+        for group in ("params/fc1/kernel", "params/fc2/kernel")
+        for sparsity in (0.5, 0.9)
+    ]
+    assert (tmp_path / "sensitivity.png").exists()
+    dataset = data.load("digits")
+    network = create(TINY, dataset)
+    variables, _ = ifjax.load(tiny_run.out / "dense")
+    image = jax.ShapeDtypeStruct((1, 8, 8, 1), "float32")
+    graph = ifjax.trace(network.apply_eval, variables, image)
+    for record in records:
+        spec = graph.spec(record["sparsity"], include=record["group"], method="prune")
+        small = network.shrink(None, spec)
+        found = evaluator(TINY, dataset, small)(ifjax.fuse_params(variables, spec))
+        assert found.accuracy == record["accuracy"]
+        assert record["method"] == "plain pruning"
+
+
+def test_every_network_of_the_command_line_exists() -> None:
+    hints = typing.get_type_hints(train.Config)
+    assert set(typing.get_args(hints["model"])) == set(models.NAMES)
+    assert set(typing.get_args(hints["data"])) == set(data.DATASETS)
+    assert sorted(typing.get_args(Importance)) == importance.names()
