@@ -9,11 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ifjax.models.widths import Variables, check_variables, check_widths, leaf_shape, numbered
-from ifjax.spec import FusionSpec
+from ifjax.models.layers import batch_norm, conv
+from ifjax.models.widths import (
+    FromSpec,
+    Variables,
+    check_variables,
+    check_widths,
+    leaf_shape,
+    numbered,
+)
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(FromSpec, nn.Module):
     """Stages of conv 3x3, batch norm, ReLU and max-pool 2x2; then dense layers.
 
     Stage k is ``convk`` (no bias) and ``bnk``, the dense layers are ``fc1``, ``fc2``, ..., the
@@ -78,22 +85,8 @@ class SmallCNN(nn.Module):
                 f"{len(self.widths)} max-pools, got shape {x.shape}; give fewer widths"
             )
         for index, width in enumerate(self.widths, start=1):
-            x = nn.Conv(
-                width,
-                (3, 3),
-                padding=((1, 1), (1, 1)),
-                use_bias=False,
-                kernel_init=nn.initializers.he_normal(),
-                dtype=self.dtype,
-                name=f"conv{index}",
-            )(x)
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
-                dtype=self.dtype,
-                name=f"bn{index}",
-            )(x)
+            x = conv(width, 3, dtype=self.dtype, name=f"conv{index}")(x)
+            x = batch_norm(train, dtype=self.dtype, name=f"bn{index}")(x)
             x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
         x = jnp.reshape(x, (x.shape[0], -1))
         for index, width in enumerate(self.hidden, start=1):
@@ -145,19 +138,3 @@ class SmallCNN(nn.Module):
         # Which height and width gave so many pixels does not matter to the shapes.
         check_variables(model, variables, (1, scale, scale * pixels, convs[0][2]))
         return model
-
-    @classmethod
-    def from_spec(cls, spec: FusionSpec, *, dtype: Any = None) -> SmallCNN:
-        """Build the network at the widths of a spec that was made for its variables.
-
-        Args:
-            spec: made from ``ifjax.trace`` of this network's ``apply``.
-            dtype: the dtype to compute in.
-
-        Returns:
-            A module whose ``apply`` accepts what ``ifjax.fuse_params`` returns.
-
-        Raises:
-            ValueError: if the spec is of another network.
-        """
-        return cls.from_variables(spec.small_struct(), dtype=dtype)

@@ -9,11 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ifjax.models.widths import Variables, check_variables, check_widths, leaf_shape, numbered
-from ifjax.spec import FusionSpec
+from ifjax.models.widths import (
+    FromSpec,
+    Variables,
+    check_variables,
+    check_widths,
+    leaf_shape,
+    numbered,
+)
 
 
-class MLP(nn.Module):
+class MLP(FromSpec, nn.Module):
     """Dense layers with ReLU between them; the input is flattened first.
 
     The hidden layers are named ``fc1``, ``fc2``, ... and the classifier ``linear``.
@@ -92,19 +98,3 @@ class MLP(nn.Module):
         model = cls(hidden=widths[:-1], num_classes=widths[-1], dtype=dtype)
         check_variables(model, variables, (1, shapes[0][0]))
         return model
-
-    @classmethod
-    def from_spec(cls, spec: FusionSpec, *, dtype: Any = None) -> MLP:
-        """Build the network at the widths of a spec that was made for its variables.
-
-        Args:
-            spec: made from ``ifjax.trace`` of this network's ``apply``.
-            dtype: the dtype to compute in.
-
-        Returns:
-            A module whose ``apply`` accepts what ``ifjax.fuse_params`` returns.
-
-        Raises:
-            ValueError: if the spec is of another network.
-        """
-        return cls.from_variables(spec.small_struct(), dtype=dtype)

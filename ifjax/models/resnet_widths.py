@@ -1,4 +1,4 @@
-"""All widths of a CIFAR ResNet, and the zero channels of its option-A shortcuts."""
+"""All widths of a residual network, and the zero channels of its option-A shortcuts."""
 
 from __future__ import annotations
 
@@ -6,27 +6,36 @@ import dataclasses
 from typing import Literal
 
 from ifjax.graph import expression as ex
-from ifjax.models.widths import check_widths
+from ifjax.models.widths import Variables, check_widths, leaf_shape, scaled
 
 Shortcut = Literal["A", "B"]
 
 _STANDARD_STREAMS = (16, 32, 64)
+# Blocks per stage, and whether they are bottlenecks, by depth: table 1 of the paper.
+_FOUR_STAGES = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetWidths:
-    """All widths of a CIFAR ResNet; hashable, so that it can be a static argument.
+    """All widths of a residual network; hashable, so that it can be a static argument.
 
     Attributes:
-        streams: the channels of the residual stream, one number per stage. The stem has those of
-            the first stage, as the two are added.
-        inner: per stage, the channels between the two convolutions of each block.
+        streams: the channels of the residual stream, one number per stage.
+        inner: per stage, the channels inside each block: a number between the two convolutions of a
+            basic block, a pair between the three of a bottleneck.
         pads: for option A only, per transition between stages the numbers of zero channels put
             (before, after) the channels of the shortcut; ``()`` for option B.
+        stem: the channels of the stem where the first block projects them; by default it does not,
+            and the stem has the channels of the first stage, as the two are added.
 
     Raises:
-        ValueError: if a width is not positive, the numbers of stages differ, or pads do not make up
-            the difference of two streams.
+        ValueError: if a width is not positive, the numbers of stages differ, basic blocks and
+            bottlenecks are mixed, or pads do not make up the difference of two streams.
 
     Example:
         >>> cut = ResNetWidths((16, 32, 64), inner=((8,), (16,), (32,)), pads=((8, 8), (16, 16)))
@@ -34,11 +43,14 @@ class ResNetWidths:
         8
         >>> ResNetWidths.standard(20).inner[2]
         (64, 64, 64)
+        >>> ResNetWidths.four_stages(50, width=1 / 16).inner[0]
+        ((4, 4), (4, 4), (4, 4))
     """
 
     streams: tuple[int, ...]
-    inner: tuple[tuple[int, ...], ...]
+    inner: tuple[tuple[int | tuple[int, int], ...], ...]
     pads: tuple[tuple[int, int], ...] = ()
+    stem: int | None = None
 
     def __post_init__(self) -> None:
         """Check that the widths fit together."""
@@ -49,9 +61,19 @@ class ResNetWidths:
                 f"streams={self.streams!r}"
             )
         for stage, inner in enumerate(self.inner):
-            check_widths(f"inner[{stage}]", inner)
             if not inner:
                 raise ValueError(f"expected at least one block at inner[{stage}], got ()")
+            for block, width in enumerate(inner) if self.bottleneck else ():
+                check_widths(f"inner[{stage}][{block}]", width)  # pyright: ignore[reportArgumentType]
+                if len(width) != 2:  # pyright: ignore[reportArgumentType]
+                    raise ValueError(
+                        f"expected a pair at inner[{stage}][{block}], as in all blocks of a "
+                        f"network of bottlenecks, got {width!r}"
+                    )
+            if not self.bottleneck:
+                check_widths(f"inner[{stage}]", inner)  # pyright: ignore[reportArgumentType]
+        if self.stem is not None:
+            check_widths("stem", (self.stem,))
         if not self.pads:
             return
         if len(self.pads) != len(self.streams) - 1:
@@ -104,10 +126,85 @@ class ResNetWidths:
         pads = tuple((s // 4, s // 4) for s in streams[1:]) if shortcut == "A" else ()
         return cls(streams, tuple((s,) * blocks for s in streams), pads)
 
+    @classmethod
+    def four_stages(cls, depth: int, width: float = 1.0) -> ResNetWidths:
+        """Give the widths of the ImageNet family, 64 to 512 channels (times 4 for bottlenecks).
+
+        Args:
+            depth: 18 or 34 (basic blocks), 50 or 101 (bottlenecks).
+            width: multiplies all widths, to the nearest integer of at least 1.
+
+        Returns:
+            The widths, for projected shortcuts.
+
+        Raises:
+            ValueError: if there is no such depth, or ``width`` is not positive.
+
+        Example:
+            >>> ResNetWidths.four_stages(18).streams, ResNetWidths.four_stages(50).streams
+            ((64, 128, 256, 512), (256, 512, 1024, 2048))
+        """
+        if depth not in _FOUR_STAGES:
+            raise ValueError(
+                f"expected a depth out of {', '.join(map(str, _FOUR_STAGES))}, got depth={depth!r};"
+                " give ResNetWidths of your own for other depths"
+            )
+        blocks, bottleneck = _FOUR_STAGES[depth]
+        base = tuple(scaled(64 * 2**stage, width) for stage in range(4))
+        if not bottleneck:
+            return cls(base, tuple((w,) * n for w, n in zip(base, blocks, strict=True)))
+        inner = tuple(((w, w),) * n for w, n in zip(base, blocks, strict=True))
+        return cls(tuple(4 * w for w in base), inner, stem=base[0])
+
+    @classmethod
+    def from_variables(
+        cls, variables: Variables, pads: tuple[tuple[int, int], ...] = ()
+    ) -> ResNetWidths:
+        """Read the widths off the variables of a residual network.
+
+        Args:
+            variables: ``{"params", "batch_stats"}`` of arrays or of ``jax.ShapeDtypeStruct``.
+            pads: of option A, which no leaf tells.
+
+        Returns:
+            The widths.
+
+        Raises:
+            ValueError: if a kernel that tells a width is missing, or pads do not fit.
+        """
+
+        def out(path: str) -> int:
+            return leaf_shape(variables, f"params/{path}/kernel", 4)[3]
+
+        params = variables.get("params", {})
+        kinds = ["conv3" in block for name, block in params.items() if name.startswith("layer")]
+        bottleneck = 2 * sum(kinds) > len(kinds)
+        streams: list[int] = []
+        inner: list[tuple[int | tuple[int, int], ...]] = []
+        while not streams or f"layer{len(streams) + 1}_0" in params:
+            stage = len(streams) + 1
+            blocks = [f"layer{stage}_0"]
+            while f"layer{stage}_{len(blocks)}" in params:
+                blocks.append(f"layer{stage}_{len(blocks)}")
+            if bottleneck:
+                inner.append(tuple((out(f"{b}/conv1"), out(f"{b}/conv2")) for b in blocks))
+                streams.append(out(f"{blocks[0]}/conv3"))
+            else:
+                inner.append(tuple(out(f"{b}/conv1") for b in blocks))
+                streams.append(out(f"{blocks[0]}/conv2"))
+        stem = out("conv1")
+        projects = "shortcut_conv" in params["layer1_0"]
+        return cls(tuple(streams), tuple(inner), pads, stem if projects else None)
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether the blocks have three convolutions, and pairs of inner widths."""
+        return isinstance(next(iter(self.inner[0]), 0), tuple)
+
     @property
     def depth(self) -> int:
-        """The number of layers on the longest path: two per block, the stem and the classifier."""
-        return 2 * sum(len(inner) for inner in self.inner) + 2
+        """The layers on the longest path: two or three per block, the stem and the classifier."""
+        return (2 + self.bottleneck) * sum(len(inner) for inner in self.inner) + 2
 
 
 def check_shortcut(shortcut: str) -> None:

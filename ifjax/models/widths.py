@@ -6,14 +6,105 @@ shapes of its variables, so arrays and ``jax.ShapeDtypeStruct`` leaves serve ali
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
 
+from ifjax.spec import FusionSpec
+
 Variables = Mapping[str, Any]
 """A linen variables tree: ``{"params": ..., "batch_stats": ...}`` of arrays or shape structs."""
+
+
+_Network = TypeVar("_Network", bound="FromSpec")
+
+
+class Difference(NamedTuple):
+    """A leaf that is not as a module needs it.
+
+    Attributes:
+        path: where the leaf lies, with ``/`` between the keys.
+        expected: its shape, only its number of axes where no more is known, or ``None`` for no
+            leaf.
+        found: its shape, or ``None`` where there is no array.
+    """
+
+    path: str
+    expected: tuple[int, ...] | int | None
+    found: tuple[int, ...] | None
+
+
+class VariablesError(ValueError):
+    """Variables that are not those of the module class they were given for.
+
+    Attributes:
+        differences: the leaves that are missing, left over or of another shape.
+    """
+
+    def __init__(self, message: str, *differences: Difference) -> None:
+        super().__init__(message)
+        self.differences = differences
+
+
+class FromSpec:
+    """Gives a module class with ``from_variables`` a ``from_spec``."""
+
+    @classmethod
+    def from_variables(cls: type[_Network], variables: Variables, *, dtype: Any = None) -> _Network:
+        """Build the network that ``variables`` belong to; the module class says how."""
+        raise NotImplementedError(f"{cls.__name__} has no from_variables")
+
+    @classmethod
+    def from_spec(cls: type[_Network], spec: FusionSpec, *, dtype: Any = None) -> _Network:
+        """Build the network at the widths of a spec that was made for its variables.
+
+        Args:
+            spec: made from ``ifjax.trace`` of this network's ``apply``.
+            dtype: the dtype to compute in.
+
+        Returns:
+            A module whose ``apply`` accepts what ``ifjax.fuse_params`` returns.
+
+        Raises:
+            ValueError: if the spec is of another network.
+
+        Example:
+            >>> import ifjax, jax
+            >>> import jax.numpy as jnp
+            >>> from ifjax.models import MLP
+            >>> module, x = MLP(hidden=(8, 4)), jnp.zeros((1, 6))
+            >>> variables = jax.eval_shape(module.init, jax.random.key(0), x)
+            >>> MLP.from_spec(ifjax.trace(module.apply, variables, x).spec(0.5)).hidden
+            (4, 2)
+        """
+        return cls.from_variables(spec.small_struct(), dtype=dtype)
+
+
+def scaled(width: int, factor: float) -> int:
+    """Multiply a width, to the nearest integer of at least 1.
+
+    Args:
+        width: the width at a factor of 1.
+        factor: positive.
+
+    Returns:
+        The width.
+
+    Raises:
+        ValueError: if the factor is not a positive finite number.
+
+    Example:
+        >>> scaled(64, 0.25), scaled(64, 0.001)
+        (16, 1)
+    """
+    if not 0 < factor < math.inf:
+        raise ValueError(
+            f"expected a positive width multiplier, got width={factor!r}; 1 is the usual network"
+        )
+    return max(1, round(width * factor))
 
 
 def leaf_shape(variables: Variables, path: str, ndim: int) -> tuple[int, ...]:
@@ -28,7 +119,7 @@ def leaf_shape(variables: Variables, path: str, ndim: int) -> tuple[int, ...]:
         The shape, as Python integers.
 
     Raises:
-        ValueError: if no such leaf exists, or it has another number of axes.
+        VariablesError: a ``ValueError``, if no such leaf exists, or it has another number of axes.
 
     Example:
         >>> import jax
@@ -41,17 +132,20 @@ def leaf_shape(variables: Variables, path: str, ndim: int) -> tuple[int, ...]:
     for key in path.split("/"):
         if not isinstance(node, Mapping) or key not in node:
             present = sorted(map(str, node)) if isinstance(node, Mapping) else type(node).__name__
-            raise ValueError(
+            raise VariablesError(
                 f"expected a leaf at {path!r}, got {present} at {'/'.join(walked) or 'root'!r}; "
-                'pass the whole variables tree of this model, {"params": ..., "batch_stats": ...}'
+                'pass the whole variables tree of this model, {"params": ..., "batch_stats": ...}',
+                Difference(path, ndim, None),
             )
         node = node[key]
         walked.append(key)
     shape = getattr(node, "shape", None)
     if shape is None or len(shape) != ndim:
         found = type(node).__name__ if shape is None else f"shape {tuple(shape)}"
-        raise ValueError(
-            f"expected {ndim} axes at {path!r}, got {found}; pass the variables of this model class"
+        raise VariablesError(
+            f"expected {ndim} axes at {path!r}, got {found}; "
+            "pass the variables of this model class",
+            Difference(path, ndim, None if shape is None else tuple(shape)),
         )
     return tuple(int(size) for size in shape)
 
@@ -114,7 +208,8 @@ def check_variables(module: nn.Module, variables: Variables, input_shape: tuple[
         input_shape: the shape of one input batch that the module accepts.
 
     Raises:
-        ValueError: naming every leaf that is missing, left over or of another shape.
+        VariablesError: a ``ValueError`` that names every leaf that is missing, left over or of
+            another shape.
 
     Example:
         >>> import flax.linen as nn
@@ -126,19 +221,25 @@ def check_variables(module: nn.Module, variables: Variables, input_shape: tuple[
     image = jax.ShapeDtypeStruct(input_shape, "float32")
     expected = _shapes(jax.eval_shape(module.init, jax.random.key(0), image))
     found = _shapes(variables)
-    lines = [f"{path}: expected {expected[path]}, got no leaf" for path in expected.keys() - found]
-    lines += [f"{path}: expected no leaf, got {found[path]}" for path in found.keys() - expected]
-    lines += [
-        f"{path}: expected {expected[path]}, got {found[path]}"
-        for path in expected.keys() & found
-        if expected[path] != found[path]
+    differences = [
+        Difference(path, expected.get(path), found.get(path))
+        for path in sorted(expected.keys() | found.keys())
+        if expected.get(path) != found.get(path)
     ]
-    if lines:
-        listing = "\n  ".join(sorted(lines))
-        raise ValueError(
-            f"the variables are not those of one {type(module).__name__}:\n  {listing}\n"
-            "pass a tree that this class made, dense or compressed, with both collections"
+    if differences:
+        listing = "\n  ".join(
+            f"{path}: expected {_or_none(wanted)}, got {_or_none(given)}"
+            for path, wanted, given in differences
         )
+        raise VariablesError(
+            f"the variables are not those of one {type(module).__name__}:\n  {listing}\n"
+            "pass a tree that this class made, dense or compressed, with both collections",
+            *differences,
+        )
+
+
+def _or_none(shape: tuple[int, ...] | int | None) -> object:
+    return "no leaf" if shape is None else shape
 
 
 def _shapes(tree: Variables) -> dict[str, tuple[int, ...]]:

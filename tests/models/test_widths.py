@@ -4,7 +4,16 @@ import flax.linen as nn
 import jax
 import pytest
 
-from ifjax.models.widths import check_variables, check_widths, leaf_shape, numbered
+from ifjax.models.widths import (
+    Difference,
+    FromSpec,
+    VariablesError,
+    check_variables,
+    check_widths,
+    leaf_shape,
+    numbered,
+    scaled,
+)
 
 TREE = {
     "params": {
@@ -64,3 +73,31 @@ def test_check_variables_lists_every_difference():
     assert "params/kernel: expected (3, 2), got (3, 5)" in message
     assert "params/bias: expected (2,), got no leaf" in message
     assert "params/scale: expected no leaf, got (2,)" in message
+
+
+def test_errors_carry_the_differences():
+    found = {"params": {"kernel": jax.ShapeDtypeStruct((3, 5), "float32")}}
+    with pytest.raises(VariablesError) as caught:
+        check_variables(nn.Dense(2), found, (1, 3))
+    assert caught.value.differences == (
+        Difference("params/bias", (2,), None),
+        Difference("params/kernel", (3, 2), (3, 5)),
+    )
+    with pytest.raises(VariablesError) as caught:
+        leaf_shape(TREE, "params/fc1/kernel", 4)
+    assert caught.value.differences == (Difference("params/fc1/kernel", 4, (4, 3)),)
+    with pytest.raises(VariablesError) as caught:
+        leaf_shape(TREE, "params/fc2/kernel", 2)
+    assert caught.value.differences == (Difference("params/fc2/kernel", 2, None),)
+
+
+def test_scaled_rounds_to_at_least_one():
+    assert [scaled(10, f) for f in (1.0, 0.26, 0.01, 2.0)] == [10, 3, 1, 20]
+    for factor in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="positive width multiplier"):
+            scaled(10, factor)
+
+
+def test_a_class_without_from_variables_says_so():
+    with pytest.raises(NotImplementedError, match="FromSpec has no from_variables"):
+        FromSpec.from_variables({})

@@ -1,0 +1,28 @@
+"""Torch state dicts and safetensors files, to and from flax variables.
+
+Torch stores convolutions as OIHW and dense layers as (out, in), flax as HWIO and (in, out); the
+names follow a fixed rule for each family of networks. Batch norm agrees but for the running
+variance in training, where torch takes the unbiased estimate of a batch and flax the biased one.
+"""
+
+from ifjax.interop.files import load_safetensors
+from ifjax.interop.resnet import (
+    cifar_resnet_from_torch,
+    cifar_resnet_to_torch,
+    resnet_from_torch,
+    resnet_to_torch,
+)
+from ifjax.interop.vgg import vgg_from_torch, vgg_to_torch
+from ifjax.interop.vit import vit_from_torch, vit_to_torch
+
+__all__ = [
+    "cifar_resnet_from_torch",
+    "cifar_resnet_to_torch",
+    "load_safetensors",
+    "resnet_from_torch",
+    "resnet_to_torch",
+    "vgg_from_torch",
+    "vgg_to_torch",
+    "vit_from_torch",
+    "vit_to_torch",
+]
