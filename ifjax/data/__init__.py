@@ -1,24 +1,48 @@
-"""Images held in memory, normalised and augmented on the device, in batches of one shape."""
+"""Labelled images, in memory or streamed, augmented and normalised, in batches of one shape."""
 
 from ifjax.data.augmentation import augment
 from ifjax.data.batching import Batch, eval_batches, train_batches
-from ifjax.data.cifar10 import CIFAR10_MEAN, CIFAR10_STD, cifar10_split, load_cifar10
+from ifjax.data.cifar import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    CIFAR100_MEAN,
+    CIFAR100_STD,
+    cifar10_split,
+    load_cifar10,
+    load_cifar100,
+)
+from ifjax.data.crops import central_crop, random_resized_crop
 from ifjax.data.dataset import Dataset, normalize
 from ifjax.data.digits import load_digits
+from ifjax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD, load_imagenet2012
 from ifjax.data.loading import DATASETS, load
+from ifjax.data.prepared import open_prepared
+from ifjax.data.protocol import ImageDataset
+from ifjax.data.streaming import StreamedDataset
 
 __all__ = [
     "CIFAR10_MEAN",
     "CIFAR10_STD",
+    "CIFAR100_MEAN",
+    "CIFAR100_STD",
     "DATASETS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "Batch",
     "Dataset",
+    "ImageDataset",
+    "StreamedDataset",
     "augment",
+    "central_crop",
     "cifar10_split",
     "eval_batches",
     "load",
     "load_cifar10",
+    "load_cifar100",
     "load_digits",
+    "load_imagenet2012",
     "normalize",
+    "open_prepared",
+    "random_resized_crop",
     "train_batches",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, Num, PRNGKeyArray
 
 from ifjax.data.augmentation import augment
+from ifjax.data.batching import Batch, eval_batches, train_batches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,10 +73,32 @@ class Dataset:
             )
 
     @property
+    def num_train(self) -> int:
+        """Number of training images."""
+        return len(self.train_labels)
+
+    @property
+    def num_test(self) -> int:
+        """Number of test images."""
+        return len(self.test_labels)
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of one image."""
         height, width, channels = self.train_images.shape[1:]
         return height, width, channels
+
+    def train_batches(
+        self, batch_size: int, *, seed: int, epoch: int, skip: int = 0
+    ) -> Iterator[Batch]:
+        """Give :func:`ifjax.data.train_batches` of the training images."""
+        return train_batches(
+            self.train_images, self.train_labels, batch_size, seed=seed, epoch=epoch, skip=skip
+        )
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Give :func:`ifjax.data.eval_batches` of the test images."""
+        return eval_batches(self.test_images, self.test_labels, batch_size)
 
     def normalize(
         self, images: Num[Array | np.ndarray, "batch height width channels"]

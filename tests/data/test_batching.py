@@ -25,10 +25,10 @@ def test_training_goes_once_through_a_permutation(n, size, epoch, data):
         assert batch.images.shape == (size, 2, 2, 1)
         assert batch.mask.all()
         np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.labels)
-    start = data.draw(st.integers(0, len(batches)))
-    rest = list(train_batches(images, labels, size, seed=1, epoch=epoch, start=start))
-    assert len(rest) == len(batches) - start
-    for one, two in zip(rest, batches[start:], strict=True):
+    skip = data.draw(st.integers(0, len(batches)))
+    rest = list(train_batches(images, labels, size, seed=1, epoch=epoch, skip=skip))
+    assert len(rest) == len(batches) - skip
+    for one, two in zip(rest, batches[skip:], strict=True):
         np.testing.assert_array_equal(one.labels, two.labels)
 
 
@@ -62,6 +62,7 @@ def test_evaluation_sees_every_image_once_in_order(n, size):
     [
         (lambda i, y: train_batches(i, y, 6, seed=0, epoch=0), "at most 5"),
         (lambda i, y: train_batches(i, y, 0, seed=0, epoch=0), "at least 1, got 0"),
+        (lambda i, y: train_batches(i, y, 2, seed=0, epoch=0, skip=-1), "at least 0 batches"),
         (lambda i, y: eval_batches(i, y, 0), "at least 1, got 0"),
         (lambda i, y: eval_batches(i, y[:4], 2), "5 images and 4 labels"),
     ],

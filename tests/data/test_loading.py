@@ -12,9 +12,10 @@ def test_digits_by_name():
     np.testing.assert_array_equal(data.test_images, load_digits().test_images)
 
 
-def test_cifar10_gets_the_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
-        load("cifar10", tmp_path)
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
+def test_prepared_data_sets_get_the_folder(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=rf"expected {name} .*{tmp_path}"):
+        load(name, tmp_path)
 
 
 def test_unknown_name_lists_the_known():
