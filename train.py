@@ -1,166 +1,60 @@
 """Train a network, make it smaller by plain pruning and by Intra-Fusion, and compare the two."""
 
-import contextlib
 import dataclasses
-import functools
-import importlib.util
 import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
+
+# XLA calls LAPACK from all cores at once, for chip's singular values: ten times slower where each
+# call wants all cores for itself. OpenBLAS reads this when it is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 try:
-    import flax.linen as nn
     import jax
-    import jax.numpy as jnp
     import tyro
-    from flax.errors import FlaxError
 
     import ifjax
-    from ifjax import data, interop, models, report, training
-    from ifjax.tree import leaves_by_path
+    from ifjax import data, report, training
+    from ifjax.calibrate import Stats
+    from ifjax.training import compression, sensitivity
+    from ifjax.training.config import Config, UserError, check, settings, user_error
+    from ifjax.training.curves import add, open_curves
+    from ifjax.training.journal import Journal, find_run
+    from ifjax.training.network import Network, create, load
+    from ifjax.training.runner import Optimization, evaluator, optimization, train, train_step
+    from ifjax.training.variants import METHODS, Outcome, Variant, variants
 except ModuleNotFoundError as missing:
     print(f"train.py: {missing}; run: pip install 'ifjax[train]'", file=sys.stderr)
     raise SystemExit(2) from None
-
-METHODS = {"prune": "plain pruning", "fuse": "Intra-Fusion"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Train (or load) a network, compress it, evaluate, fine-tune a little, evaluate, save.
-
-    Times are for 2 CPU cores. ResNet-8 on the digits that come with scikit-learn, 1 to 2 minutes,
-    98 % dense; at sparsity 0.3, by seed, 10 to 28 % pruned and 60 to 75 % fused; fine-tuned both
-    96 to 97 %:
-
-    python train.py
-
-    A trained ResNet-20 on CIFAR-10, groups inside the blocks only, about 3 minutes, 91.73 % dense;
-    at sparsity 0.3 47.59 % pruned and 72.74 % fused:
-
-    python train.py --data cifar10 --data-dir DIR --model resnet20
-    --checkpoint resnet20_cifar10.safetensors --include "params/layer*conv1*" --solver exact
-    --fine-tune-epochs 0
-    """
-
-    data: Literal["digits", "cifar10"] = "digits"
-    """Data set; digits comes with scikit-learn, cifar10 must have been prepared by TFDS."""
-    data_dir: Path | None = None
-    """Folder that holds cifar10/; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    model: Literal[
-        "mlp",
-        "cnn",
-        "resnet8",
-        "resnet14",
-        "resnet20",
-        "resnet32",
-        "resnet44",
-        "resnet56",
-        "resnet110",
-    ] = "resnet8"
-    """Network."""
-    shortcut: Literal["A", "B"] = "A"
-    """How a ResNet's shortcut gets wider: zero channels (A) or a projection (B)."""
-    checkpoint: Path | None = None
-    """Start from this network instead of training one: a folder that ifjax.save wrote (such as
-    RESULTS/dense), or a .safetensors file with the state dict of a CIFAR ResNet."""
-    out: Path | None = None
-    """Folder of the results; by default runs/DATA-MODEL."""
-    overwrite: bool = False
-    """Replace the results that the folder already holds."""
-    seed: int = 0
-    """Of initialisation, order of the images and augmentation."""
-    progress: bool = True
-    """Show progress bars."""
-
-    epochs: int = 12
-    """Passes over the training images before compression."""
-    batch_size: int = 64
-    """Images per training step."""
-    eval_batch_size: int = 512
-    """Images per evaluation step."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """SGD with Nesterov momentum, or AdamW."""
-    learning_rate: Annotated[float, tyro.conf.arg(aliases=["--lr"])] = 0.1
-    """Peak learning rate; AdamW wants about 0.002."""
-    momentum: float = 0.9
-    """Of SGD."""
-    weight_decay: float = 5e-4
-    """On kernels only."""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """How the learning rate falls: to zero, or by tenths at 1/2 and 3/4, or not at all."""
-    warmup: float = 0.05
-    """Part of the steps in which the learning rate rises."""
-    label_smoothing: float = 0.0
-    """Part of the target spread evenly over the classes."""
-    augment: bool = True
-    """Shift (and, where the data set allows, mirror) the training images at random."""
-
-    sparsities: tuple[float, ...] = (0.3, 0.5, 0.7)
-    """Fractions of neurons to remove from every group, each in (0, 1)."""
-    methods: tuple[Literal["prune", "fuse"], ...] = ("prune", "fuse")
-    """Plain pruning, Intra-Fusion, or both."""
-    include: tuple[str, ...] = ("*",)
-    """Patterns of the groups to cut (names as printed, * and ? match); by default all."""
-    exclude: tuple[str, ...] = ()
-    """Patterns of the groups to leave whole."""
-    importance: Literal["l1", "l2", "linf", "random"] = "l1"
-    """Score that chooses the neurons to keep."""
-    solver: Literal["sinkhorn", "exact", "nearest"] = "sinkhorn"
-    """Of the transport problem; exact needs: pip install 'ifjax[exact]'."""
-    epsilon: float = 0.01
-    """Sinkhorn's regularisation, relative to the mean cost."""
-    merge: Literal["reference", "preserving"] = "reference"
-    """How maps act on weights: as in the paper's code, or so that duplicates merge unchanged."""
-    order: Literal["sequential", "simultaneous"] = "sequential"
-    """Groups one by one from the output, as in the paper's code, or all from the given weights."""
-    fine_tune_epochs: int = 2
-    """Passes over the training images after compression; 0 for none."""
-    fine_tune_learning_rate: Annotated[float, tyro.conf.arg(aliases=["--fine-tune-lr"])] = 0.02
-    """Peak learning rate of the fine-tuning."""
-
-
-class UserError(Exception):
-    """Something the user can put right; told in one line, before anything is written."""
 
 
 class NotConverged(Exception):
     """A transport problem was not solved."""
 
 
-class Network(NamedTuple):
-    """Variables, and the functions that take them.
+class Job(NamedTuple):
+    """A configuration that was found good, and what it stands for.
 
-    ``apply_eval(variables, images)`` gives logits, ``apply_train`` logits and new batch statistics.
+    ``stages`` are the finished ones of the run to continue, None for a new run.
     """
 
-    variables: Any
-    apply_eval: Callable[[Any, jax.Array], Any]
-    apply_train: Callable[[Any, jax.Array], Any]
-
-    def shrink(self, variables: Any, spec: ifjax.FusionSpec) -> "Network":
-        """Give the same network at the widths of a spec."""
-        apply_eval = ifjax.shrink(self.apply_eval, spec)
-        return Network(variables, apply_eval, ifjax.shrink(self.apply_train, spec))
-
-
-class Job(NamedTuple):
-    """A configuration that was found good, and what it stands for."""
-
-    dataset: data.Dataset
+    config: Config
+    dataset: data.ImageDataset
     network: Network
     graph: ifjax.DependencyGraph
-    specs: dict[tuple[float, str], ifjax.FusionSpec]
-    out: Path
+    variants: list[list[Variant]]
+    training: Optimization
+    fine_tuning: Optimization
+    stages: dict[str, Any] | None
 
 
-def main(config: Config, command: str = "") -> list[report.Row]:
-    """Do all of it.
+def main(config: Config, command: str = "") -> list[Outcome]:
+    """Do all of it, or what an interrupted run of the same settings left to do.
 
     Args:
         config: what to do.
@@ -172,45 +66,57 @@ def main(config: Config, command: str = "") -> list[report.Row]:
     Raises:
         UserError: if the configuration, the data set or the checkpoint cannot be used; nothing
             was written then.
-        ifjax.training.Divergence: if a loss becomes NaN or infinite.
+        FloatingPointError: if a loss or a parameter becomes NaN or infinite.
         NotConverged: if Sinkhorn does not reach its tolerance.
     """
     began = time.monotonic()
     job = prepare(config)
     print(job.graph)
     with user_error("--out"):
-        job.out.mkdir(parents=True, exist_ok=True)
-
-    network = job.network
-    if config.checkpoint is None:
-        fit = trainer(config, job.dataset, network, config.epochs, config.learning_rate)
-        network = network._replace(variables=fit(network.variables, "train"))
-    rows = [measure_dense(config, job, network)]
-    for sparsity in sorted(config.sparsities):
-        rows += compress(config, job, network, sparsity)
-
-    seconds = time.monotonic() - began
-    title = f"{config.model} on {config.data}, {rows[0].weights:,} weights, seed {config.seed}"
-    report.plot_accuracy(rows, job.out / "accuracy.png", title)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()}
-    origin = report.provenance(command) | {"config": settings, "seconds": round(seconds, 1)}
-    text = report.to_json(rows, origin | {"seed": config.seed})
-    report.write_atomically(job.out / "results.json", lambda file: file.write_text(text))
-    print(f"\n{report.table(rows)}\n")
-    print(f"{seconds:.0f} s; networks, results.json and accuracy.png are in {job.out}")
+        journal = Journal(config.folder, settings(config), job.stages)
+    with journal:
+        network, dense = train_dense(job, journal)
+        cut = job.variants[-1][0].spec  # the sparsest: it cuts every group that any other cuts
+        stats = compression.calibrate(config, job.dataset, network, cut, config.importances)
+        rows, records = [dense], []
+        if config.per_group:
+            records = cut_alone(job, journal, network, stats)
+        else:
+            for group in job.variants:
+                rows += compress(job, journal, network, group, stats)
+        seconds = time.monotonic() - began
+        write(job, rows, records, command, seconds)
+        journal.finish()
+    print(f"\n{sensitivity.table(records) if records else report.table(rows)}\n")
+    print(f"{seconds:.0f} s; networks, numbers, plots and curves are in {config.folder}")
     return rows
 
 
 def prepare(config: Config) -> Job:
     """Turn a configuration into a job, or say in one line why not; writes nothing."""
-    out = config.out or Path("runs") / f"{config.data}-{config.model}"
-    check(config, out)
+    check(config)
+    with user_error("--out"):
+        stages = find_run(
+            config.folder, settings(config), overwrite=config.overwrite, resume=config.resume
+        )
     with user_error("--data"):
         dataset = data.load(config.data, config.data_dir)
-    if config.batch_size > len(dataset.train_images):
-        raise UserError(
-            f"--batch-size: {config.batch_size} is more than the "
-            f"{len(dataset.train_images)} training images of {config.data}"
+    if config.train_images is not None:
+        dataset = first_images(dataset, config.train_images)
+    needed = {"--batch-size": config.batch_size}
+    if compression.needs_stats(config):
+        needed["--calibration-images"] = config.calibration_images
+    for option, count in needed.items():
+        if count > dataset.num_train:
+            raise UserError(
+                f"{option}: {count} is more than the {dataset.num_train} training images of "
+                f"{config.data}"
+            )
+    tune = config.fine_tune_epochs, config.fine_tune_learning_rate
+    with user_error("optimizer"):
+        fine_tuning = optimization(config, dataset, *tune)
+        dense_training = optimization(
+            config, dataset, config.epochs, config.learning_rate, config.milestones
         )
     image = jax.ShapeDtypeStruct((1, *dataset.image_shape), "float32")
     with user_error("--checkpoint" if config.checkpoint else "--model"):
@@ -219,160 +125,163 @@ def prepare(config: Config) -> Job:
         else:
             network = load(config, dataset, config.checkpoint)
         graph = ifjax.trace(network.apply_eval, network.variables, image)
-    specs = {}
-    for sparsity in config.sparsities:
-        for method in config.methods:
-            with user_error("spec"):
-                specs[sparsity, method] = choose(config, graph, sparsity, method)
-    return Job(dataset, network, graph, specs, out)
+    found = variants(config, graph)
+    with user_error("--importances"):
+        compression.check_importances(config, dataset, network, found[-1][0].spec)
+    return Job(config, dataset, network, graph, found, dense_training, fine_tuning, stages)
 
 
-def check(config: Config, out: Path) -> None:
-    """Raise for values that cannot work, whatever the data set and the network."""
-    for sparsity in config.sparsities:
-        if not 0.0 < sparsity < 1.0:
-            raise UserError(f"--sparsities: each must lie between 0 and 1, got {sparsity}")
-    for option in ("sparsities", "methods"):
-        values = getattr(config, option)
-        if not values or len(set(values)) < len(values):
-            raise UserError(f"--{option}: expected one or more different values, got {values}")
-    for option, least in {"epochs": 1, "batch_size": 1, "fine_tune_epochs": 0, "seed": 0}.items():
-        if getattr(config, option) < least:
-            flag = option.replace("_", "-")
-            raise UserError(f"--{flag}: must be at least {least}, got {getattr(config, option)}")
-    if not 0.0 <= config.label_smoothing < 1.0:
-        raise UserError(f"--label-smoothing: must lie in [0, 1), got {config.label_smoothing}")
-    for rate in (config.learning_rate, config.fine_tune_learning_rate):
-        with user_error("optimizer"):
-            optimizer_config(config, rate)
-    if config.solver == "exact" and importlib.util.find_spec("ot") is None:
-        raise UserError("--solver: exact needs POT; run: pip install 'ifjax[exact]'")
-    with user_error("plot"):
-        report.require_matplotlib()
-    if config.checkpoint is not None and not config.checkpoint.exists():
-        raise UserError(f"--checkpoint: there is no {config.checkpoint}")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file, expected a folder")
-    if out.exists() and any(out.iterdir()) and not config.overwrite:
-        raise UserError(f"--out: {out} is not empty; pass --overwrite or another folder")
+def first_images(dataset: data.ImageDataset, count: int) -> data.ImageDataset:
+    """Leave only the first images to train on."""
+    if not isinstance(dataset, data.Dataset):
+        raise UserError(f"--train-images: {dataset.name} is streamed; choose a set held in memory")
+    if count > dataset.num_train:
+        raise UserError(f"--train-images: {dataset.name} has {dataset.num_train}, got {count}")
+    images, labels = dataset.train_images[:count], dataset.train_labels[:count]
+    return dataclasses.replace(dataset, train_images=images, train_labels=labels)
 
 
-def create(config: Config, dataset: data.Dataset) -> Network:
-    """Initialise the network that the configuration names."""
-    model = make_model(config, dataset)
-    image = jnp.zeros((1, *dataset.image_shape))
-    return as_network(model, jax.jit(model.init)(jax.random.key(config.seed), image))
-
-
-def load(config: Config, dataset: data.Dataset, path: Path) -> Network:
-    """Read a dense network, and hold it to what the configuration and the data set ask for."""
-    if path.suffix == ".safetensors":
-        model, variables = interop.cifar_resnet_from_torch(interop.load_safetensors(path))
-        name = f"resnet{model.widths.depth}"
-        if (name, model.shortcut) != (config.model, config.shortcut):
-            raise UserError(
-                f"--checkpoint: {path} holds a {name} with shortcuts {model.shortcut}; "
-                f"pass --model {name} --shortcut {model.shortcut}"
-            )
-    else:
-        model = make_model(config, dataset)
-        variables, spec = ifjax.load(path)
-        if spec.plan.widths:
-            raise UserError(
-                f"--checkpoint: {path} was compressed already; start from a dense network"
-            )
-    init, image = make_model(config, dataset).init, jnp.zeros((1, *dataset.image_shape))
-    expected = jax.eval_shape(init, jax.random.key(0), image)
-    found, wanted = leaves_by_path(variables), leaves_by_path(expected)
-    for leaf in sorted(found.keys() | wanted.keys()):
-        shapes = [getattr(tree.get(leaf), "shape", "no leaf") for tree in (wanted, found)]
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"--checkpoint: {path} is no {config.model} for {config.data}: "
-                f"expected {shapes[0]} at {leaf}, got {shapes[1]}"
-            )
-        if not jnp.isfinite(found[leaf]).all():
-            raise UserError(f"--checkpoint: {path} holds NaN or infinite numbers at {leaf}")
-    return as_network(model, variables)
-
-
-def make_model(config: Config, dataset: data.Dataset) -> nn.Module:
-    """Build the module that the configuration names."""
-    if config.model.startswith("resnet"):
-        depth = int(config.model.removeprefix("resnet"))
-        return models.CifarResNet.standard(depth, dataset.num_classes, shortcut=config.shortcut)
-    return models.create(config.model, dataset.num_classes)
-
-
-def as_network(model: nn.Module, variables: Any) -> Network:
-    """Pair a flax module's two modes with its variables."""
-
-    def apply_eval(variables: Any, images: jax.Array) -> Any:
-        return model.apply(variables, images)
-
-    def apply_train(variables: Any, images: jax.Array) -> Any:
-        return model.apply(variables, images, train=True, mutable=["batch_stats"])
-
-    return Network(variables, apply_eval, apply_train)
-
-
-def choose(
-    config: Config, graph: ifjax.DependencyGraph, sparsity: float, method: str
-) -> ifjax.FusionSpec:
-    """Decide what to cut, and how."""
-    return graph.spec(
-        sparsity,
-        include=config.include,
-        exclude=config.exclude or None,
-        method=method,
-        importance=config.importance,
-        solver=config.solver,
-        epsilon=config.epsilon,
-        merge=config.merge,
-        order=config.order,
-        seed=config.seed,
-    )
-
-
-def measure_dense(config: Config, job: Job, network: Network) -> report.Row:
-    """Evaluate and save the network as it is before compression."""
+def train_dense(job: Job, journal: Journal) -> tuple[Network, Outcome]:
+    """Train the dense network unless it is given or done, evaluate and save it."""
+    config, network, folder = job.config, job.network, journal.folder / "dense"
+    if "dense" in journal.stages:
+        with user_error("--out"):
+            variables, _ = ifjax.load(folder)
+        return network._replace(variables=variables), Outcome(**journal.stages["dense"])
+    test = evaluator(config, job.dataset, network)
+    if config.checkpoint is None:
+        by = job.training
+        state = training.create_state(network.variables, by.optimizer, config.seed)
+        step = train_step(config, job.dataset, network, by)
+        state = train(config, job.dataset, journal, "dense", state, step, by, test=test)
+        network = network._replace(variables=state.variables)
     whole = job.graph.spec(0.0)
-    accuracy = evaluator(config, job.dataset, network)(network.variables)
-    save(job.out / "dense", network.variables, whole)
+    accuracy = test(network.variables).accuracy
+    save(folder, network.variables, whole)
     print(f"dense: accuracy {accuracy:.2%}", flush=True)
-    return report.Row(0.0, "dense", whole.weights()[0], whole.flops()[0], accuracy, None, "dense")
+    row = Outcome(0.0, "dense", whole.weights()[0], whole.flops()[0], accuracy, None, "dense")
+    journal.add("dense", dataclasses.asdict(row))
+    return network, row
 
 
-def compress(config: Config, job: Job, network: Network, sparsity: float) -> list[report.Row]:
-    """Compress by every method to one sparsity, evaluate, fine-tune, evaluate, save."""
-    # All methods give the same widths, so one set of compiled steps serves them.
-    spec = job.specs[sparsity, config.methods[0]]
-    small = network.shrink(None, spec)
-    accuracy_of = evaluator(config, job.dataset, small)
-    tune = trainer(
-        config, job.dataset, small, config.fine_tune_epochs, config.fine_tune_learning_rate
-    )
-    rows = []
-    for method in config.methods:
-        spec = job.specs[sparsity, method]
-        label, folder = f"{METHODS[method]} {sparsity:.0%}", f"{method}-{sparsity:g}"
-        variables, converged = fuse(network.variables, spec)
-        if not converged:
-            raise NotConverged(
-                f"{config.solver} did not converge for {label} at epsilon {config.epsilon}; "
-                "use a larger --epsilon, or --solver exact"
+def compress(
+    job: Job, journal: Journal, network: Network, group: list[Variant], stats: Stats | None
+) -> list[Outcome]:
+    """Compress to one sparsity by every importance and method, but for what is done."""
+    # All have the same widths, so one set of compiled steps serves them.
+    stages = compression.stages(job.config, job.dataset, network, group[0].spec, job.fine_tuning)
+    for variant in group:
+        if variant.name not in journal.stages:
+            row = compress_once(job, journal, network, variant, stages, stats)
+            journal.add(variant.name, dataclasses.asdict(row))
+    return [Outcome(**journal.stages[variant.name]) for variant in group]
+
+
+def compress_once(
+    job: Job,
+    journal: Journal,
+    network: Network,
+    variant: Variant,
+    stages: list[compression.Stage],
+    stats: Stats | None,
+) -> Outcome:
+    """Compress, evaluate, fine-tune, evaluate, save; in several rounds if there are several."""
+    config, by, label = job.config, job.fine_tuning, f"{variant.label} {variant.asked:.0%}"
+    state = training.create_state(network.variables, by.optimizer, config.seed)
+    before, after = 0.0, None
+    rounds = ifjax.iterated(variant.spec, config.rounds)
+    for number, (spec, stage) in enumerate(zip(rounds, stages, strict=True), start=1):
+        if number > 1:
+            small = stages[number - 2].network._replace(variables=state.variables)
+            scores = (variant.importance,)
+            stats = compression.calibrate(config, job.dataset, small, spec.step, scores)
+        try:
+            state = compression.fuse_state(state, spec.step, stats)
+        except RuntimeError as error:
+            raise NotConverged(f"{label}: {error}") from error
+        before = stage.test(state.variables).accuracy
+        if by.steps:
+            state = train(
+                config,
+                job.dataset,
+                journal,
+                variant.name,
+                state,
+                stage.step,
+                by,
+                until=by.steps * number // config.rounds,
+                part=f"round-{number}",
+                description=f"fine-tune {label}",
             )
-        before, after = accuracy_of(variables), None
-        message = f"{label}: accuracy {before:.2%}"
-        if config.fine_tune_epochs:
-            variables = tune(variables, f"fine-tune {label}")
-            after = accuracy_of(variables)
-            message += f", fine-tuned {after:.2%}"
-        save(job.out / folder, variables, spec)
-        print(message, flush=True)
-        (_, weights), (_, flops) = spec.weights(), spec.flops()
-        rows.append(report.Row(sparsity, METHODS[method], weights, flops, before, after, folder))
-    return rows
+    message = f"{label}: accuracy {before:.2%}"
+    if by.steps:
+        after = stages[-1].test(state.variables).accuracy
+        message += f", fine-tuned {after:.2%}"
+    save(journal.folder / variant.name, state.variables, variant.spec)
+    print(message, flush=True)
+    percent = round(100 * variant.asked)
+    with open_curves(journal.logs(f"{variant.method}-{variant.importance}"), percent) as curves:
+        tuned = {} if after is None else {"sparsity/fine-tuned": after}
+        add(curves, percent, {"sparsity/accuracy": before} | tuned)
+    (_, weights), (_, flops) = variant.spec.weights(), variant.spec.flops()
+    return Outcome(
+        variant.sparsity,
+        variant.label,
+        weights,
+        flops,
+        before,
+        after,
+        variant.name,
+        variant.importance,
+        variant.asked,
+    )
+
+
+def cut_alone(
+    job: Job, journal: Journal, network: Network, stats: Stats | None
+) -> list[dict[str, Any]]:
+    """Cut one group at a time, without fine-tuning, but for the groups that are done."""
+    config, test = job.config, evaluator(job.config, job.dataset, network)
+    records = []
+    for name, specs in sensitivity.one_at_a_time(config, job.graph, job.variants[-1][0].spec):
+        if f"group {name}" not in journal.stages:
+            found = []
+            for sparsity, score, method, spec in specs:
+                label = METHODS[method] + (f", {score}" if len(config.importances) > 1 else "")
+                try:
+                    accuracy = sensitivity.accuracy_alone(
+                        config, job.dataset, network, spec, stats, test
+                    )
+                except RuntimeError as error:
+                    raise NotConverged(f"{name}, {label} {sparsity:.0%}: {error}") from error
+                record = {"group": name, "sparsity": sparsity, "method": label}
+                found.append(record | {"importance": score, "accuracy": accuracy})
+                print(f"{name}, {label} {sparsity:.0%}: accuracy {accuracy:.2%}", flush=True)
+            journal.add(f"group {name}", found)
+        records += journal.stages[f"group {name}"]
+    return records
+
+
+def write(
+    job: Job, rows: list[Outcome], records: list[dict[str, Any]], command: str, seconds: float
+) -> None:
+    """Write numbers and plots; with several importances a plot for each."""
+    config, folder = job.config, job.config.folder
+    title = f"{config.model} on {config.data}, {rows[0].weights:,} weights, seed {config.seed}"
+    for score in config.importances:
+        suffix = f"-{score}" if len(config.importances) > 1 else ""
+        whose = title + (f", {score}" if suffix else "")
+        if records:
+            dense = {"sparsity": 0.0, "accuracy": rows[0].accuracy}
+            mine = [record for record in records if record["importance"] == score]
+            report.plot_sensitivity([dense, *mine], folder / f"sensitivity{suffix}.png", whose)
+        else:
+            of_score = [row for row in rows if row.importance in (None, score)]
+            report.plot_accuracy(of_score, folder / f"accuracy{suffix}.png", whose)
+    origin = report.provenance(command) | {"config": settings(config), "seed": config.seed}
+    content = origin | {"seconds": round(seconds, 1)} | ({"records": records} if records else {})
+    text = report.to_json(rows, content)
+    report.write_atomically(folder / "results.json", lambda file: file.write_text(text))
 
 
 def save(path: Path, variables: Any, spec: ifjax.FusionSpec) -> None:
@@ -383,83 +292,6 @@ def save(path: Path, variables: Any, spec: ifjax.FusionSpec) -> None:
     new.rename(path)
 
 
-@functools.partial(jax.jit, static_argnames="spec")
-def fuse(variables: Any, spec: ifjax.FusionSpec) -> tuple[Any, jax.Array]:
-    """Compute ``ifjax.fuse_params`` in one compiled program, and whether all solvers converged."""
-    maps = ifjax.transport_maps(variables, spec)
-    converged = jnp.array([found.converged for found in maps.values()]).all()
-    return ifjax.apply_maps(variables, spec, maps), converged
-
-
-def trainer(
-    config: Config, dataset: data.Dataset, network: Network, epochs: int, learning_rate: float
-) -> Callable[[Any, str], Any]:
-    """Build ``(variables, description) -> trained variables``; compiles on its first call."""
-    steps_per_epoch = len(dataset.train_images) // config.batch_size
-    optimization = optimizer_config(config, learning_rate)
-    schedule = training.make_schedule(optimization, max(1, epochs * steps_per_epoch))
-    optimizer = training.make_optimizer(optimization, schedule)
-
-    def prepare_images(key: jax.Array, images: jax.Array) -> jax.Array:
-        return dataset.normalize(dataset.augment(key, images) if config.augment else images)
-
-    step = training.make_train_step(
-        network.apply_train, optimizer, config.label_smoothing, prepare_images
-    )
-
-    def batches(epoch: int) -> Iterator[data.Batch]:
-        images, labels = dataset.train_images, dataset.train_labels
-        return data.train_batches(images, labels, config.batch_size, seed=config.seed, epoch=epoch)
-
-    def fit(variables: Any, description: str) -> Any:
-        state, _ = training.fit(
-            training.create_state(variables, optimizer, config.seed),
-            step,
-            batches,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-            schedule=schedule,
-            description=description,
-            progress=config.progress,
-        )
-        return state.variables
-
-    return fit
-
-
-def evaluator(config: Config, dataset: data.Dataset, network: Network) -> Callable[[Any], float]:
-    """Build ``variables -> test accuracy``; compiles on its first call."""
-    step = training.make_eval_step(network.apply_eval, dataset.normalize)
-    size = min(config.eval_batch_size, len(dataset.test_images))
-
-    def accuracy(variables: Any) -> float:
-        batches = data.eval_batches(dataset.test_images, dataset.test_labels, size)
-        return training.evaluate(step, variables, batches).accuracy
-
-    return accuracy
-
-
-def optimizer_config(config: Config, learning_rate: float) -> training.OptimizerConfig:
-    """Pick the optimizer's part of the configuration."""
-    return training.OptimizerConfig(
-        name=config.optimizer,
-        learning_rate=learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        schedule=config.schedule,
-        warmup=config.warmup,
-    )
-
-
-@contextlib.contextmanager
-def user_error(option: str) -> Iterator[None]:
-    """Turn what a library says about bad input into a :class:`UserError` about an option."""
-    try:
-        yield
-    except (ValueError, TypeError, ImportError, OSError, FlaxError) as error:
-        raise UserError(f"{option}: {error}") from error
-
-
 def cli(arguments: Sequence[str] | None = None) -> int:
     """Run :func:`main`; 0, or 2 for what the user can put right, or 1 for a run that failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -467,12 +299,12 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     try:
         main(config, shlex.join(["python", "train.py", *arguments]))
     except KeyboardInterrupt:
-        print("train.py: interrupted", file=sys.stderr)
+        print("train.py: interrupted; the same command continues the run", file=sys.stderr)
         return 130
     except UserError as error:
         print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except (training.Divergence, NotConverged) as error:
+    except (FloatingPointError, NotConverged) as error:
         print(f"train.py: stopped: {error}", file=sys.stderr)
         return 1
     return 0

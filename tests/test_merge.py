@@ -122,8 +122,9 @@ def test_leaves_may_be_some_of_the_plan_s():
     leaves = {k: jnp.asarray(v) for k, v in reference.init("mlp", 0, (N, N)).items()}
     plan = reference.trace("mlp", leaves).spec(keep=M).plan
     maps = {name: transport(seed) for seed, name in enumerate(plan.widths)}
-    whole = merge.merge_leaves(leaves, plan, maps, "reference", False)
-    some = merge.merge_leaves({"fc1.weight": leaves["fc1.weight"]}, plan, maps, "reference", False)
+    whole = merge.merge_leaves(leaves, plan, maps, lambda _: "reference", False)
+    kernel = {"fc1.weight": leaves["fc1.weight"]}
+    some = merge.merge_leaves(kernel, plan, maps, lambda _: "reference", False)
     assert list(some) == ["fc1.weight"]
     first, second = (by_source(maps[f"fc{i}.weight"].map) for i in (0, 1))
     expected = second @ np.asarray(leaves["fc1.weight"], np.float64) @ first.T

@@ -206,7 +206,7 @@ def test_nan_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ("--epsilon 0", "epsilon must be positive"),
         ("--include nothing*", "nothing*"),
         ("--exclude nothing*", "nothing*"),
-        ("--data cifar10 --data-dir {empty}", "--data: expected CIFAR-10 prepared"),
+        ("--data cifar10 --data-dir {empty}", "--data: expected cifar10 prepared"),
         ("--checkpoint {empty}/missing", "--checkpoint: there is no"),
         ("--checkpoint {empty}", "--checkpoint: "),
         ("--checkpoint {compressed}", "was compressed already; start from a dense network"),
@@ -419,7 +419,7 @@ def experiments(tmp_path_factory: pytest.TempPathFactory) -> Run:
         train_images=256,
         target="weights",
         sparsities=(0.6,),
-        importances=("bn_scale", "taylor", "fisher", "chip"),
+        importances=("lamp", "taylor", "fisher", "chip"),
         rounds=2,
         calibration_images=64,
         fine_tune_epochs=1.5,
@@ -437,7 +437,7 @@ def experiments(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_shares_of_weights_are_met(experiments: Run) -> None:
     dense, *rows = experiments.rows
     assert [row.method for row in rows] == [
-        f"Intra-Fusion, {score}" for score in ("bn_scale", "taylor", "fisher", "chip")
+        f"Intra-Fusion, {score}" for score in ("lamp", "taylor", "fisher", "chip")
     ]
     for row in rows:
         assert abs(1 - row.weights / dense.weights - 0.6) < 0.02

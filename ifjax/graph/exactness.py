@@ -27,8 +27,14 @@ CARRYING = {
     *("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "reshape"),
     *("transpose", "squeeze", "expand_dims", "slice", "split", "unstack", "rev", "tile", "cumsum"),
     *("dynamic_slice", "gather", "bitcast_convert_type", "optimization_barrier"),
-    *("reduce_max", "reduce_min", "reduce_sum", "reduce_prod", "div"),
+    *("reduce_max", "reduce_min", "reduce_sum", "reduce_prod", "div", "name"),
+    *("sharding_constraint", "device_put"),
 }
+# each result is its operand
+ONE_BY_ONE = {"optimization_barrier", "device_put"}
+# the operands that results are made of, indices left out
+WRITING = {"scatter": (0, 2), "scatter-add": (0, 2), "scatter-sub": (0, 2)}
+WRITING |= {"dynamic_update_slice": (0, 1)}
 # what norms do to the terms they sum
 POWERS = {"square", "integer_pow", "abs"}
 
@@ -111,12 +117,14 @@ def inexact_classes(
             return [_all(values)]
         if name == "select_n":
             return [_all(values[1:])]
+        if name in WRITING:
+            return [_all([values[i] for i in WRITING[name]])]
         if name == "concatenate":
             return [_joined(ins, outs[0], values)]
         if name == "pad":
             return [_joined([ins[0], outs[0]], outs[0], values)]
         if name in CARRYING:
-            sources = values if name == "optimization_barrier" else values[:1] * len(outs)
+            sources = values if name in ONE_BY_ONE else values[:1] * len(outs)
             return [_moved(roots(out), v) for out, v in zip(outs, sources, strict=True)]
         return [_Value(frozenset()) for _ in outs]
 

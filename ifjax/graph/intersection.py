@@ -47,9 +47,7 @@ def intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
         ]
         atoms.update({side + name: node for name, node in named.items()})
         for leaf in graph.plan.state:
-            axes = tuple(
-                store.instantiate(x, atom, "an axis of a state", named) for x in leaf.axes
-            )
+            axes = tuple(store.instantiate(x, atom, "an axis of a state", named) for x in leaf.axes)
             other, known = state.setdefault(leaf.path, (leaf, axes))
             if len(other.shape) != len(leaf.shape):
                 raise ValueError(

@@ -1,8 +1,10 @@
-"""The epoch loop: feed batches, show progress, stop at the first loss that is not a number."""
+"""The training loop: feed batches, call hooks, stop at the first loss that is not a number."""
 
+import dataclasses
+import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,8 +35,8 @@ class Divergence(FloatingPointError):
         )
 
 
-class EpochMeans(NamedTuple):
-    """Means over the batches of an epoch, each taken before its step.
+class Means(NamedTuple):
+    """Means over batches, each taken before its step.
 
     Attributes:
         loss: mean loss.
@@ -45,38 +47,64 @@ class EpochMeans(NamedTuple):
     accuracy: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """What is to happen after every so many steps, such as writing a checkpoint.
+
+    Attributes:
+        steps: happens after each step whose number, counted from 1, is a multiple, and after the
+            last step.
+        call: is given the number of steps done, the state (which the next step donates) and the
+            means over the batches since the last call.
+    """
+
+    steps: int
+    call: Callable[[int, TrainState, Means], None]
+
+    def __post_init__(self) -> None:
+        """Refuse what never happens."""
+        if self.steps < 1:
+            raise ValueError(f"a hook is called every 1 or more steps, got {self.steps}")
+
+
 def fit(
     state: TrainState,
     train_step: TrainStep,
-    batches: Callable[[int], Iterable[Batch]],
+    batches: Callable[[int, int], Iterable[Batch]],
     *,
-    epochs: int,
+    steps: int,
     steps_per_epoch: int,
     schedule: optax.Schedule,
+    hooks: Sequence[Every] = (),
     description: str = "train",
     progress: bool = True,
-) -> tuple[TrainState, EpochMeans | None]:
-    """Run ``epochs`` epochs.
+) -> tuple[TrainState, Means | None]:
+    """Go on to step ``steps`` from wherever the state is.
 
-    The loss of a step is read after the next step was dispatched, so an accelerator is never kept
-    waiting; a loss that is not finite ends the run one step later.
+    Epoch and position in the data follow from the state's step, so that a run which continues from
+    a saved state sees the batches that the unbroken run would have seen. The loss of a step is read
+    after the next step was dispatched, so an accelerator is never kept waiting; a loss that is not
+    finite ends the run one step later, and no hook is called with what came of it.
 
     Args:
         state: where to begin; donated.
         train_step: as ``make_train_step`` returns it.
-        batches: the batches of an epoch, given its number from 0, such as
-            :func:`ifjax.data.train_batches` makes them; their masks are not read.
-        epochs: how often to go over the data; 0 returns the state as it is.
-        steps_per_epoch: how many batches an epoch has, for the progress bar.
+        batches: given the number of an epoch, from 0, and of the batches to leave out, the rest of
+            the epoch's batches, as ``train_batches`` of a data set gives them; their masks are not
+            read.
+        steps: the step to end at; a state that is there already is returned as it is.
+        steps_per_epoch: how many batches of an epoch are used.
         schedule: the optimizer's learning rate, for the progress bar and the error.
+        hooks: called in their order.
         description: the progress bar's label.
         progress: whether to show the bar (on stderr).
 
     Returns:
-        The last state, and the means over the last epoch (None without an epoch).
+        The last state, and the means over the batches of the last epoch (None without a step).
 
     Raises:
         Divergence: if a loss is NaN or infinite.
+        ValueError: if an epoch has too few batches.
 
     Example:
         >>> import optax, jax.numpy as jnp, numpy as np
@@ -85,41 +113,58 @@ def fit(
         >>> state = create_state({"params": {"w": jnp.zeros((3, 2))}}, optimizer)
         >>> step = make_train_step(lambda v, x: (x @ v["params"]["w"], {}), optimizer)
         >>> data = [Batch(np.eye(3, dtype=np.float32), np.array([0, 1, 1]), np.ones(3, bool))]
-        >>> state, last = fit(state, step, lambda epoch: data, epochs=3, steps_per_epoch=1,
-        ...                   schedule=optax.constant_schedule(1.0), progress=False)
+        >>> state, last = fit(state, step, lambda epoch, skip: data[skip:], steps=3,
+        ...                   steps_per_epoch=1, schedule=optax.constant_schedule(1.0),
+        ...                   progress=False)
         >>> int(state.step), last.accuracy
         (3, 1.0)
     """
     step = int(state.step)
-    last_epoch: EpochMeans | None = None
+    last_epoch: Means | None = None
+    since: list[list[Metrics]] = [[] for _ in hooks]
     with tqdm(
-        total=epochs * steps_per_epoch,
+        total=steps,
+        initial=min(step, steps),
         desc=description,
         unit="step",
         disable=not progress,
         # A terminal gets a bar that moves, a log file a line now and then.
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
     ) as bar:
-        for epoch in range(epochs):
+        while step < steps:
+            epoch, skip = divmod(step, steps_per_epoch)
+            count = min(steps_per_epoch - skip, steps - step)
             history: list[Metrics] = []
-            for batch in batches(epoch):
+            for batch in itertools.islice(batches(epoch, skip), count):
                 state, metrics = train_step(state, batch.images, batch.labels)
+                if history:
+                    _require_finite(history[-1], step - 1, schedule)
                 history.append(metrics)
-                if len(history) > 1:
-                    _require_finite(history[-2], step - 1, schedule)
                 step += 1
                 bar.update()
-            if not history:
-                raise ValueError(f"epoch {epoch} has no batch")
+                for hook, pending in zip(hooks, since, strict=True):
+                    pending.append(metrics)
+                    if step % hook.steps == 0 or step == steps:
+                        _require_finite(metrics, step - 1, schedule)
+                        hook.call(step, state, _means(pending))
+                        pending.clear()
+            if len(history) < count:
+                raise ValueError(
+                    f"epoch {epoch} has no batch {skip + len(history)}: expected {steps_per_epoch}"
+                )
             _require_finite(history[-1], step - 1, schedule)
-            losses, accuracies = zip(*jax.device_get(history), strict=True)
-            last_epoch = EpochMeans(float(np.mean(losses)), float(np.mean(accuracies)))
+            last_epoch = _means(history)
             bar.set_postfix(
                 loss=f"{last_epoch.loss:.4f}",
                 accuracy=f"{last_epoch.accuracy:.2%}",
                 rate=f"{_rate(schedule, step - 1):.2g}",
             )
     return state, last_epoch
+
+
+def _means(history: Sequence[Metrics]) -> Means:
+    losses, accuracies = zip(*jax.device_get(history), strict=True)
+    return Means(float(np.mean(losses)), float(np.mean(accuracies)))
 
 
 def _require_finite(metrics: Metrics, step: int, schedule: optax.Schedule) -> None:

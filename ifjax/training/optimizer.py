@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 from typing import Literal
 
 import jax
@@ -19,9 +20,13 @@ class OptimizerConfig:
         learning_rate: the peak, reached after the warm-up.
         momentum: of ``sgd``; ``adamw`` does not read it.
         weight_decay: on kernels only, that is on leaves with two axes or more.
-        schedule: ``cosine`` to zero, ``step`` (a tenth at half, again at three quarters) or
-            ``constant``.
+        schedule: ``cosine`` to zero, ``step`` (times ``gamma`` at every milestone) or ``constant``.
         warmup: the part of all steps that rises linearly from zero to the peak, in ``[0, 1)``.
+        milestones: steps of the run, rising, at which ``step`` falls; by default at half and at
+            three quarters of what follows the warm-up.
+        gamma: what ``step`` multiplies the rate by.
+        clip_norm: gradients whose norm over all leaves is larger are scaled down to it; None for
+            no clipping.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -30,6 +35,9 @@ class OptimizerConfig:
     weight_decay: float = 5e-4
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup: float = 0.05
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values no optimizer can run with."""
@@ -41,6 +49,14 @@ class OptimizerConfig:
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
         if not 0.0 <= self.warmup < 1.0:
             raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+        if not 0.0 < self.gamma <= 1.0:
+            raise ValueError(f"gamma must lie in (0, 1], got {self.gamma}")
+        if not (self.clip_norm is None or 0.0 < self.clip_norm < math.inf):
+            raise ValueError(f"clip_norm must be positive and finite, got {self.clip_norm}")
+        if self.milestones and self.schedule != "step":
+            raise ValueError(f"milestones are for the schedule 'step', got {self.schedule!r}")
+        if any(later <= earlier for earlier, later in pairwise((0, *self.milestones))):
+            raise ValueError(f"milestones must be positive and rise, got {self.milestones}")
         if self.name not in ("sgd", "adamw"):
             raise ValueError(f"unknown optimizer {self.name!r}; known: 'sgd', 'adamw'")
         if self.schedule not in ("cosine", "step", "constant"):
@@ -63,7 +79,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         A function from the step (Python or traced integer) to the learning rate.
 
     Raises:
-        ValueError: if ``steps`` is not positive.
+        ValueError: if ``steps`` is not positive, or a milestone lies in the warm-up or beyond the
+            run.
 
     Example:
         >>> rate = make_schedule(OptimizerConfig(learning_rate=1.0, warmup=0.1), steps=100)
@@ -77,7 +94,15 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     if config.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, rest)
     elif config.schedule == "step":
-        main = optax.piecewise_constant_schedule(peak, {rest // 2: 0.1, 3 * rest // 4: 0.1})
+        falls = config.milestones or (warmup + rest // 2, warmup + 3 * rest // 4)
+        if config.milestones and not warmup < falls[0] <= falls[-1] < steps:
+            raise ValueError(
+                f"milestones must lie between the warm-up's {warmup} steps and the run's {steps}, "
+                f"got {falls}"
+            )
+        main = optax.piecewise_constant_schedule(
+            peak, {fall - warmup: config.gamma for fall in falls}
+        )
     else:
         main = optax.constant_schedule(peak)
     if warmup == 0:
@@ -102,11 +127,15 @@ def make_optimizer(
         >>> optimizer = make_optimizer(config, make_schedule(config, steps=10))
     """
     if config.name == "adamw":
-        return optax.adamw(schedule, weight_decay=config.weight_decay, mask=_is_kernel)
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
-        optax.sgd(schedule, momentum=config.momentum, nesterov=config.momentum > 0.0),
-    )
+        optimizer = optax.adamw(schedule, weight_decay=config.weight_decay, mask=_is_kernel)
+    else:
+        optimizer = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
+            optax.sgd(schedule, momentum=config.momentum, nesterov=config.momentum > 0.0),
+        )
+    if config.clip_norm is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
 
 def _is_kernel(params: PyTree) -> PyTree:

@@ -9,6 +9,8 @@ import pytest
 from ifjax.data import Batch
 from ifjax.training import (
     Divergence,
+    Every,
+    Means,
     TrainState,
     create_state,
     cross_entropy,
@@ -50,8 +52,10 @@ def run(epochs: int, seed: int = 0, **options: object) -> tuple[TrainState, obje
     return fit(
         create_state(variables(), optimizer, seed),
         make_train_step(apply_train, optimizer, **options),
-        lambda epoch: [batch(images[k : k + 8], labels[k : k + 8]) for k in (0, 8, 16)],
-        epochs=epochs,
+        lambda epoch, skip: [batch(images[k : k + 8], labels[k : k + 8]) for k in (0, 8, 16)][
+            skip:
+        ],
+        steps=3 * epochs,
         steps_per_epoch=3,
         schedule=RATE,
         progress=False,
@@ -145,10 +149,10 @@ def test_a_loss_that_is_no_number_ends_the_run(bad: int) -> None:
     """Whether in the middle of an epoch or at its end, the very step is named."""
     optimizer, (images, labels) = optax.sgd(RATE), data(count=8)
     poisoned = images * np.float32(np.nan)
-    calls = []
+    calls, seen = [], []
 
-    def batches(epoch: int):
-        for k in range(3):
+    def batches(epoch: int, skip: int):
+        for k in range(skip, 3):
             calls.append(3 * epoch + k)
             yield batch(poisoned if 3 * epoch + k == bad else images, labels)
 
@@ -157,13 +161,15 @@ def test_a_loss_that_is_no_number_ends_the_run(bad: int) -> None:
             create_state(variables(), optimizer),
             make_train_step(apply_train, optimizer),
             batches,
-            epochs=10,
+            steps=30,
             steps_per_epoch=3,
+            hooks=[Every(1, lambda step, state, means: seen.append(step))],
             schedule=RATE,
             progress=False,
         )
     assert e.value.step == bad
     assert max(calls) <= bad + 1
+    assert seen == list(range(1, bad + 1)), "no hook sees what a bad step left"
 
 
 def test_variables_without_params_are_refused() -> None:
@@ -173,13 +179,74 @@ def test_variables_without_params_are_refused() -> None:
 
 def test_an_empty_epoch_is_refused() -> None:
     optimizer = optax.sgd(RATE)
-    with pytest.raises(ValueError, match="epoch 0 has no batch"):
+    with pytest.raises(ValueError, match="epoch 0 has no batch 0: expected 1"):
         fit(
             create_state(variables(), optimizer),
             make_train_step(apply_train, optimizer),
-            lambda epoch: [],
-            epochs=1,
+            lambda epoch, skip: [],
+            steps=1,
             steps_per_epoch=1,
             schedule=RATE,
             progress=False,
         )
+
+
+def test_hooks_come_at_multiples_and_at_the_end_with_the_means_since() -> None:
+    """Beside a loop that takes the very same steps."""
+    optimizer, (images, labels) = optax.sgd(RATE), data(count=24)
+    pieces = [batch(images[k : k + 8], labels[k : k + 8]) for k in (0, 8, 16)]
+    step = make_train_step(apply_train, optimizer)
+    state, losses, accuracies = create_state(variables(), optimizer), [], []
+    for k in range(7):
+        state, metrics = step(state, pieces[k % 3].images, pieces[k % 3].labels)
+        losses.append(float(metrics.loss))
+        accuracies.append(float(metrics.accuracy))
+
+    found: list[tuple[str, int, Means]] = []
+    fit(
+        create_state(variables(), optimizer),
+        step,
+        lambda epoch, skip: pieces[skip:],
+        steps=7,
+        steps_per_epoch=3,
+        schedule=RATE,
+        hooks=[
+            Every(n, lambda step, state, means, n=n: found.append((n, int(state.step), means)))
+            for n in (3, 5)
+        ],
+        progress=False,
+    )
+    expected = {(3, 3): (0, 3), (3, 6): (3, 6), (5, 5): (0, 5), (3, 7): (6, 7), (5, 7): (5, 7)}
+    assert [at[:2] for at in found] == [(3, 3), (5, 5), (3, 6), (3, 7), (5, 7)]
+    for n, at, means in found:
+        here = slice(*expected[n, at])
+        np.testing.assert_allclose(means.loss, np.mean(losses[here]), rtol=1e-6)
+        np.testing.assert_allclose(means.accuracy, np.mean(accuracies[here]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_run_that_goes_on_sees_the_batches_it_would_have_seen(stop: int) -> None:
+    optimizer, (images, labels) = optax.sgd(RATE), data(count=24)
+    step, seen = make_train_step(apply_train, optimizer), []
+
+    def batches(epoch: int, skip: int):
+        order = np.random.default_rng(epoch).permutation(3)
+        for k in order[skip:]:
+            seen.append((epoch, int(k)))
+            yield batch(images[8 * k : 8 * k + 8], labels[8 * k : 8 * k + 8])
+
+    def go_on(state: TrainState, steps: int) -> TrainState:
+        options = {"steps_per_epoch": 3, "schedule": RATE, "progress": False}
+        return fit(state, step, batches, steps=steps, **options)[0]
+
+    whole = go_on(create_state(variables(), optimizer), 6)
+    order = seen.copy()
+    seen.clear()
+    broken = go_on(go_on(create_state(variables(), optimizer), stop), 6)
+    assert seen == order
+    jax.tree.map(np.testing.assert_array_equal, broken.variables, whole.variables)
+
+
+def test_a_hook_that_is_never_called_is_refused() -> None:
+    with pytest.raises(ValueError, match="every 1 or more steps, got 0"):
+        Every(0, lambda step, state, means: None)

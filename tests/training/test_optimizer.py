@@ -25,6 +25,39 @@ def test_step_falls_at_half_and_at_three_quarters() -> None:
     np.testing.assert_allclose(found, [1.0, 1.0, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
 
 
+def test_milestones_are_steps_of_the_whole_run() -> None:
+    config = OptimizerConfig(
+        learning_rate=1.0, warmup=0.1, schedule="step", milestones=(15, 30), gamma=0.5
+    )
+    schedule = make_schedule(config, steps=40)
+    found = [float(schedule(t)) for t in (2, 4, 14, 16, 29, 31)]
+    np.testing.assert_allclose(found, [0.5, 1.0, 1.0, 0.5, 0.5, 0.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("milestones", [(2, 20), (20, 40)])
+def test_milestones_outside_of_the_run_are_refused(milestones: tuple[int, ...]) -> None:
+    config = OptimizerConfig(warmup=0.1, schedule="step", milestones=milestones)
+    with pytest.raises(ValueError, match="between the warm-up's 4 steps and the run's 40"):
+        make_schedule(config, steps=40)
+
+
+@pytest.mark.parametrize("milestones", [(0, 3), (4, 4), (5, 3)])
+def test_milestones_must_rise(milestones: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must be positive and rise"):
+        OptimizerConfig(schedule="step", milestones=milestones)
+
+
+def test_long_gradients_are_scaled_down_and_short_ones_are_not() -> None:
+    config = OptimizerConfig(momentum=0.0, weight_decay=0.0, clip_norm=1.0)
+    optimizer = make_optimizer(config, 1.0)
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    for size, expected in ((10.0, 1.0), (0.1, 0.1)):
+        gradient = {"a": jnp.array([0.6 * size]), "b": jnp.array([-0.8 * size])}
+        change, _ = optimizer.update(gradient, optimizer.init(params), params)
+        np.testing.assert_allclose(change["a"], [-0.6 * expected], rtol=1e-6)
+        np.testing.assert_allclose(change["b"], [0.8 * expected], rtol=1e-6)
+
+
 def test_constant_stays_and_one_step_is_enough() -> None:
     schedule = make_schedule(OptimizerConfig(learning_rate=0.3, schedule="constant"), steps=1)
     np.testing.assert_allclose(schedule(0), 0.3, rtol=1e-6)
@@ -68,6 +101,9 @@ def test_sgd_equals_nesterov_momentum_written_out() -> None:
         ("momentum", 1.0, "momentum must lie"),
         ("weight_decay", -1e-4, "weight_decay must be finite"),
         ("warmup", 1.0, "warmup must lie"),
+        ("gamma", 0.0, "gamma must lie"),
+        ("clip_norm", 0.0, "clip_norm must be positive"),
+        ("milestones", (3,), "milestones are for the schedule 'step'"),
     ],
 )
 def test_bad_values_are_refused(field: str, value: object, message: str) -> None:
