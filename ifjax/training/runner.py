@@ -130,7 +130,7 @@ def train(
     until = by.steps if until is None else until
     with open_checkpoints(journal.checkpoints(stage) / part) as manager:
         state = restore_state(manager, state) or state
-        with open_curves(journal.logs(stage), int(state.step)) as curves:
+        with open_curves(journal.logs(stage), int(state.step) + 1) as curves:
 
             def log(done: int, state: TrainState, means: Means) -> None:
                 rate = float(np.asarray(by.schedule(done - 1)))

@@ -148,8 +148,8 @@ def sparsity_of_share(spec_of: Callable[[float], ifjax.FusionSpec], share: float
         >>> import jax.numpy as jnp
         >>> params = {"w1": jnp.ones((4, 100)), "w2": jnp.ones((100, 2))}
         >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
-        >>> sparsity_of_share(graph.spec, 0.4)
-        0.4
+        >>> graph.spec(sparsity_of_share(graph.spec, 0.4)).weights()
+        (600, 360)
     """
 
     def removed(thousandths: int) -> float:
