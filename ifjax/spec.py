@@ -280,6 +280,12 @@ class FusionSpec:
 
         return jax.tree_util.tree_map_with_path(small, params)
 
+    def __matmul__(self, first: FusionSpec) -> FusionSpec:
+        """This spec after ``first``; see `ifjax.compose`."""
+        from ifjax.compose import compose
+
+        return compose(self, first)
+
     def small_inputs(self, *inputs: Any) -> tuple[Any, ...]:
         """The abstract inputs of the small function: state at its small widths, the rest as it is.
 
@@ -380,18 +386,3 @@ def _from_lists(values: Sequence[Any]) -> tuple[Leaf, ...]:
         Leaf(path, tuple(shape), dtype, tuple(ex.from_json(a) for a in axes))
         for path, shape, dtype, axes in values
     )
-
-
-def kept_neurons(n: int, sparsity: float, round_to: int = 1) -> int:
-    """Neurons kept of n: max(1, floor(n (1 - sparsity) + 1e-9)), to a multiple of ``round_to``.
-
-    The nearest positive multiple that is not above n; n itself where none is.
-
-    >>> kept_neurons(64, 0.7), kept_neurons(64, 0.7, round_to=8), kept_neurons(3, 0.9)
-    (19, 16, 1)
-    """
-    m = max(1, math.floor(n * (1 - sparsity) + 1e-9))
-    if round_to > 1:
-        m = max(1, math.floor(m / round_to + 0.5)) * round_to
-        m = min(m, n // round_to * round_to) or n
-    return m

@@ -13,7 +13,7 @@ import pytest
 
 import ifjax
 from ifjax import FusionSpec
-from ifjax.spec import kept_neurons
+from ifjax.graph.selecting import kept_neurons
 
 
 def network(p, x):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ifjax.graph import selecting
 from ifjax.method import Method
-from ifjax.spec import FusionSpec, Group, Plan
+from ifjax.spec import FusionSpec, Group, Member, Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ class DependencyGraph:
         include: selecting.Selector = None,
         exclude: selecting.Selector = None,
         round_to: int = 1,
+        protect: str | Sequence[str] = (),
         **method: Any,
     ) -> FusionSpec:
         """Says how many neurons of which groups are to be kept, and how they are computed.
@@ -74,6 +76,8 @@ class DependencyGraph:
             ``"free"`` are cut only where their exact name is given.
           exclude: globs or a predicate; these groups are not cut.
           round_to: kept neurons are the nearest positive multiple of it that is not above n.
+          protect: globs on leaf paths; groups that any of these leaves holds are not cut, see
+            `couplings`.
           **method: fields of `ifjax.Method`.
 
         Returns:
@@ -81,8 +85,8 @@ class DependencyGraph:
 
         Raises:
           ValueError: for a pattern that matches nothing, a sparsity outside [0, 1), a number of
-            neurons that the group does not have, an unknown method option, or where a positive
-            sparsity would remove nothing at all.
+            neurons that the group does not have, an unknown method option, a group asked for by
+            name that a protected leaf holds, or where a positive sparsity would remove nothing.
         """
         known = {f.name for f in dataclasses.fields(Method)}
         for name in method:
@@ -90,8 +94,39 @@ class DependencyGraph:
                 raise ValueError(
                     f"unknown option {name!r} of spec; expected one of {', '.join(sorted(known))}"
                 )
-        groups = selecting.widths(self.groups, sparsity, keep, include, exclude, round_to)
+        kept = self.couplings(protect) if protect else None
+        groups = selecting.widths(self.groups, sparsity, keep, include, exclude, round_to, kept)
         return FusionSpec(dataclasses.replace(self.plan, groups=groups), Method(**method))
+
+    def couplings(self, leaves: str | Sequence[str]) -> dict[str, tuple[Member, ...]]:
+        """The groups whose cutting changes some leaves, and where these hold them.
+
+        Args:
+          leaves: globs on leaf paths.
+
+        Returns:
+          By group name, the axes of these leaves that would become narrower.
+
+        Raises:
+          ValueError: if a glob matches no leaf.
+
+        Example:
+          >>> import ifjax, jax.numpy as jnp
+          >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
+          >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
+          >>> {name: [m.role for m in found] for name, found in graph.couplings("w2").items()}
+          {'w1': ['consumer']}
+        """
+        globs = [leaves] if isinstance(leaves, str) else list(leaves)
+        chosen = set()
+        for glob in globs:
+            found = {x for x in self.plan.leaf if x == glob or fnmatch.fnmatchcase(x, glob)}
+            if not found:
+                some = ", ".join(list(self.plan.leaf)[:3])
+                raise ValueError(f"pattern {glob!r} matches none of the leaves, such as {some}")
+            chosen |= found
+        held = {g.name: tuple(m for m in g.members if m.path in chosen) for g in self.groups}
+        return {name: members for name, members in held.items() if members}
 
     def verify(
         self, apply_fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any

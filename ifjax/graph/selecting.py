@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ifjax.spec import Group, kept_neurons
+from ifjax.spec import Group, Member
 
 Selector = str | Iterable[str] | Callable[[Group], bool] | None
 
@@ -21,6 +22,7 @@ def widths(
     include: Selector,
     exclude: Selector,
     round_to: int,
+    protect: Mapping[str, Sequence[Member]] | None = None,
 ) -> tuple[Group, ...]:
     """The groups with the number of neurons to keep; see `ifjax.DependencyGraph.spec`."""
     if sparsity in (None, {}) and keep in (None, {}):
@@ -47,6 +49,11 @@ def widths(
         named |= set(include)
     taken = _selected(groups, include, "include", default=True)
     left = _selected(groups, exclude, "exclude", default=False)
+    for name, members in (protect or {}).items():
+        if name in named & taken - left:
+            places = ", ".join(f"{m.path}[{m.axis}]" for m in members[:3])
+            raise ValueError(f"cutting group {name} changes protected leaves: {places}")
+        left = left | {name}
     result = []
     for group in groups:
         cuttable = group.kind != "free" or group.name in named
@@ -112,3 +119,18 @@ def _selected(groups: Sequence[Group], selector: Selector, what: str, default: b
         return {g.name for g in groups if selector(g)}
     patterns = [selector] if isinstance(selector, str) else list(selector)
     return set().union(*(_matches(groups, p, what) for p in patterns))
+
+
+def kept_neurons(n: int, sparsity: float, round_to: int = 1) -> int:
+    """Neurons kept of n: max(1, floor(n (1 - sparsity) + 1e-9)), to a multiple of ``round_to``.
+
+    The nearest positive multiple that is not above n; n itself where none is.
+
+    >>> kept_neurons(64, 0.7), kept_neurons(64, 0.7, round_to=8), kept_neurons(3, 0.9)
+    (19, 16, 1)
+    """
+    m = max(1, math.floor(n * (1 - sparsity) + 1e-9))
+    if round_to > 1:
+        m = max(1, math.floor(m / round_to + 0.5)) * round_to
+        m = min(m, n // round_to * round_to) or n
+    return m

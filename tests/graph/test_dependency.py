@@ -32,3 +32,25 @@ def test_what_a_graph_does_not_know():
         graph.spec(0.5, sparsities=3)
     with pytest.raises(TypeError, match="unsupported operand"):
         _ = graph & 3
+
+
+def test_protected_leaves_and_what_would_change_them():
+    def residual(p, x):
+        h = x @ p["in"]
+        h = h + jnp.tanh(h @ p["up"]) @ p["down"]
+        return h @ p["out"]
+
+    p = arrays(up=(5, 7), down=(7, 5), out=(5, 2), **{"in": (3, 5)})
+    graph = ifjax.trace(residual, p, X)
+    found = graph.couplings("do*")
+    assert {name: [(m.axis, m.role) for m in at] for name, at in found.items()} == {
+        "in": [(1, "producer")],
+        "up": [(0, "consumer")],
+    }
+    assert graph.spec(0.5, protect="out").plan.widths == {"up": 3}
+    with pytest.raises(ValueError, match="removes no neuron"):
+        graph.spec(0.5, protect=["up", "in"])
+    with pytest.raises(ValueError, match=r"cutting group in changes protected leaves: out\[0\]"):
+        graph.spec({"in": 0.5}, protect="out")
+    with pytest.raises(ValueError, match=r"pattern 'heads' matches none of the leaves, such as"):
+        graph.spec(0.5, protect="heads")

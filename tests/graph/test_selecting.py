@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ifjax
-from ifjax.spec import kept_neurons
+from ifjax.graph.selecting import kept_neurons
 from tests.graph.laws import array, arrays
 
 
