@@ -93,12 +93,16 @@ def collect_stats(
       the loss changes by when these weights are set to zero (Molchanov et al.).
     * ``"fisher"``: :math:`\frac{1}{N} \sum_b (\partial L_b / \partial m_i)^2`, one mask for all
       consumers of the group (Liu et al., whose factor 1/2 and division by the memory that a channel
-      takes are left out).
+      takes are left out). Where none consumes it (queries and keys, which meet in a product), the
+      mask is on all that produces it, biases included: on both factors, so that all neurons of the
+      group count four times.
     * ``"chip"``: :math:`\frac{1}{N} \sum_b \|A_b\|_* - \|A_b \text{ without row } i\|_*`, with A_b
       the ``[n, positions]`` matrix of the feature maps that enter the group's consumers, side by
       side where these read several (Sui et al.). Where a neuron has one value per example (dense
       layers), a matrix of one example says nothing of independence, and the examples take the place
-      of the positions: A is ``[n, N]`` over all the data, its nuclear norm divided by N.
+      of the positions: A is ``[n, N]`` over all the data, its nuclear norm divided by N. Entries of
+      a group with batch axes (the dimensions of every head) share their scores: A holds the maps of
+      all of them side by side.
 
     The statistics are those of the given parameters: in ``order="sequential"`` they still are where
     earlier groups have been fused before a group's turn.
@@ -204,6 +208,8 @@ def batch_stats(
       (8, 8)
     """
     chosen = _checked_metrics(metrics, graph, loss_fn)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, or None for the whole batch; got {chunk!r}")
     inputs, targets, count = _checked_batch(batch, loss_fn)
     leaves = checked_leaves(params, graph.plan)
     mesh_axes = varying(batch)
@@ -307,9 +313,10 @@ def _times(x: Array, mask: Array, name: str, axis: int, axes: tuple[ex.Expressio
 
 
 def _masking(group: Group) -> list[Any]:
-    """The members that a mask goes on: consumers, or producers where a tied weight is both."""
+    """The members that a mask goes on: consumers, or where there are none all that adds up."""
     consumers = [m for m in group.members if m.role == "consumer"]
-    return consumers or [m for m in group.members if m.role == "producer"] or list(group.members)
+    added = [m for m in group.members if m.role in ("producer", "additive", "mean")]
+    return consumers or added or list(group.members)
 
 
 def _kernels(group: Group, leaves: Any) -> list[Any]:
@@ -361,10 +368,11 @@ def _checked_batch(batch: Any, loss_fn: Any) -> tuple[tuple[Any, ...], Any, int]
                 "with functools.partial"
             )
     sizes = {x.shape[:1] for x in leaves}
-    if len(sizes) != 1 or () in sizes:
+    if len(sizes) != 1 or () in sizes or (0,) in sizes:
         shapes = [tuple(x.shape) for x in leaves]
         raise ValueError(
-            f"expected the examples on axis 0 of every array of a batch, got shapes {shapes}"
+            "expected the examples, at least one, on axis 0 of every array of a batch, got shapes "
+            f"{shapes}"
         )
     return tuple(inputs), targets, leaves[0].shape[0]
 

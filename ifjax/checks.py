@@ -14,11 +14,19 @@ from jaxtyping import Array
 from ifjax import importance
 from ifjax.calibrate import Stats
 from ifjax.method import Method
-from ifjax.spec import Group, Plan
+from ifjax.spec import FusionSpec, Group, Plan
 from ifjax.transport import Transport
 from ifjax.tree import is_concrete, leaves_by_path
 
 Scores = Mapping[str, ArrayLike]
+
+
+def check_spec(spec: Any) -> None:
+    """Raises TypeError for anything but a spec: a graph has a plan too."""
+    if not isinstance(spec, FusionSpec):
+        raise TypeError(
+            f"expected a FusionSpec, as graph.spec(...) gives it, got {type(spec).__name__}"
+        )
 
 
 def known_group(plan: Plan, name: str) -> Group:
@@ -31,11 +39,15 @@ def known_group(plan: Plan, name: str) -> Group:
 
 def checked_scores(scores: Scores | None, plan: Plan) -> dict[str, Array]:
     """Scores ``[*batch, n]``, finite and at least float32; no gradient flows into them."""
+    if not isinstance(scores, Mapping | None):
+        raise TypeError(f"expected scores by group name, got {type(scores).__name__}")
     result = {}
     for name, value in (scores or {}).items():
         group = known_group(plan, name)
         finite = not is_concrete(value) or bool(np.all(np.isfinite(np.asarray(value))))
         value = jnp.asarray(value)
+        if jnp.issubdtype(value.dtype, jnp.complexfloating):
+            raise ValueError(f"scores of group {name}: expected real numbers, got {value.dtype}")
         shape = (*group.batch, group.size)
         if value.shape not in (shape, (group.size,)):
             raise ValueError(f"scores of group {name}: expected shape {shape}, got {value.shape}")
@@ -57,6 +69,11 @@ def checked_stats(
     groups = [g for g in plan.in_order() if g.name not in scores]
     if field is None or not groups:
         return None
+    if not isinstance(stats, Stats | None):
+        raise TypeError(
+            f"expected stats to be ifjax.Stats, got {type(stats).__name__}; gradients of your own "
+            "go in as ifjax.Stats(gradients=grads)"
+        )
     found = None if stats is None else getattr(stats, field)
     if stats is None or found is None:
         own = " or stats=ifjax.Stats(gradients=grads)" if field == "gradients" else ""
@@ -117,8 +134,13 @@ def checked_indices(plan: Plan, name: str, index: Any) -> Any:
 
 def check_maps(maps: Mapping[str, Transport], plan: Plan) -> None:
     """Raises ValueError unless every group that is cut has a map of its shape."""
-    for name in maps:
+    for name, found in maps.items():
         known_group(plan, name)
+        if not isinstance(found, Transport):
+            raise TypeError(
+                f"group {name}: expected an ifjax.Transport, as ifjax.transport_maps gives it, "
+                f"got {type(found).__name__}"
+            )
     for name, kept in plan.widths.items():
         shape = (*plan.group[name].batch, plan.group[name].size, kept)
         if name not in maps or maps[name].map.shape != shape:

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ifjax.checks import check_spec, known_group
 from ifjax.graph import expression as ex
 from ifjax.selection import take
 from ifjax.spec import FusionSpec
@@ -44,6 +45,8 @@ def compose(second: FusionSpec, first: FusionSpec) -> FusionSpec:
       >>> compose(second, first).plan.widths
       {'w1': 3}
     """
+    check_spec(second)
+    check_spec(first)
     mine, theirs = first.plan, second.plan
     for path in (*mine.leaf, *theirs.leaf):
         want = mine.shape(path) if path in mine.leaf else "none"
@@ -190,6 +193,8 @@ def compact(params: PyTree, spec: FusionSpec, maps: Mapping[str, Transport | Any
         name: found.targets if isinstance(found, Transport) else jnp.asarray(found)
         for name, found in maps.items()
     }
+    for name in targets:
+        known_group(spec.plan, name)
     for name, kept in spec.plan.widths.items():
         got = targets[name].shape if name in targets else "none"
         if got[-1:] != (kept,):

@@ -11,10 +11,7 @@ from jaxtyping import Array, PyTree
 
 from ifjax import batch_norm
 from ifjax.calibrate import Stats
-from ifjax.checks import (
-    Scores,
-    check_maps,
-)
+from ifjax.checks import Scores, check_maps, check_spec
 from ifjax.graph import expression as ex
 from ifjax.maps import transport_maps
 from ifjax.merge import alone, merge_group, merge_kind, merge_leaves, places
@@ -41,7 +38,8 @@ def fuse_params(
       scores: scores by group name, instead of ``spec.method.importance`` for these groups.
       stats: for importances that need gradients or activations, see `ifjax.collect_stats`.
       keep_shape: return the fused neurons in place at full shape, with zeros elsewhere (ones in
-        vectors that scale). A weight that is normalised over the dropped entries becomes 0/0.
+        vectors that scale; folded batch norms get a variance of zero and a scale of sqrt(eps)). A
+        weight that is normalised over the dropped entries becomes 0/0.
         Fusing the result again changes nothing with the reference merge and uniform marginals;
         otherwise dropped neurons would weigh in: call `ifjax.compact` first.
 
@@ -50,7 +48,9 @@ def fuse_params(
 
     Raises:
       ValueError: for parameters of another network, a wrong shape or dtype, weights that are not
-        finite, or scores of an unknown group or of a wrong shape.
+        finite, scores of an unknown group or of a wrong shape, or ``keep_shape`` where heads are
+        fused whose dimensions are cut too.
+      TypeError: for a graph in the place of a spec, or other types than these.
       ImportError: for ``solver="exact"`` without POT.
       RuntimeError: if a Sinkhorn solver did not converge (outside of jit).
 
@@ -110,7 +110,9 @@ def apply_maps(
 
     Raises:
       ValueError: as `fuse_params`; or if a group has no map, or one of a wrong shape.
+      TypeError: for a spec or a map that is none.
     """
+    check_spec(spec)
     plan, method = spec.plan, spec.method
     if kind not in ("weights", "gradients", "select"):
         raise ValueError(f"kind must be one of weights, gradients, select; got {kind!r}")
@@ -125,6 +127,8 @@ def apply_maps(
             return merge_kind(chosen)
         return kind
 
+    if keep_shape:
+        _check_in_place(plan, how)
     touched = {m.path for g in plan.in_order() for m in g.members if m.path in leaves}
     work = {path: promoted(x) for path, x in leaves.items() if path in touched}
     norms = []
@@ -147,6 +151,18 @@ def apply_maps(
         for path, x in leaves.items()
     }
     return with_leaves(params, result)
+
+
+def _check_in_place(plan: Plan, how: Callable[[Group], str]) -> None:
+    """Refuses to merge entries whose own neurons stand in different places."""
+    cut = plan.in_order()
+    for outer in (g for g in cut if how(g) != "select"):
+        for inner in (g for g in cut if outer.name in g.along):
+            raise ValueError(
+                f"group {inner.name}: every entry along {outer.name} keeps neurons of its own, in "
+                f"places of its own, so that the entries cannot be merged with keep_shape=True; "
+                "leave one of the two groups whole, keep heads='prune', or fuse without keep_shape"
+            )
 
 
 def _some_leaves(tree: PyTree, plan: Plan) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from ifjax import batch_norm, centroids, importance, solvers, transport
 from ifjax.calibrate import Stats
-from ifjax.checks import Scores, check_converged, checked_scores, checked_stats
+from ifjax.checks import Scores, check_converged, check_spec, checked_scores, checked_stats
 from ifjax.graph import expression as ex
 from ifjax.independence import gram_independence
 from ifjax.merge import (
@@ -82,6 +82,7 @@ def transport_maps(
       >>> transport_maps(params, spec)["w1"].targets.tolist()
       [0, 1]
     """
+    check_spec(spec)
     plan, method = spec.plan, spec.method
     if method.method == "fuse":
         solvers.require(method.solver)
@@ -97,6 +98,7 @@ def transport_maps(
     score_raw = method.scores_on == "raw"
     sizes: dict[str, int] = {}
     maps: dict[str, Transport] = {}
+    base = jax.random.key(method.seed)
     for i, group in enumerate(map(_first_producer_first, plan.in_order())):
         paths, where = places(plan, group, sizes)
         kernels = list(dict.fromkeys(p.array for p in describing(where)))
@@ -112,7 +114,7 @@ def transport_maps(
             (_entries(group, plan, [paths[k] for k in kernels], folded, sizes), described),
             scored,
             given,
-            jax.random.fold_in(jax.random.key(method.seed), i),
+            jax.random.fold_in(base, i),
             chosen,
             _start(init, group),
         )
@@ -140,7 +142,7 @@ def neuron_scores(params: PyTree, spec: FusionSpec, stats: Stats | None = None) 
       stats: for the importances that need gradients or activations.
 
     Returns:
-      Scores ``[n]`` by group name.
+      Scores ``[n]``, or ``[*batch, n]``, by group name.
 
     Raises:
       ValueError: as `fuse_params`.
@@ -153,6 +155,7 @@ def neuron_scores(params: PyTree, spec: FusionSpec, stats: Stats | None = None) 
       >>> neuron_scores(params, spec)["w1"].tolist()
       [0.25, 0.75]
     """
+    check_spec(spec)
     plan, method = spec.plan, spec.method
     dense = {path: promoted(x) for path, x in checked_leaves(params, plan).items()}
     stats = checked_stats(stats, plan, method, {})

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ifjax.checks import check_spec
 from ifjax.graph import expression as ex
 from ifjax.graph.trace import DependencyGraph
 from ifjax.spec import FusionSpec, Plan
@@ -59,6 +60,7 @@ def iterated(spec: FusionSpec, rounds: int, kind: str = "geometric") -> tuple[Ro
       (4, 6) (3, 2)
       (4, 4) (3, 2)
     """
+    check_spec(spec)
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ValueError(f"rounds must be a positive integer; got {rounds!r}")
     if kind not in ("geometric", "linear"):
@@ -95,6 +97,9 @@ def onward(graph: DependencyGraph, spec: FusionSpec) -> DependencyGraph:
       >>> onward(graph, graph.spec(0.25)).groups[0].size
       6
     """
+    if not isinstance(graph, DependencyGraph):
+        raise TypeError(f"expected the graph of ifjax.trace, got {type(graph).__name__}")
+    check_spec(spec)
     if graph.plan.leaves != spec.plan.leaves:
         raise ValueError("the spec was made from another graph than this one")
     plan, widths = at_widths(graph.plan, spec.plan.widths), spec.plan.widths

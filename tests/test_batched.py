@@ -91,6 +91,29 @@ def test_keep_shape_compaction_gradients_and_moments():
     assert gradient["up"].shape == (3, 4, 3)
 
 
+def test_fused_heads_whose_dimensions_are_cut_cannot_stay_in_place():
+    """Every head keeps dimensions of its own, in places of its own, which do not align."""
+    p = {k: jnp.asarray(v, jnp.float32) for k, v in arrays(v=(4, 3, 6), o=(3, 6, 2)).items()}
+
+    def heads(p, x):
+        h = jnp.tanh(jnp.einsum("btc,chd->bthd", x, p["v"]))
+        return jnp.einsum("bthd,hdc->btc", h, p["o"])
+
+    graph = ifjax.trace(heads, p, X)
+    outer, inner = (g.name for g in sorted(graph.groups, key=lambda g: len(g.batch)))
+    options = {"include": [outer, inner], "solver": "nearest", "heads": "fuse"}
+    with pytest.raises(ValueError, match=f"group {inner}: every entry along {outer} .* in place"):
+        ifjax.fuse_params(p, graph.spec(0.5, **options), keep_shape=True)
+    for name in (outer, inner):
+        spec = graph.spec(0.5, **(options | {"include": name}))
+        maps = ifjax.transport_maps(p, spec)
+        wide = ifjax.apply_maps(p, spec, maps, keep_shape=True)
+        small = ifjax.apply_maps(p, spec, maps)
+        np.testing.assert_allclose(
+            heads(wide, X), ifjax.shrink(heads, spec)(small, X), rtol=1e-5, atol=1e-6
+        )
+
+
 def test_warm_starts_scores_and_one_compilation():
     p = parameters()
     spec = ifjax.trace(scanned, p, X).spec(0.5, epsilon=0.1)

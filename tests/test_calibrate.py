@@ -115,6 +115,35 @@ def test_fisher_is_the_sum_of_squares_of_every_example_s_derivative(model):
         np.testing.assert_allclose(stats.fisher[name], value, rtol=1e-4, err_msg=name)
 
 
+def test_fisher_of_queries_and_keys_counts_their_biases():
+    """Nothing consumes the dimensions of a head: the mask is on both factors of the scores."""
+    rng = np.random.default_rng(3)
+    shapes = {"q": (3, 2, 4), "k": (3, 2, 4), "v": (3, 5), "b": (2, 4), "c": (2, 4)}
+    x, y = rng.normal(size=(6, 5, 3)), rng.integers(0, 5, 6)
+    with jax.enable_x64(True):
+        p = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+
+        def attend(p, x, mask=1.0):
+            q, k = (jnp.einsum("btc,chd->bthd", x, p[w]) + p[b] for w, b in ("qb", "kc"))
+            weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q * mask, k))
+            return jnp.einsum("bhqk,bkc->bc", weights, x @ p["v"])
+
+        found = ifjax.trace(lambda p, x: attend(p, x), p, x)
+        (group,) = (g for g in found.groups if g.kind == "head_dim")
+        assert group.batch == (2,)
+        batches = [((jnp.asarray(x),), jnp.asarray(y))]
+        stats = ifjax.collect_stats(
+            lambda p, x: attend(p, x), p, found, batches, loss_fn=loss, metrics=["fisher"]
+        )
+
+        @jax.jit
+        def derivative(x, y):
+            return jax.grad(lambda mask: loss(attend(p, x, mask), y))(jnp.ones((2, 4)))
+
+        expected = sum(np.square(derivative(x[i : i + 1], y[i : i + 1])) for i in range(6))
+    np.testing.assert_allclose(stats.fisher[group.name], 4 * expected, rtol=1e-9)
+
+
 def drops(maps):
     """Of the nuclear norm, without one row after the other."""
     total, result = np.linalg.norm(maps, "nuc"), []
@@ -327,6 +356,10 @@ def test_batches_that_are_none():
         collect([(x, True)], metrics=["chip"])
     with pytest.raises(ValueError, match=r"on axis 0 .* got shapes \[\(4, 6\), \(3,\)\]"):
         collect([((x,), y[:3])], metrics=["taylor"], loss_fn=loss)
+    with pytest.raises(ValueError, match=r"at least one, on axis 0 .* got shapes \[\(0, 6\)"):
+        collect([((x[:0],), y[:0])], metrics=["taylor"], loss_fn=loss)
+    with pytest.raises(ValueError, match=r"chunk must be at least 1.*got 0"):
+        collect([((x,), y)], metrics=["fisher"], loss_fn=loss, chunk=0)
 
 
 def test_a_loss_per_example_is_refused():

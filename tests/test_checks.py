@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,25 @@ def transport(**changed) -> Transport:
     return Transport(**(fields | changed))
 
 
+def test_what_is_no_spec_scores_stats_or_map_is_told_by_its_type():
+    """Without the type checks of the tests, which would be first."""
+    with pytest.raises(TypeError, match=r"expected a FusionSpec, as graph\.spec.*got dict"):
+        checks.check_spec({})
+    for function, arguments, message in (
+        (checks.checked_scores, (np.ones(N), PLAN), "scores by group name, got ndarray"),
+        (
+            checks.checked_stats,
+            ({"w": 1}, PLAN, Method(importance="taylor"), {}),
+            r"ifjax\.Stats, got dict; .* ifjax\.Stats\(gradients=grads\)",
+        ),
+        (checks.check_maps, ({NAME: np.ones((N, 1))}, PLAN), f"group {NAME}: .*got ndarray"),
+    ):
+        spec = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).spec(0.5)
+        arguments = tuple(spec.plan if a is PLAN else a for a in arguments)
+        with pytest.raises(TypeError, match=message):
+            inspect.unwrap(function)(*arguments)
+
+
 def test_unknown_groups_are_refused_with_the_names_of_some():
     assert checks.known_group(PLAN, NAME).size == N
     with pytest.raises(ValueError, match=f"unknown group 'nope'; the groups are {NAME}"):
@@ -36,6 +57,8 @@ def test_scores_are_promoted_and_stopped():
         checks.checked_scores({NAME: np.ones(2)}, PLAN)
     with pytest.raises(ValueError, match="expected finite numbers"):
         checks.checked_scores({NAME: np.full(N, np.inf)}, PLAN)
+    with pytest.raises(ValueError, match="expected real numbers, got complex64"):
+        checks.checked_scores({NAME: np.ones(N, np.complex64)}, PLAN)
 
 
 @pytest.mark.parametrize("bad", [[], [[0]], [0.5], [N], [-1]])

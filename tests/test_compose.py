@@ -174,3 +174,5 @@ def test_compaction_without_all_targets_is_refused():
         ifjax.compact(params, spec, {})
     with pytest.raises(ValueError, match=r"expected 6 kept neurons, got \(2,\)"):
         ifjax.compact(params, spec, {"fc0.weight": [0, 1], "fc1.weight": [0, 1, 2, 3]})
+    with pytest.raises(ValueError, match="unknown group 'fc9'"):
+        ifjax.compact(params, spec, {"fc9": [0]})

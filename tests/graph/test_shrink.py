@@ -82,6 +82,7 @@ def test_under_grad_vmap_scan_and_remat(shrunk):
     for wrap in (
         lambda f: jax.grad(loss(f)),
         lambda f: jax.grad(loss(jax.checkpoint(f))),
+        lambda f: jax.grad(jax.jit(loss(f))),
         lambda f: lambda p, x: jax.jvp(lambda p: f(p, x), (p,), (p,))[1],
         lambda f: lambda p, x: jax.vmap(f, (None, 0))(p, x[:, None]),
         lambda f: lambda p, x: jax.vmap(f, (0, None))(jax.tree.map(lambda leaf: leaf[None], p), x),
@@ -95,22 +96,139 @@ def test_under_grad_vmap_scan_and_remat(shrunk):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def shapes(jaxpr):
+    """Of every value, in nested calls too."""
+    for eqn in jaxpr.eqns:
+        yield from (v.aval.shape for v in (*eqn.invars, *eqn.outvars))
+        for param in jax.tree.leaves(dict(eqn.params), is_leaf=lambda p: hasattr(p, "eqns")):
+            inner = getattr(param, "jaxpr", param)
+            if hasattr(inner, "eqns"):
+                yield from shapes(inner)
+
+
+def looped(p, x):
+    """The same inside of a loop, a branch and a rematerialised function."""
+
+    @jax.checkpoint
+    def body(h, m):
+        return lax.cond(h.sum() > 0, lambda h: jax.nn.silu(h @ m), jnp.sin, h), h.mean(1)
+
+    h, means = lax.scan(body, x @ p["w1"] + p["b1"], jnp.stack([p["m"]] * 3))
+    return h @ p["w2"] + means.sum(0)[:, None]
+
+
+LOOPED = jax.tree.map(jnp.float32, arrays(w1=(3, 10), b1=(10,), m=(10, 10), w2=(10, 2)))
+
+
 def test_no_value_is_computed_at_the_full_width(shrunk):
     """No axis of 10 or 8 anywhere, in nested calls and in the backward pass either."""
     _, small, apply = shrunk
+    graph = ifjax.trace(looped, LOOPED, X)
+    (group,) = graph.groups
+    within = ifjax.shrink(looped, graph.spec(keep=5))
+    cases = [(apply, small), (within, ifjax.take(LOOPED, graph, {group.name: kept(10)}))]
+    for f, params in cases:
+        wrapped = jax.checkpoint(jax.jit(f))
+        jaxpr = jax.make_jaxpr(jax.grad(lambda p, x, f=wrapped: f(p, x).sum()))(params, X)
+        found = {n for shape in shapes(jaxpr.jaxpr) for n in shape}
+        assert 5 in found
+        assert not found & {10, 8}
 
-    def shapes(jaxpr):
-        for eqn in jaxpr.eqns:
-            yield from (v.aval.shape for v in eqn.outvars)
-            for param in jax.tree.leaves(dict(eqn.params), is_leaf=lambda p: hasattr(p, "eqns")):
-                inner = getattr(param, "jaxpr", param)
-                if hasattr(inner, "eqns"):
-                    yield from shapes(inner)
 
-    jaxpr = jax.make_jaxpr(jax.grad(lambda p, x: apply(p, x).sum()))(small, X)
-    found = {n for shape in shapes(jaxpr.jaxpr) for n in shape}
-    assert {5, 4} <= found
-    assert not found & {10, 8}
+def test_gradients_through_loops_branches_and_remat():
+    graph = ifjax.trace(looped, LOOPED, X)
+    (group,) = graph.groups
+    small = ifjax.take(LOOPED, graph, {group.name: kept(10)})
+    apply = jax.jit(jax.grad(lambda p, x: ifjax.shrink(looped, graph.spec(keep=5))(p, x).sum()))
+    want = jax.grad(lambda p: looped(p, X).sum())(small)
+    for name, grad in apply(small, X).items():
+        np.testing.assert_allclose(grad, want[name], rtol=1e-5, atol=1e-5)
+
+
+def test_mixed_precision():
+    """Weights in float32, products in bfloat16, the norm in float32 again."""
+
+    def f(p, x):
+        p = jax.tree.map(lambda w: w.astype(jnp.bfloat16), p)
+        h = jnp.dot(x.astype(jnp.bfloat16), p["w1"], preferred_element_type=jnp.float32)
+        h = h * lax.rsqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-5)
+        return jax.nn.relu(h.astype(jnp.bfloat16) + p["b1"]) @ p["m"] @ p["w2"]
+
+    graph = ifjax.trace(f, FULL, X)
+    small = ifjax.take(FULL, graph, {"w1": kept(10), "m": kept(8)})
+    apply = ifjax.shrink(f, graph.spec(keep={"w1": 5, "m": 4}))
+    out = apply(small, X)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out.astype(jnp.float32), f(small, X).astype(jnp.float32))
+
+    def total(f):
+        return jax.grad(lambda p: f(p, X).astype(jnp.float32).sum())(small)
+
+    got, want = total(apply), total(f)
+    for name in small:
+        assert got[name].dtype == jnp.float32
+        np.testing.assert_allclose(got[name], want[name], rtol=2e-2, atol=1e-2)  # bfloat16: 2^-8
+
+
+def test_dropout_is_drawn_at_the_small_width():
+    """As the function itself draws it for small arrays; one key per example under vmap."""
+
+    def f(p, x, key):
+        h = jax.nn.relu(x @ p["w1"] + p["b1"])
+        h = jnp.where(jax.random.bernoulli(key, 0.5, h.shape), 2 * h, 0.0)
+        return jax.nn.relu(h @ p["m"]) @ p["w2"]
+
+    key = jax.random.key(0)
+    graph = ifjax.trace(f, FULL, X, key)
+    small = ifjax.take(FULL, graph, {"w1": kept(10), "m": kept(8)})
+    apply = ifjax.shrink(f, graph.spec(keep={"w1": 5, "m": 4}))
+    np.testing.assert_allclose(apply(small, X, key), f(small, X, key), rtol=1e-6)
+    keys = jax.random.split(key, 4)
+    got, want = (jax.vmap(g, (None, 0, 0))(small, X, keys) for g in (apply, f))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_compiled_work_falls_as_the_spec_says():
+    def f(p, x):
+        return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
+
+    p = jax.tree.map(jnp.float32, arrays(a=(32, 128), b=(128, 96), c=(96, 16)))
+    x = jnp.float32(array(64, 32))
+    spec = ifjax.trace(f, p, x).spec({"a": 0.5, "b": 0.25}, method="prune")
+
+    def compiled(f, p):
+        return jax.jit(f).lower(p, x).compile().cost_analysis()["flops"]
+
+    measured = compiled(f, p), compiled(ifjax.shrink(f, spec), ifjax.fuse_params(p, spec))
+    assert spec.flops()[1] < 0.5 * spec.flops()[0]
+    np.testing.assert_allclose(measured, spec.flops(), rtol=0.05)  # relu is counted too
+    np.testing.assert_allclose(measured[1] / measured[0], np.divide(*spec.flops()[::-1]), rtol=0.01)
+
+
+def test_export(shrunk):
+    """There and back as bytes; for any batch by a map over single examples."""
+    pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers to serialise")
+    _, small, apply = shrunk
+    structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), small)
+
+    def there_and_back(f, x):
+        exported = jax.export.export(jax.jit(f))(structs, x)
+        return jax.export.deserialize(exported.serialize(vjp_order=1))
+
+    loaded = there_and_back(apply, jax.ShapeDtypeStruct(X.shape, X.dtype))
+    np.testing.assert_allclose(loaded.call(small, X), mlp(small, X), rtol=1e-5)
+    grads, want = (jax.grad(lambda p, f=f: f(p, X).sum())(small) for f in (loaded.call, mlp))
+    for name in small:
+        np.testing.assert_allclose(grads[name], want[name], rtol=1e-5)
+
+    symbolic = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 3"), X.dtype)
+    one = jax.vmap(lambda p, x: apply(p, x[None])[0], (None, 0))
+    loaded = there_and_back(one, symbolic)
+    for batch in (2, 7):
+        x = jnp.float32(array(batch, 3, seed=2))
+        np.testing.assert_allclose(loaded.call(small, x), mlp(small, x), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"got shape \(batch, 3\): .* jax.vmap"):
+        jax.export.export(jax.jit(apply))(structs, symbolic)
 
 
 def test_static_arguments_of_equal_value_and_other_type_are_not_confused():

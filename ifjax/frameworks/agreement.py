@@ -1,0 +1,127 @@
+"""Whether a module with small arrays and new sizes computes what `ifjax.shrink` computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ifjax.graph import expression as ex
+from ifjax.graph.analysis import Arguments
+from ifjax.graph.shrink import shrink
+from ifjax.graph.verify import general_position
+from ifjax.spec import FusionSpec
+from ifjax.tree import leaves_by_path
+
+
+def outer(axis: ex.Expression, n: int, widths: Mapping[str, int]) -> int:
+    """How many of an axis' n outermost entries are left: groups of a convolution, heads.
+
+    Args:
+      axis: what lies along the axis.
+      n: number of entries that it is divided into.
+      widths: of the groups that are cut.
+
+    Returns:
+      Their number at the widths; n where the axis is not known to be divided so.
+
+    Example:
+      >>> heads = ex.Product((ex.Atom("heads", 4), ex.Pinned(8)))
+      >>> outer(heads, 4, {"heads": 3}), outer(ex.Sum((heads, heads)), 8, {"heads": 3})
+      (3, 6)
+    """
+    total = ex.size(axis)
+    if n == total:
+        return ex.size(axis, widths)
+    match axis:
+        case ex.Product((first, *rest)):
+            size = ex.size(first)
+            if n <= size:
+                return outer(first, n, widths)
+            if n % size == 0:
+                inner = outer(ex.Product(tuple(rest)), n // size, widths)
+                return ex.size(first, widths) * inner
+        case ex.Sum(segments) if all(n * ex.size(s) % total == 0 for s in segments):
+            return sum(outer(s, n * ex.size(s) // total, widths) for s in segments)
+    return n
+
+
+def require_agreement(
+    apply_fn: Callable[..., Any],
+    apply_cut: Callable[..., Any],
+    small: PyTree,
+    spec: FusionSpec,
+    inputs: Sequence[Any],
+    static: Mapping[str, Any],
+    unknown: Sequence[str],
+) -> None:
+    """Calls a cut module once, beside the function at the small widths.
+
+    A module may read a width off its arrays that the trained network had as a number, and so run
+    and compute something else: 1 / sqrt(head_dim). Both are called on parameters in general
+    position, so that zeros hide nothing.
+
+    Args:
+      apply_fn: the function of the full module.
+      apply_cut: that of the module with its new sizes.
+      small: the small parameters.
+      spec: what was cut.
+      inputs: an example.
+      static: keyword arguments.
+      unknown: layers whose sizes are not known, for the error.
+
+    Raises:
+      ValueError: where the cut module cannot be called or its outputs differ by more than
+        sqrt(eps) of the largest, eps that of their dtype.
+    """
+    leaves = leaves_by_path(small)
+    values = general_position(spec.plan, leaves, np.random.default_rng(0))
+    drawn = [jnp.asarray(v, x.dtype) for v, x in zip(values, leaves.values(), strict=True)]
+    params = jax.tree.unflatten(jax.tree.structure(small), drawn)
+    arguments = Arguments.split(inputs)
+
+    def outputs(function: Callable[..., Any]) -> list[Any]:
+        called = lambda p, arrays: function(p, *arguments.join(arrays), **static)  # noqa: E731
+        with jax.default_matmul_precision("highest"):
+            return jax.tree.leaves(jax.jit(called)(params, arguments.arrays))
+
+    want = outputs(shrink(apply_fn, spec))
+    try:
+        how = _difference(outputs(apply_cut), want)
+    except Exception as error:
+        raise _refusal(f"{type(error).__name__}: {error}", unknown) from error
+    if how:
+        raise _refusal(how, unknown)
+
+
+def _difference(got: Sequence[Any], want: Sequence[Any]) -> str:
+    """How two lists of outputs differ; empty where they do not."""
+    if [jnp.shape(x) for x in got] != [jnp.shape(x) for x in want]:
+        shapes = [[jnp.shape(x) for x in outputs] for outputs in (want, got)]
+        return f"outputs of shapes {shapes[0]} expected, got {shapes[1]}"
+    for a, b in zip(got, want, strict=True):
+        if not jnp.issubdtype(b.dtype, jnp.floating):
+            continue
+        x, y = (np.asarray(v.astype(jnp.float32), np.float64) for v in (a, b))
+        largest = np.abs(y).max(initial=0)
+        if not math.isfinite(largest):
+            return "the function is not finite here; pass inputs inside its domain"
+        if not np.abs(x - y).max(initial=0) <= float(jnp.finfo(b.dtype).eps) ** 0.5 * largest:
+            return f"outputs differ by {np.abs(x - y).max():.3g}, the largest is {largest:.3g}"
+    return ""
+
+
+def _refusal(how: str, unknown: Sequence[str]) -> ValueError:
+    layers = ", ".join(unknown) or "none; the numbers may be in the code that calls the layers"
+    return ValueError(
+        "the cut module, called itself, is not the function at the small widths, for a size or a "
+        f"number that comes of one is declared or computed in a way of its own ({how}); layers "
+        f"that hold cut arrays and whose sizes are not known: {layers}. Nothing was changed: "
+        "leave the module as it is, and call ifjax.shrink(apply_fn, spec) on "
+        "ifjax.fuse_params(arrays, spec)"
+    )

@@ -1,0 +1,275 @@
+"""Equinox modules: rebuilt with small arrays and the sizes that their layers declare."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from ifjax.carry import fuse_tree
+from ifjax.frameworks.agreement import outer, require_agreement
+from ifjax.fuse import apply_maps
+from ifjax.graph import expression as ex
+from ifjax.graph.analysis import path_name
+from ifjax.maps import transport_maps
+from ifjax.spec import FusionSpec, Plan
+from ifjax.transport import Transport
+
+Axes = Callable[[str], Sequence[ex.Expression]]
+
+
+def equinox_function(
+    module: PyTree, call: Callable[..., Any] | None = None
+) -> tuple[Callable[..., Any], PyTree]:
+    """A module as a pure function and the arrays that it is a function of.
+
+    Args:
+      module: an `equinox.Module`, or a tree of them; with batch norms ``(module, state)``, for the
+        statistics are in the state and change their width too.
+      call: what is called, ``call(module, *inputs, **static)``; by default the module itself, on
+        one example. For a batch ``lambda module, x: jax.vmap(module)(x)``.
+
+    Returns:
+      ``apply_fn(arrays, *inputs, **static)`` and ``arrays``, for `ifjax.trace` and `ifjax.shrink`.
+
+    Raises:
+      ImportError: without equinox.
+
+    Example:
+      >>> import equinox as eqx, ifjax, jax, jax.numpy as jnp
+      >>> model = eqx.nn.MLP(4, 2, width_size=8, depth=1, key=jax.random.key(0))
+      >>> apply_fn, arrays = equinox_function(model)
+      >>> [group.size for group in ifjax.trace(apply_fn, arrays, jnp.ones(4)).groups]
+      [8]
+    """
+    eqx = _equinox()
+    arrays, rest = eqx.partition(module, eqx.is_array)
+    called = _call_itself if call is None else call
+
+    def apply_fn(arrays: PyTree, *inputs: Any, **static: Any) -> Any:
+        return called(eqx.combine(arrays, rest), *inputs, **static)
+
+    return apply_fn, arrays
+
+
+def cut_equinox(
+    module: PyTree,
+    spec: FusionSpec,
+    *inputs: Any,
+    maps: Mapping[str, Transport] | None = None,
+    call: Callable[..., Any] | None = None,
+    **static: Any,
+) -> PyTree:
+    """The module with small arrays, and with the sizes that its layers declare.
+
+    It is called and trained as the full one. Whether that is the function at the small widths is
+    tried out; where it is not (an attention whose head_dim was cut divides by the root of the new
+    one), the error says to call ``ifjax.shrink(apply_fn, spec)`` instead.
+
+    Sizes are known of `equinox.nn`'s Linear, Conv, ConvTranspose, MLP, Embedding, the norms,
+    MultiheadAttention, GRUCell and LSTMCell; other layers must read theirs off their arrays.
+
+    Args:
+      module: what `equinox_function` was given.
+      spec: made from the graph of that function.
+      *inputs: an example of its inputs, as arrays.
+      maps: from `ifjax.transport_maps` on its arrays, for `carry_equinox`; computed by default.
+      call: what `equinox_function` was given.
+      **static: keyword arguments of the call.
+
+    Returns:
+      A tree of the same classes.
+
+    Raises:
+      ImportError: without equinox.
+      ValueError: as `ifjax.apply_maps`; or where the cut module, called itself, is another
+        function.
+
+    Example:
+      >>> import equinox as eqx, ifjax, jax, jax.numpy as jnp
+      >>> model = eqx.nn.MLP(4, 2, width_size=8, depth=1, key=jax.random.key(0))
+      >>> apply_fn, arrays = equinox_function(model)
+      >>> spec = ifjax.trace(apply_fn, arrays, jnp.ones(4)).spec(0.5, solver="nearest")
+      >>> small = cut_equinox(model, spec, jnp.ones(4))
+      >>> small.width_size, small.layers[0].out_features, small(jnp.ones(4)).shape
+      (4, 4, (2,))
+    """
+    eqx = _equinox()
+    apply_fn, arrays = equinox_function(module, call)
+    if maps is None:
+        maps = transport_maps(arrays, spec)
+    small = apply_maps(arrays, spec, maps)
+    unknown: list[str] = []
+    rest = eqx.filter(module, eqx.is_array, inverse=True)
+    cut = _with_sizes(eqx, eqx.combine(small, rest), "", spec.plan, unknown)
+    apply_cut, _ = equinox_function(cut, call)
+    cut_arrays = eqx.filter(cut, eqx.is_array)
+    by_sizes = lambda p, *a, **k: apply_cut(  # noqa: E731
+        jax.tree.unflatten(jax.tree.structure(cut_arrays), jax.tree.leaves(p)), *a, **k
+    )
+    require_agreement(apply_fn, by_sizes, small, spec, inputs, static, unknown)
+    return cut
+
+
+def carry_equinox(
+    tree: PyTree,
+    cut: PyTree,
+    spec: FusionSpec,
+    maps: Mapping[str, Transport],
+    kind: str = "select",
+) -> PyTree:
+    """`ifjax.fuse_tree` for an optimizer's state or a moving average, with the cut module's sizes.
+
+    Equinox keeps sizes in the structure of a tree, which has to be that of the module.
+
+    Args:
+      tree: what is carried; it holds copies of the full module, or of a part of its arrays.
+      cut: from `cut_equinox`.
+      spec: the spec.
+      maps: those that `cut_equinox` was given.
+      kind: as for `ifjax.fuse_tree`.
+
+    Returns:
+      A tree of the same classes.
+
+    Raises:
+      ImportError: without equinox.
+      ValueError: as `ifjax.fuse_tree`; or where the tree holds a module that is not the cut one.
+
+    Example:
+      >>> import equinox as eqx, ifjax, jax, jax.numpy as jnp, optax
+      >>> model = eqx.nn.MLP(4, 2, width_size=8, depth=1, key=jax.random.key(0))
+      >>> apply_fn, arrays = equinox_function(model)
+      >>> spec = ifjax.trace(apply_fn, arrays, jnp.ones(4)).spec(0.5, method="prune")
+      >>> maps = ifjax.transport_maps(arrays, spec)
+      >>> small = cut_equinox(model, spec, jnp.ones(4), maps=maps)
+      >>> state = optax.adam(0.1).init(eqx.filter(model, eqx.is_inexact_array))
+      >>> carry_equinox(state, small, spec, maps)[0].mu.layers[0].out_features
+      4
+    """
+    eqx = _equinox()
+
+    def is_module(x: Any) -> bool:
+        return isinstance(x, eqx.Module)
+
+    known = {type(x): x for x in jax.tree.leaves(cut, is_leaf=is_module) if is_module(x)}
+
+    def resized(part: Any) -> Any:
+        if not is_module(part):
+            return part
+        if type(part) not in known:
+            classes = ", ".join(sorted(c.__name__ for c in known))
+            raise ValueError(
+                f"expected a tree that holds copies of the cut module ({classes}), got "
+                f"{type(part).__name__}"
+            )
+        held = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(part)}
+        like = jax.tree_util.tree_map_with_path(
+            lambda path, x: x if path_name(path) in held else None, known[type(part)]
+        )
+        return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(part))
+
+    return jax.tree.map(resized, fuse_tree(tree, spec, maps, kind), is_leaf=is_module)
+
+
+def _equinox() -> ModuleType:
+    try:
+        import equinox
+    except ImportError as error:
+        raise ImportError(
+            "this needs equinox: pip install 'ifjax[equinox]', or pip install equinox"
+        ) from error
+    return equinox
+
+
+def _call_itself(module: Any, *inputs: Any, **static: Any) -> Any:
+    return module(*inputs, **static)
+
+
+def _with_sizes(eqx: ModuleType, tree: Any, at: str, plan: Plan, unknown: list[str]) -> Any:
+    """A tree with the static sizes of its layers read off their arrays; lists unknown layers."""
+    children, structure = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: x is not tree
+    )
+    names = ["/".join(filter(None, (at, path_name(path)))) for path, _ in children]
+    if names in ([], [at]):
+        return tree
+    parts = [
+        _with_sizes(eqx, child, name, plan, unknown)
+        for name, (_, child) in zip(names, children, strict=True)
+    ]
+    tree = jax.tree.unflatten(structure, parts)
+    if not isinstance(tree, eqx.Module):
+        return tree
+
+    def axes(name: str) -> Sequence[ex.Expression]:
+        return plan.leaf[f"{at}/{name}" if at else name].axes
+
+    sizes = _sizes(eqx.nn, tree, axes, plan.widths)
+    held = [ex.atoms(e) for name in names if name in plan.leaf for e in plan.leaf[name].axes]
+    if not sizes and any(name in plan.widths for names in held for name in names):
+        unknown.append(f"{at or 'the module'} ({type(tree).__name__})")
+    return _replaced(tree, sizes) if sizes else tree
+
+
+def _replaced(layer: Any, sizes: Mapping[str, Any]) -> Any:
+    """A frozen layer with other static fields; its __init__ would draw new arrays."""
+    copy = object.__new__(type(layer))
+    for field in dataclasses.fields(layer):
+        if field.name in sizes or hasattr(layer, field.name):
+            value = sizes.get(field.name, getattr(layer, field.name, None))
+            object.__setattr__(copy, field.name, value)
+    return copy
+
+
+def _sizes(nn: Any, layer: Any, axes: Axes, widths: Mapping[str, int]) -> dict[str, Any]:
+    """The sizes that a layer declares, read off its arrays; none where they are not known."""
+    match layer:
+        case nn.Linear():
+            sizes = dict(zip(("out_features", "in_features"), layer.weight.shape[-2:], strict=True))
+            return {k: n for k, n in sizes.items() if getattr(layer, k) != "scalar"}
+        case nn.Conv() | nn.ConvTranspose():
+            n, d, *_ = layer.weight.shape[-2 - layer.num_spatial_dims :]
+            groups = outer(axes("weight")[-2 - layer.num_spatial_dims], layer.groups, widths)
+            return {"in_channels": groups * d, "out_channels": n, "groups": groups}
+        case nn.Embedding():
+            count, n = layer.weight.shape[-2:]
+            return {"num_embeddings": count, "embedding_size": n}
+        case nn.LayerNorm() | nn.RMSNorm() if (x := _affine(layer)) is not None:
+            return {"shape": x.shape[x.ndim - len(layer.shape) :]}
+        case nn.GroupNorm() if (x := _affine(layer)) is not None:
+            axis = axes("weight" if layer.weight is not None else "bias")[-1]
+            return {"channels": x.shape[-1], "groups": outer(axis, layer.groups, widths)}
+        case nn.BatchNorm() if (x := _affine(layer)) is not None:
+            return {"input_size": x.shape[-1]}
+        case nn.GRUCell() | nn.LSTMCell():
+            return {
+                "input_size": layer.weight_ih.shape[-1],
+                "hidden_size": layer.weight_hh.shape[-1],
+            }
+        case nn.MultiheadAttention():
+            q, k, v, out = (
+                getattr(layer, f"{name}_proj").weight.shape[-2:]
+                for name in ("query", "key", "value", "output")
+            )
+            heads = outer(axes("query_proj/weight")[-2], layer.num_heads, widths)
+            outside = {"query_size": q[1], "key_size": k[1], "value_size": v[1]}
+            inside = {"num_heads": heads, "qk_size": q[0] // heads, "vo_size": v[0] // heads}
+            return {**outside, **inside, "output_size": out[0]}
+        case nn.MLP() if layer.depth:
+            # hidden layers may be of several widths, which nothing but a repr reads
+            width = {"width_size": layer.layers[0].out_features}
+            ends = {
+                "in_size": layer.layers[0].in_features,
+                "out_size": layer.layers[-1].out_features,
+            }
+            return {**width, **ends}
+    return {}
+
+
+def _affine(layer: Any) -> Any:
+    return layer.bias if layer.weight is None else layer.weight

@@ -1,0 +1,189 @@
+"""flax.nnx modules and optimizers: cut in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+from jaxtyping import PyTree
+
+from ifjax.carry import fuse_tree
+from ifjax.frameworks.agreement import outer, require_agreement
+from ifjax.fuse import apply_maps
+from ifjax.graph import expression as ex
+from ifjax.maps import transport_maps
+from ifjax.spec import FusionSpec, Plan
+from ifjax.transport import Transport
+
+Axes = Callable[[str], Sequence[ex.Expression]]
+
+
+def nnx_function(
+    module: nnx.Module, call: Callable[..., Any] | None = None
+) -> tuple[Callable[..., Any], PyTree]:
+    """A module as a pure function and the arrays that it is a function of.
+
+    Args:
+      module: in eval mode, for what it changes in its variables is not returned.
+      call: what is called, ``call(module, *inputs, **static)``; by default the module itself.
+
+    Returns:
+      ``apply_fn(state, *inputs, **static)`` and ``state``, for `ifjax.trace` and `ifjax.shrink`.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> rngs = nnx.Rngs(0)
+      >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 2, rngs=rngs))
+      >>> apply_fn, state = nnx_function(model)
+      >>> [group.size for group in ifjax.trace(apply_fn, state, jnp.ones((1, 4))).groups]
+      [8]
+    """
+    definition, state = nnx.split(module)
+    called = _call_itself if call is None else call
+
+    def apply_fn(state: PyTree, *inputs: Any, **static: Any) -> Any:
+        return called(nnx.merge(definition, state), *inputs, **static)
+
+    return apply_fn, state
+
+
+def cut_nnx(
+    module: nnx.Module,
+    spec: FusionSpec,
+    *inputs: Any,
+    maps: Mapping[str, Transport] | None = None,
+    optimizer: nnx.Optimizer | None = None,
+    call: Callable[..., Any] | None = None,
+    **static: Any,
+) -> Mapping[str, Transport]:
+    """Cuts a module in place: its arrays, the sizes that its layers declare, its optimizer's state.
+
+    Afterwards the module is called and trained as before. Whether that is the function at the small
+    widths is tried out before anything is changed. Where it is not (an attention whose head_dim was
+    cut divides by the root of the new one), the module stays as it is, and the error says to call
+    ``ifjax.shrink(apply_fn, spec)``.
+
+    Sizes are known of Linear, LinearGeneral, Einsum, Conv, ConvTranspose, Embed, the norms,
+    MultiHeadAttention and the recurrent cells; other layers must read theirs off their arrays.
+
+    Args:
+      module: the module that `nnx_function` was given, in eval mode.
+      spec: made from the graph of that function.
+      *inputs: an example of its inputs, as arrays.
+      maps: from `ifjax.transport_maps`; computed by default.
+      optimizer: of this module; moments are those of the kept neurons, see `ifjax.fuse_tree`.
+      call: what `nnx_function` was given.
+      **static: keyword arguments of the call.
+
+    Returns:
+      The maps, by which other trees (a moving average) are carried along.
+
+    Raises:
+      ValueError: as `ifjax.apply_maps` and `ifjax.fuse_tree`; or where the cut module, called
+        itself, is another function.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> rngs = nnx.Rngs(0)
+      >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 2, rngs=rngs))
+      >>> apply_fn, state = nnx_function(model)
+      >>> spec = ifjax.trace(apply_fn, state, jnp.ones((1, 4))).spec(0.5, solver="nearest")
+      >>> maps = cut_nnx(model, spec, jnp.ones((1, 4)))
+      >>> model.layers[0].out_features, model(jnp.ones((3, 4))).shape
+      (4, (3, 2))
+    """
+    apply_fn, state = nnx_function(module, call)
+    if maps is None:
+        maps = transport_maps(state, spec)
+    small = apply_maps(state, spec, maps)
+    carried = None if optimizer is None else fuse_tree(nnx.state(optimizer), spec, maps)
+    trial = nnx.merge(nnx.graphdef(module), small)
+    unknown = _declare_sizes(trial, spec.plan)
+    apply_cut, _ = nnx_function(trial, call)
+    require_agreement(apply_fn, apply_cut, small, spec, inputs, static, unknown)
+    nnx.update(module, small)
+    _declare_sizes(module, spec.plan)
+    if optimizer is not None:
+        nnx.update(optimizer, carried)
+    return maps
+
+
+def _call_itself(module: Any, *inputs: Any, **static: Any) -> Any:
+    return module(*inputs, **static)
+
+
+def _declare_sizes(module: nnx.Module, plan: Plan) -> list[str]:
+    """Sets the sizes of layers that hold small arrays; returns those of unknown layers."""
+    unknown = []
+    for path, layer in nnx.iter_graph(module):
+        if not isinstance(layer, nnx.Module):
+            continue
+        prefix = [str(key) for key in path]
+
+        def axes(name: str, prefix: list[str] = prefix) -> Sequence[ex.Expression]:
+            return plan.leaf["/".join([*prefix, *name.split("/"), "value"])].axes
+
+        sizes = _sizes(layer, axes, plan.widths)
+        for name, size in sizes.items():
+            setattr(layer, name, size)
+        own = ["/".join([*prefix, name, "value"]) for name in vars(layer)]
+        held = [ex.atoms(e) for p in own if p in plan.leaf for e in plan.leaf[p].axes]
+        if not sizes and any(name in plan.widths for names in held for name in names):
+            unknown.append(f"{'/'.join(prefix) or 'the module'} ({type(layer).__name__})")
+    return unknown
+
+
+def _sizes(layer: Any, axes: Axes, widths: Mapping[str, int]) -> dict[str, Any]:
+    """The sizes that a layer declares, read off its arrays; none where they are not known."""
+    match layer:
+        case nnx.Linear():
+            d, n = layer.kernel.shape[-2:]
+            return {"in_features": d, "out_features": n}
+        case nnx.LinearGeneral():
+            shape, inputs = layer.kernel.shape, len(layer.in_features)
+            first = len(shape) - inputs - len(layer.out_features)
+            features = {"in_features": shape[first:][:inputs]}
+            return {**features, "out_features": shape[first + inputs :]}
+        case nnx.Einsum():
+            bias = None if layer.bias is None else layer.bias.shape
+            return {"kernel_shape": layer.kernel.shape, "bias_shape": bias}
+        case nnx.Conv():
+            groups = outer(axes("kernel")[-1], layer.feature_group_count, widths)
+            *_, d, n = shape = layer.kernel.shape
+            sizes = {"in_features": groups * d, "out_features": n, "kernel_shape": shape}
+            return {**sizes, "feature_group_count": groups}
+        case nnx.ConvTranspose():
+            d, n = layer.kernel.shape[-2:]
+            d, n = (n, d) if layer.transpose_kernel else (d, n)
+            return {"in_features": d, "out_features": n, "kernel_shape": layer.kernel.shape}
+        case nnx.Embed():
+            count, n = layer.embedding.shape[-2:]
+            return {"num_embeddings": count, "features": n}
+        case nnx.GroupNorm():
+            name = next((k for k in ("scale", "bias") if getattr(layer, k) is not None), None)
+            if name is None:
+                return {}
+            axis = axes(name)[-1]
+            n, groups = ex.size(axis, widths), outer(axis, layer.num_groups, widths)
+            return {"num_features": n, "num_groups": groups, "group_size": n // groups}
+        case nnx.BatchNorm() | nnx.LayerNorm() | nnx.RMSNorm() | nnx.InstanceNorm():
+            held = [getattr(layer, k, None) for k in ("scale", "bias", "mean")]
+            shapes = [x.shape for x in held if x is not None]
+            return {"num_features": shapes[0][-1]} if shapes else {}
+        case nnx.MultiHeadAttention():
+            (d, heads, size), n = layer.query.kernel.shape[-3:], layer.out.kernel.shape[-1]
+            other, pairs, _ = layer.key.kernel.shape[-3:]
+            inputs = {"in_features": d, "in_kv_features": other, "out_features": n}
+            inside = {"num_heads": heads, "num_kv_heads": pairs, "head_dim": size}
+            return {**inputs, **inside, "qkv_features": math.prod((heads, size))}
+        case nnx.LSTMCell():
+            d, n = layer.ii.kernel.shape[-2:]
+            return {"in_features": d, "hidden_features": n}
+        case nnx.OptimizedLSTMCell() | nnx.GRUCell() | nnx.SimpleCell():
+            d, n = layer.dense_i.kernel.shape[-2], layer.dense_h.kernel.shape[-2]
+            return {"in_features": d, "hidden_features": n}
+    return {}
