@@ -31,6 +31,12 @@ def is_array(x: Any) -> bool:
 
 def struct(x: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an array, tracer or struct."""
+    if not all(isinstance(n, int | np.integer) for n in np.shape(x)):
+        raise ValueError(
+            f"expected sizes that are numbers, got shape {np.shape(x)}: to export a function for "
+            "any batch, map it over single examples, whose number may be symbolic: "
+            "jax.vmap(lambda p, x: apply_small(p, x[None])[0], (None, 0))"
+        )
     if isinstance(x, jax.ShapeDtypeStruct):
         return x
     if not hasattr(x, "dtype"):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ifjax.graph import expression as ex
 from ifjax.graph.axes import AxisStore
 from ifjax.graph.flow import Axes, Control, Frame, interpret
+from ifjax.graph.roles import is_depthwise
 
 Kind = Literal["neuron", "head", "head_dim", "free"]
 
@@ -22,8 +23,8 @@ class Products:
         share a key head.
       contracted: classes that such a product is summed over: the dimension of queries and keys.
       carried: other classes along a product that heads batch: the dimension of values.
-      own: classes that number independent products with parameters, each with weights of its own
-        (experts).
+      own: classes that number independent products with parameters, each with several outputs of
+        its own (experts).
     """
 
     batching: frozenset[int]
@@ -67,7 +68,7 @@ def find_products(
                     # several queries of one key are heads as well: they stay free in both products
                     batching.update(free & carried)
                     carried.update(free)
-            else:
+            elif not is_depthwise(equation, values.index(False)):
                 own.update(shared)
         return [any(values) for _ in outs]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -47,12 +49,12 @@ class _Value:
     """What a value comes from.
 
     Attributes:
-      leaves: the leaves it depends on.
+      leaves: the leaves it depends on, a bit for each: sets would grow with the square of depth.
       data: whether it depends on the function's inputs too.
       along: per axis, the leaf axes that lie along it; of parameters alone.
     """
 
-    leaves: frozenset[int]
+    leaves: int
     data: bool
     along: tuple[Places, ...] = ()
 
@@ -88,7 +90,7 @@ def find_roles(
         nonlocal step
         name = equation.primitive.name
         data = any(v.data for v in values)
-        leaves = frozenset().union(*(v.leaves for v in values))
+        leaves = _either(values)
         if name in LINEAR:
             step += 1
             contracted = _contracted(equation)
@@ -98,7 +100,7 @@ def find_roles(
                     mark(value, inside, "consumer" if k else "producer")
                 elif not value.data:
                     mark(value, inside, "consumer")
-                    mark(value, free, "multiplicative" if _is_depthwise(equation) else "producer")
+                    mark(value, free, "multiplicative" if is_depthwise(equation, k) else "producer")
         elif name in LOOKUP and data and not values[0].data:
             along = _along(store, False, ins[:1], outs[0], values[:1])
             carried = [i for i, p in enumerate(along) if p and not store.is_pinned(outs[0][i])]
@@ -125,12 +127,13 @@ def find_roles(
 
     control = Control(_join, _one_step, _all_steps)
     values = [
-        _Value(frozenset({i}), False, tuple(frozenset({(i, j)}) for j in range(len(axes))))
+        _Value(1 << i, False, tuple(frozenset({(i, j)}) for j in range(len(axes))))
         for i, axes in enumerate(leaves)
     ]
-    values += [_Value(frozenset(), True) for _ in inputs]
+    values += [_Value(0, True) for _ in inputs]
     outputs = interpret(frame, store, values, transfer, _constant, control=control)
-    live = frozenset().union(*(v.leaves for v in outputs))
+    reached = _either(outputs)
+    live = frozenset(i for i in range(len(leaves)) if reached >> i & 1)
     rank: list[Role] = ["producer", "consumer", "multiplicative", "additive"]
     of: dict[tuple[int, int], Role] = {
         key: min(roles, key=rank.index) for key, roles in found.items()
@@ -140,12 +143,17 @@ def find_roles(
 
 
 def _constant(value: Any) -> _Value:
-    return _Value(frozenset(), False, (frozenset(),) * np.ndim(value))
+    return _Value(0, False, (frozenset(),) * np.ndim(value))
+
+
+def _either(values: Sequence[_Value]) -> int:
+    """The leaves that any of some values depends on."""
+    return functools.reduce(operator.or_, (v.leaves for v in values), 0)
 
 
 def _join(values: Sequence[_Value], deciders: Sequence[_Value]) -> _Value:
     """One of several values; leaves that decide which are read by it too."""
-    leaves = frozenset().union(*(v.leaves for v in (*values, *deciders)))
+    leaves = _either([*values, *deciders])
     if any(v.data for v in values):
         return _Value(leaves, True)
     along = zip(*(v.along for v in values), strict=True)
@@ -191,10 +199,15 @@ def _carrier(equation: Any) -> int:
     return int(ranks[1] > ranks[0])
 
 
-def _is_depthwise(equation: Any) -> bool:
-    if equation.params.get("feature_group_count", 1) == 1:
+def is_depthwise(equation: Any, operand: int) -> bool:
+    """Whether a kernel gives every neuron one output of its own: no axis of it is its alone."""
+    numbers, shape = equation.params.get("dimension_numbers"), equation.invars[operand].aval.shape
+    if equation.primitive.name == "conv_general_dilated":
+        return equation.params["feature_group_count"] > 1 and shape[numbers.rhs_spec[1]] == 1
+    if equation.primitive.name != "dot_general":
         return False
-    return equation.invars[1].aval.shape[equation.params["dimension_numbers"].rhs_spec[1]] == 1
+    shared = {*numbers[0][operand], *numbers[1][operand]}
+    return all(n == 1 for i, n in enumerate(shape) if i not in shared)
 
 
 def _contracted(equation: Any) -> list[list[int]]:

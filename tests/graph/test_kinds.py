@@ -104,3 +104,20 @@ def test_the_kind_that_one_of_two_functions_sees():
     assert joint_kind(["neuron", "head"]) == "head"
     assert joint_kind(["neuron", "free", "head_dim"]) == "head_dim"
     assert joint_kind(["free", "free"]) == "free"
+
+
+@pytest.mark.parametrize("readout", ["bc,c->bc", "bcn,cn->bc"])
+def test_one_output_per_channel_makes_no_expert(readout):
+    """A scale, or a state-space readout, as a product that batches the channels."""
+
+    def f(p, x):
+        x = x @ p["a"]
+        state = x if "n" not in readout else jnp.tanh(x[..., None] * p["in"])
+        return jnp.einsum(readout, state, p["scale"]) @ p["b"]
+
+    n = (8, 3) if "n" in readout else (8,)
+    shapes = {"a": (3, 8), "scale": n, "b": (8, 2)} | ({"in": (8, 3)} if "n" in readout else {})
+    graph = hold(f, arrays(**shapes), array(4, 3))
+    (group,) = (g for g in graph.groups if g.size == 8)
+    assert group.kind == "neuron"
+    assert {m.path: m.role for m in group.members}["scale"] == "multiplicative"

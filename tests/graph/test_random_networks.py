@@ -134,15 +134,8 @@ def network(recipe, get: Get, x):
     return flatten(get, "out", x, earlier, 2)
 
 
-@settings(
-    max_examples=30,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.generate],  # shrinking costs minutes, and the recipe names its steps
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(RECIPES)
-def test_every_group_of_a_random_network_is_right(recipe):
+def holds(recipe):
+    """The laws hold for a network; its graph."""
     params: dict[str, np.ndarray] = {}
 
     def draw(name: str, *shape: int):
@@ -157,3 +150,16 @@ def test_every_group_of_a_random_network_is_right(recipe):
         lambda p, x: network(recipe, lambda name, *shape: p[name], x), params, x, power=False
     )
     assert graph.unused == ()
+    return graph
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],  # shrinking costs minutes, and the recipe names its steps
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(RECIPES)
+def test_every_group_of_a_random_network_is_right(recipe):
+    holds(recipe)

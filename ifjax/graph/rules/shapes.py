@@ -28,11 +28,13 @@ def reshape(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]
     """Minimal blocks of equal product: one to one passes on, else product = product."""
     store = context.store
     new = equation.params["new_sizes"]
-    if equation.params.get("dimensions") is not None or 0 in new:
-        context.pin(operands[0], "reshape of an empty or permuted array")
-        return [context.pinned(new, "reshape of an empty or permuted array")]
+    if 0 in new:
+        context.pin(operands[0], "reshape of an empty array")
+        return [context.pinned(new, "reshape of an empty array")]
+    order = equation.params.get("dimensions")  # a transposition before, by vmapped convolutions
+    axes = operands[0] if order is None else [operands[0][i] for i in order]
     out = [store.one] * len(new)
-    before = [a for a in operands[0] if store.size(a) != 1]
+    before = [a for a in axes if store.size(a) != 1]
     after = [i for i, n in enumerate(new) if n != 1]
     while before:
         left, right = [before.pop(0)], [after.pop(0)]

@@ -249,3 +249,23 @@ def test_empty_arrays_pin_and_pass():
 
     p = arrays(a=(3, 4), b=(4, 2), e=(3, 0), z=(0, 5))
     hold(f, p, array(4, 3), groups={"a": 4})
+
+
+def test_kernels_of_their_own_per_sample():
+    """`jax.vmap` of a convolution transposes inside of its reshapes."""
+
+    def one(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=numbers)[
+            0
+        ]
+
+    def f(p, x):
+        style = x.mean((1, 2)) @ p["style"]
+        kernels = p["kernel"] * style[:, None, None, :, None]
+        return jax.vmap(one)(x @ p["in"], kernels) @ p["out"]
+
+    shapes = {"in": (3, 6), "style": (3, 6), "kernel": (2, 2, 6, 4), "out": (4, 2)}
+    graph = hold(f, arrays(**shapes), array(2, 3, 3, 3))
+    members = {g.size: {m.path for m in g.members} for g in graph.groups}
+    assert members == {6: {"in", "style", "kernel"}, 4: {"kernel", "out"}}
