@@ -55,7 +55,7 @@ class FromSpec:
     @classmethod
     def from_variables(cls: type[_Network], variables: Variables, *, dtype: Any = None) -> _Network:
         """Build the network that ``variables`` belong to; the module class says how."""
-        raise NotImplementedError(f"{cls.__name__} has no from_variables")
+        raise TypeError(f"{cls.__name__} does not say how it is built from variables")
 
     @classmethod
     def from_spec(cls: type[_Network], spec: FusionSpec, *, dtype: Any = None) -> _Network:
