@@ -13,6 +13,10 @@ import jax
 import pytest
 
 
+# Models that tests/test_zoo.py imports as far as their frameworks are installed; no tests.
+collect_ignore_glob = ["zoo/*"]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
     """Compiled programs of a file are of no use to the next, and would fill the memory."""
