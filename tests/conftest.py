@@ -12,7 +12,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
-
 # Models that tests/test_zoo.py imports as far as their frameworks are installed; no tests.
 collect_ignore_glob = ["zoo/*"]
 

@@ -99,5 +99,5 @@ def test_scaled_rounds_to_at_least_one():
 
 
 def test_a_class_without_from_variables_says_so():
-    with pytest.raises(NotImplementedError, match="FromSpec has no from_variables"):
+    with pytest.raises(TypeError, match="does not say how it is built from variables"):
         FromSpec.from_variables({})
