@@ -11,9 +11,11 @@ from ifjax.data.cifar import (
     load_cifar10,
     load_cifar100,
 )
+from ifjax.data.corruption import long_tail, mislabel
 from ifjax.data.crops import central_crop, random_resized_crop
 from ifjax.data.dataset import Dataset, normalize
 from ifjax.data.digits import load_digits
+from ifjax.data.folds import FoldKind, class_counts, make_folds, part
 from ifjax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD, load_imagenet2012
 from ifjax.data.loading import DATASETS, load
 from ifjax.data.prepared import open_prepared
@@ -30,19 +32,25 @@ __all__ = [
     "IMAGENET_STD",
     "Batch",
     "Dataset",
+    "FoldKind",
     "ImageDataset",
     "StreamedDataset",
     "augment",
     "central_crop",
     "cifar10_split",
+    "class_counts",
     "eval_batches",
     "load",
     "load_cifar10",
     "load_cifar100",
     "load_digits",
     "load_imagenet2012",
+    "long_tail",
+    "make_folds",
+    "mislabel",
     "normalize",
     "open_prepared",
+    "part",
     "random_resized_crop",
     "train_batches",
 ]
