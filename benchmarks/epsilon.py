@@ -35,7 +35,7 @@ import record
 from tqdm import tqdm
 
 import ifjax
-from ifjax import batch_norm, importance, transport
+from ifjax import batch_norm, costs, importance, transport
 from ifjax.merge import describing, merge_kind, merge_neurons, places, rows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -171,10 +171,10 @@ def _problem(arrays, scores, where, kept, metric, p, marginals):
     members = rows(arrays, where)
     scores = importance.score(metric, members) if scores is None else scores
     targets = transport.top(scores, kept)
-    x = transport.features(jnp.concatenate(members, axis=1))
+    x = costs.features(jnp.concatenate(members, axis=1))
     a = transport.marginal(marginals[0], scores)
     b = transport.marginal(marginals[1], scores[targets])
-    return transport.cost_matrix(x, x[targets], p), a, b, targets
+    return costs.cost_matrix(x, x[targets], p), a, b, targets
 
 
 graph = functools.cache(reference.trace)

@@ -58,7 +58,7 @@ def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None
 def load(
     path: str | os.PathLike[str],
     like: PyTree | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: PyTree | None = None,
 ) -> tuple[PyTree, FusionSpec]:
     """Reads what `save` wrote.
 
@@ -66,14 +66,16 @@ def load(
       path: the directory.
       like: a tree of the wanted structure (arrays or structs; their shapes do not matter); without
         it the parameters come as plain dicts.
-      sharding: where to place every array, by default on the first device.
+      sharding: where to place the arrays, by default on the first device: one
+        `jax.sharding.Sharding`, or a tree of them, see `ifjax.small_shardings`.
 
     Returns:
       The small parameters and their spec.
 
     Raises:
       FileNotFoundError: if there is no such directory.
-      ValueError: if it is not a complete checkpoint of `save`, or ``like`` has other leaves.
+      ValueError: if it is not a complete checkpoint of `save`, or if ``like`` or ``sharding`` has
+        other leaves.
     """
     path = Path(path).absolute()
     if not path.is_dir():
@@ -93,14 +95,22 @@ def load(
             f"something else ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})"
         ) from e
     check_small(params, spec.plan)
+    found = leaves_by_path(params)
+    if not isinstance(sharding, jax.sharding.Sharding | None):
+        _check_same(path, found, leaves_by_path(sharding), "sharding")
     if like is not None:
-        found, wanted = leaves_by_path(params), leaves_by_path(like)
-        for leaf in {**wanted, **found}:
-            if leaf not in found or leaf not in wanted:
-                where = "like" if leaf in wanted else "the checkpoint"
-                raise ValueError(f"{path}: leaf {leaf} is only in {where}")
+        wanted = leaves_by_path(like)
+        _check_same(path, found, wanted, "like")
         params = jax.tree.unflatten(jax.tree.structure(like), [found[p] for p in wanted])
     return params, spec
+
+
+def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any], name: str) -> None:
+    """Raises ValueError at a leaf that only one of two trees has."""
+    for leaf in {**wanted, **found}:
+        if leaf not in found or leaf not in wanted:
+            where = name if leaf in wanted else "the checkpoint"
+            raise ValueError(f"{path}: leaf {leaf} is only in {where}")
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -135,13 +145,17 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 def _restore(reader: ocp.Checkpointer, path: Path, sharding: Any) -> dict[str, Any]:
     """The parameters as nested dicts, every array on a sharding that exists on this machine."""
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    one = isinstance(sharding, jax.sharding.Sharding | None)
+    places = {} if one else leaves_by_path(sharding)
+
+    def placed(at: Any, m: Any) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(at, simple=True, separator="/")
+        place = sharding or first if one else places.get(name, first)
+        return jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place)
+
     items: Any = reader.metadata(path).item_metadata
-    metadata = items["params"].tree
-    abstract = jax.tree.map(
-        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding), metadata
-    )
+    abstract = jax.tree_util.tree_map_with_path(placed, items["params"].tree)
     restored = reader.restore(
         path,
         args=ocp.args.Composite(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,11 +14,25 @@ from ifjax import batch_norm
 from ifjax.calibrate import Stats
 from ifjax.checks import Scores, check_maps, check_spec
 from ifjax.graph import expression as ex
-from ifjax.maps import transport_maps
-from ifjax.merge import alone, merge_group, merge_kind, merge_leaves, places
+from ifjax.maps import Found, merging, stacked_maps
+from ifjax.merge import (
+    Map,
+    Sources,
+    alone,
+    merge_group,
+    merge_kind,
+    merge_leaves,
+    places,
+    seen,
+)
+from ifjax.mesh import on_mesh
+from ifjax.method import Method
+from ifjax.sharding import explicit_outputs, laid_like
+from ifjax.solving import mapped
 from ifjax.spec import BatchNorm, FusionSpec, Group, Plan
 from ifjax.transport import Transport
 from ifjax.tree import checked_leaves, leaves_by_path, promoted, with_leaves
+from ifjax.waves import Located
 
 
 def fuse_params(
@@ -63,8 +78,14 @@ def fuse_params(
       >>> {name: x.shape for name, x in small.items()}
       {'w1': (4, 4), 'w2': (4, 2)}
     """
-    maps = transport_maps(params, spec, scores, stats=stats)
-    return apply_maps(params, spec, maps, keep_shape=keep_shape)
+    check_spec(spec)
+
+    def fused(params: PyTree, *given: Any) -> PyTree:
+        found = stacked_maps(params, spec, *given)
+        return _applied(params, found.leaves, spec, {}, found, "weights", keep_shape)
+
+    outputs = functools.partial(explicit_outputs, spec, params, keep_shape)
+    return on_mesh(fused, params, scores, stats, outputs=outputs)
 
 
 def apply_maps(
@@ -113,24 +134,71 @@ def apply_maps(
       TypeError: for a spec or a map that is none.
     """
     check_spec(spec)
-    plan, method = spec.plan, spec.method
+    plan = spec.plan
     if kind not in ("weights", "gradients", "select"):
         raise ValueError(f"kind must be one of weights, gradients, select; got {kind!r}")
-    leaves = checked_leaves(params, plan) if kind == "weights" else _some_leaves(params, plan)
-    check_maps(maps, plan)
+
+    def applied(params: PyTree, maps: Mapping[str, Transport]) -> PyTree:
+        leaves = checked_leaves(params, plan) if kind == "weights" else _some_leaves(params, plan)
+        check_maps(maps, plan)
+        return _applied(params, leaves, spec, maps, None, kind, keep_shape)
+
+    outputs = functools.partial(explicit_outputs, spec, params, keep_shape)
+    return on_mesh(applied, params, maps, outputs=outputs)
+
+
+def _applied(
+    params: PyTree,
+    leaves: dict[str, Any],
+    spec: FusionSpec,
+    maps: Mapping[str, Transport],
+    found: Found | None,
+    kind: str,
+    keep_shape: bool,
+) -> PyTree:
+    """The maps of every group, or what they are taken from, applied to leaves of the parameters."""
+    plan = spec.plan
     if not plan.widths:
         return params
-
-    def how(group: Group) -> str:
-        chosen = method.of(group.kind)
-        if kind == "weights" or chosen.method == "prune":
-            return merge_kind(chosen)
-        return kind
-
+    method = merging(spec.method)
     if keep_shape:
-        _check_in_place(plan, how)
-    touched = {m.path for g in plan.in_order() for m in g.members if m.path in leaves}
-    work = {path: promoted(x) for path, x in leaves.items() if path in touched}
+        _check_in_place(plan, functools.partial(_how, method, kind))
+    touched = {m.path for g in plan.in_order() for m in g.members}
+    touched = {path: x for path, x in leaves.items() if path in touched}
+    sources: Sources = "few" if spec.method.solver in ("exact", "auto") else "many"
+    given = {name: maps[name] for name in plan.widths if name in maps}
+    needed = {name: Map(x.map, x.targets, sources) for name, x in given.items()}
+    stacks, located = [], ()
+    if found is not None:
+        stacks = found.stacks
+        located = tuple(tuple((e.name, at) for e, at in wave.groups) for wave in found.waves)
+    merged = _merged(touched, needed, stacks, plan, located, method, kind, keep_shape)
+    return laid_like(with_leaves(params, {**leaves, **merged}), params)
+
+
+def _how(method: Method, kind: str, group: Group) -> str:
+    """The ``merge`` of `merge_neurons` for a group."""
+    chosen = method.of(group.kind)
+    return merge_kind(chosen) if kind == "weights" or chosen.method == "prune" else kind
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "located", "method", "kind", "keep_shape"))
+def _merged(
+    leaves: dict[str, Any],
+    given: dict[str, Map],
+    stacks: list[list[Transport]],
+    plan: Plan,
+    located: tuple[tuple[tuple[str, Located], ...], ...],
+    method: Method,
+    kind: str,
+    keep_shape: bool,
+) -> dict[str, Array]:
+    """The leaves that hold a group which is cut, in one program."""
+    maps = dict(given)
+    for wave, found in zip(located, stacks, strict=True):
+        maps |= {name: mapped(found, at) for name, at in wave}
+    how = functools.partial(_how, method, kind)
+    work = {path: promoted(x) for path, x in leaves.items()}
     norms = []
     if kind == "weights" and method.method == "fuse":
         norms = [n for n in plan.norms if _is_cut(plan, n.kernel, n.axis)]
@@ -146,11 +214,10 @@ def apply_maps(
         sign = _merge_outputs(plan, norm, maps, sign, 0, lambda _: "select", keep_shape)
         dtype = jax.dtypes.canonicalize_dtype(leaves[norm.variance].dtype)
         merged.update(batch_norm.unfold(merged, norm, rows, size * sign, dtype))
-    result = {
-        path: merged[path].astype(jax.dtypes.canonicalize_dtype(x.dtype)) if path in touched else x
+    return {
+        path: merged[path].astype(jax.dtypes.canonicalize_dtype(x.dtype))
         for path, x in leaves.items()
     }
-    return with_leaves(params, result)
 
 
 def _check_in_place(plan: Plan, how: Callable[[Group], str]) -> None:
@@ -180,7 +247,7 @@ def _some_leaves(tree: PyTree, plan: Plan) -> dict[str, Any]:
 def _merge_outputs(
     plan: Plan,
     norm: BatchNorm,
-    maps: Mapping[str, Transport],
+    maps: Mapping[str, Map],
     x: Array,
     axis: int,
     merge: Callable[[Group], str],
@@ -194,11 +261,11 @@ def _merge_outputs(
             paths, where = places(plan, group, sizes)
             where = alone(where, [paths.index(norm.kernel)])
             where = [dataclasses.replace(p, axis=axis) for p in where if p.axis == norm.axis]
-            full = group.size if keep_shape else None
             axes = plan.leaf[norm.kernel].axes
             axes = axes if x.ndim > 1 else (axes[norm.axis],)
-            found = maps[group.name]
-            (x,) = merge_group(group, [axes], [x], where, found, merge(group), sizes, full)
+            holds = seen([axes], tuple(where), group, sizes)
+            full = group.size if keep_shape else None
+            (x,) = merge_group(holds, [x], maps[group.name], merge(group), full)
             if not keep_shape:
                 sizes[group.name] = group.kept
     return x

@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
-from ifjax import batch_norm, centroids, importance, solvers, transport
+from ifjax import batch_norm, centroids, importance, solvers
 from ifjax.calibrate import Stats
 from ifjax.checks import Scores, check_converged, check_spec, checked_scores, checked_stats
-from ifjax.graph import expression as ex
 from ifjax.independence import gram_independence
-from ifjax.merge import (
-    SELF,
-    Place,
-    alone,
-    describing,
-    entries,
-    flat,
-    merge_group,
-    merge_kind,
-    places,
-    rows,
-)
+from ifjax.merge import merge_group
+from ifjax.mesh import on_mesh
 from ifjax.method import Method
-from ifjax.spec import FusionSpec, Group, Plan
+from ifjax.problems import Inputs, read
+from ifjax.sharding import explicit_maps
+from ifjax.solving import mapped, require, solve, taken
+from ifjax.spec import BatchNorm, FusionSpec, Group, Plan
 from ifjax.transport import Transport
-from ifjax.tree import checked_leaves, promoted
-
-# Arrays, and where they hold the neurons of a group.
-Held = tuple[list[Array], tuple[Place, ...]]
+from ifjax.tree import checked_leaves, is_concrete, promoted
+from ifjax.waves import Entry, Located, Wave, in_order, schedule
 
 
 def transport_maps(
@@ -83,6 +72,45 @@ def transport_maps(
       [0, 1]
     """
     check_spec(spec)
+
+    def found(params: Any, *given: Any) -> dict[str, Transport]:
+        return stacked_maps(params, spec, *given).maps()
+
+    outputs = functools.partial(explicit_maps, spec.plan)
+    return on_mesh(found, params, scores, stats, init, outputs=outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The transports of a network as they were solved: stacked, a bucket of groups at a time.
+
+    Attributes:
+      leaves: the parameters by path, checked.
+      waves: what is static about the buckets.
+      stacks: per wave, a stacked `Transport` per bucket.
+    """
+
+    leaves: dict[str, Any]
+    waves: tuple[Wave, ...]
+    stacks: list[list[Transport]]
+
+    def maps(self) -> dict[str, Transport]:
+        """A `Transport` per group, in the order in which the groups are fused."""
+        found = {}
+        for wave, stacks in zip(self.waves, self.stacks, strict=True):
+            found |= {entry.name: taken(stacks, at) for entry, at in wave.groups}
+        return {name: found[name] for name in in_order(self.waves)}
+
+
+def stacked_maps(
+    params: PyTree,
+    spec: FusionSpec,
+    scores: Scores | None = None,
+    stats: Stats | None = None,
+    init: Mapping[str, Transport] | None = None,
+) -> Found:
+    """`transport_maps` before the groups are taken out of their buckets, and the leaves."""
+    check_spec(spec)
     plan, method = spec.plan, spec.method
     if method.method == "fuse":
         solvers.require(method.solver)
@@ -91,43 +119,27 @@ def transport_maps(
     leaves = checked_leaves(params, plan)
     scores = checked_scores(scores, plan)
     stats = checked_stats(stats, plan, method, scores)
-    # Before the solver: the exact one has no derivative to stop.
-    dense = {path: jax.lax.stop_gradient(promoted(x)) for path, x in leaves.items()}
-    raw = dict(dense)
-    folded = batch_norm.fold(raw, plan.norms)
-    score_raw = method.scores_on == "raw"
-    sizes: dict[str, int] = {}
-    maps: dict[str, Transport] = {}
-    base = jax.random.key(method.seed)
-    for i, group in enumerate(map(_first_producer_first, plan.in_order())):
-        paths, where = places(plan, group, sizes)
-        kernels = list(dict.fromkeys(p.array for p in describing(where)))
-        described = alone(describing(where), kernels)
-        given, scored = scores.get(group.name), None
-        if given is None:
-            scored = _dense_members(group, plan, method, stats, dense)
-            if scored is None and score_raw:
-                scored = _entries(group, plan, [paths[k] for k in kernels], raw, sizes), described
-        chosen = method.of(group.kind)
-        found = _transports(
-            group,
-            (_entries(group, plan, [paths[k] for k in kernels], folded, sizes), described),
-            scored,
-            given,
-            jax.random.fold_in(base, i),
-            chosen,
-            _start(init, group),
-        )
-        maps[group.name] = found
-        if method.order == "sequential":
-            axes = [plan.leaf[p].axes for p in paths]
-            for tree in (folded, raw) if score_raw else (folded,):
-                arrays = [tree[p] for p in paths]
-                merged = merge_group(group, axes, arrays, where, found, merge_kind(chosen), sizes)
-                tree.update(zip(paths, merged, strict=True))
-            sizes[group.name] = group.kept
-    check_converged(maps, method)
-    return maps
+    waves = schedule(plan, method, frozenset(scores), jax.default_backend())
+    require(waves)
+    described, scored = _weights(leaves, plan, method, stats)
+    stacks = []
+    for wave in waves:
+        inputs = [_inputs(entries, described, scored, scores) for entries in wave.entries]
+        problems = map(read, inputs, wave.buckets)
+        starts = [[_start(init, plan.group[e.name]) for e in entries] for entries in wave.entries]
+        stacks.append(solve(problems, wave, starts, method.epsilon))
+        if method.order == "sequential" and wave is not waves[-1]:
+            same = scored is described
+            described = _changed(described, stacks[-1], wave)
+            if same:
+                scored = described
+            elif method.importance not in (*importance.NEEDS, "bn_scale"):
+                scored = _changed(scored, stacks[-1], wave)
+    found = Found(leaves, waves, stacks)
+    converged = [stack.converged for wave in stacks for stack in wave]
+    if is_concrete(*converged) and not all(np.all(np.asarray(x)) for x in converged):
+        check_converged(found.maps(), method)
+    return found
 
 
 def neuron_scores(params: PyTree, spec: FusionSpec, stats: Stats | None = None) -> dict[str, Array]:
@@ -156,211 +168,117 @@ def neuron_scores(params: PyTree, spec: FusionSpec, stats: Stats | None = None) 
       [0.25, 0.75]
     """
     check_spec(spec)
-    plan, method = spec.plan, spec.method
-    dense = {path: promoted(x) for path, x in checked_leaves(params, plan).items()}
+    plan = spec.plan
+    method = dataclasses.replace(spec.method, method="prune", targets="top", order="simultaneous")
+    leaves = checked_leaves(params, plan)
     stats = checked_stats(stats, plan, method, {})
-    weights = dense if method.scores_on == "raw" else batch_norm.fold(dense, plan.norms)
-    result = {}
-    for i, group in enumerate(map(_first_producer_first, plan.in_order())):
-        held = _dense_members(group, plan, method, stats, dense)
-        arrays, where = held or _kernels(group, plan, weights)
-        key = jax.random.fold_in(jax.random.key(method.seed), i)
-        score = functools.partial(_score_alone, where=where, scoring=_scoring(method))
-        if group.batch:
-            keys = jax.random.split(key, math.prod(group.batch))
-            found = jax.vmap(lambda a, k, score=score: score(a, key=k))(arrays, keys)
-            result[group.name] = found.reshape(*group.batch, group.size)
-        else:
-            result[group.name] = score(arrays, key=key)
-    return result
+    described, scored = _weights(leaves, plan, method, stats)
+    found = {}
+    waves = schedule(plan, method, frozenset(), jax.default_backend())
+    for wave in waves:
+        stacks = [
+            read(_inputs(entries, described, scored, {}), bucket).scores
+            for bucket, entries in zip(wave.buckets, wave.entries, strict=True)
+        ]
+        for entry, at in wave.groups:
+            unit = at.unit
+            scores = stacks[at.bucket][at.start : at.start + unit.count, : unit.size]
+            found[entry.name] = scores.reshape(*unit.batch, unit.size)
+    return {name: found[name] for name in in_order(waves)}
 
 
-def _first_producer_first(group: Group) -> Group:
-    """The group with its producers in the order of the function, before its other members."""
-    members = sorted(group.members, key=lambda m: (m.role != "producer", m.position))
-    return dataclasses.replace(group, members=tuple(members))
+def _weights(
+    leaves: Mapping[str, Any], plan: Plan, method: Method, stats: Stats | None
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The arrays that describe the groups, and those that they are scored by, by path.
 
-
-def _kernels(group: Group, plan: Plan, leaves: Mapping[str, Array]) -> Held:
-    """The kernels that describe a group at full size."""
-    paths, where = places(plan, group, {})
-    kernels = list(dict.fromkeys(p.array for p in describing(where)))
-    arrays = _entries(group, plan, [paths[k] for k in kernels], leaves, {})
-    return arrays, alone(describing(where), kernels)
-
-
-def _entries(
-    group: Group,
-    plan: Plan,
-    paths: Sequence[str],
-    leaves: Mapping[str, Array],
-    sizes: Mapping[str, int],
-) -> list[Array]:
-    """The leaves, or their entries ``[batch, *entry]``."""
-    return [entries(group, plan.leaf[p].axes, leaves[p], sizes) for p in paths]
-
-
-def _dense_members(
-    group: Group, plan: Plan, method: Method, stats: Stats | None, dense: Mapping[str, Array]
-) -> Held | None:
-    """What the importances that do not look at present weights read; None for those that do."""
-    if method.importance == "bn_scale":
-        return _scales(group, plan, dense)
+    Statistics that are not weights by the name of their group.
+    """
+    held = {m.path for group in plan.in_order() for m in group.members}
+    norms = tuple(norm for norm in plan.norms if norm.kernel in held)
+    vectors = {path for norm in norms for path in (norm.scale, norm.variance, norm.mean, norm.bias)}
+    dense = {path: x for path, x in leaves.items() if path in held | vectors}
+    # Before the solver: the exact one has no derivative to stop.
+    dense, folded = _folded(jax.lax.stop_gradient(dense), norms)
     if stats is None:
-        return None
+        raw = method.scores_on == "raw" or method.importance == "bn_scale"
+        return folded, dense if raw else folded
     if method.importance == "taylor":
-        return _kernels(group, plan, {p: dense[p] * g for p, g in stats.gradients.items()})
-    value = getattr(stats, method.importance)[group.name]
-    if value.ndim == len(group.batch) + 2:
-        inner = jax.vmap(gram_independence)(flat(group, value)) if group.batch else None
-        value = gram_independence(value) if inner is None else inner.reshape(value.shape[:-1])
-    value = value / stats.count
-    return [flat(group, value) if group.batch else value], (
-        Place(0, 0, "producer", ex.Atom(SELF, group.size)),
-    )
+        return folded, _products({p: dense[p] for p in stats.gradients}, stats.gradients)
+    ranks = tuple((group.name, len(group.batch)) for group in plan.in_order())
+    values = getattr(stats, method.importance)
+    ranks = tuple((name, rank) for name, rank in ranks if name in values)
+    return folded, _per_example(values, stats.count, ranks)
 
 
-def _scales(group: Group, plan: Plan, leaves: Mapping[str, Array]) -> Held:
-    """The scales of a group's batch norms.
+@functools.partial(jax.jit, static_argnames="norms")
+def _folded(
+    leaves: dict[str, Any], norms: tuple[BatchNorm, ...]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    dense = {path: promoted(x) for path, x in leaves.items()}
+    return dense, batch_norm.fold(dense, norms)
 
-    Of those that can be folded; where there are only others, of every vector that multiplies
-    neurons with running statistics.
-    """
-    known = {norm.scale for norm in plan.norms}
-    scales = [m for m in group.members if m.path in known]
-    if not scales and any(m.role == "variance" for m in group.members):
-        vectors = (m for m in group.members if len(plan.leaf[m.path].shape) == 1)
-        scales = [m for m in vectors if m.role == "multiplicative"]
-    if not scales:
-        raise ValueError(
-            f"group {group.name}: importance 'bn_scale' reads the scales of its batch norms, and "
-            "it has none; choose another importance, exclude the group, or pass scores for it"
+
+@jax.jit
+def _products(x: dict[str, Array], y: dict[str, Array]) -> dict[str, Array]:
+    return {path: x[path] * y[path] for path in y}
+
+
+@functools.partial(jax.jit, static_argnames="ranks")
+def _per_example(
+    values: dict[str, Array], count: Any, ranks: tuple[tuple[str, int], ...]
+) -> dict[str, Array]:
+    """Statistics ``[*batch, n]``; of Gram matrices ``[*batch, n, n]`` what a channel holds."""
+    found = {}
+    for name, rank in ranks:
+        value = values[name]
+        if value.ndim == rank + 2:
+            shape = value.shape[:-1]
+            value = jax.vmap(gram_independence)(value.reshape(-1, *value.shape[rank:]))
+            value = value.reshape(shape)
+        found[name] = value / count
+    return found
+
+
+def _inputs(
+    entries: Sequence[Entry],
+    described: Mapping[str, Array],
+    scored: Mapping[str, Array],
+    scores: Mapping[str, Array],
+) -> list[Inputs]:
+    return [
+        Inputs(
+            [described[path] for path in entry.described],
+            [scored[path] for path in entry.scored] if entry.scored else None,
+            scores.get(entry.name),
+            entry.number,
         )
-    paths, where = places(plan, dataclasses.replace(group, members=tuple(scales)), {})
-    return _entries(group, plan, paths, leaves, {}), where
+        for entry in entries
+    ]
 
 
-def _scoring(method: Method) -> tuple[str, str, str]:
-    return method.importance, method.reduction, method.normalization
+def _changed(leaves: Mapping[str, Array], stacks: list[Transport], wave: Wave) -> dict[str, Array]:
+    """The leaves, those that later waves read merged by the maps of a wave."""
+    entries = [entry for entry, _ in wave.groups]
+    arrays = [[leaves[path] for path in entry.changed] for entry in entries]
+    paths = [path for entry in entries for path in entry.changed]
+    return {**leaves, **dict(zip(paths, _merged(arrays, stacks, wave.located), strict=True))}
 
 
-def _transports(
-    group: Group,
-    described: Held,
-    scored: Held | None,
-    scores: Array | None,
-    key: Array,
-    method: Method,
-    start: Array | None,
-) -> Transport:
-    """The transport of a group; of one with batch axes, of all its entries at once."""
-    arrays, where = described
-    values, held = scored or (None, where)
-
-    def one(arrays: Any, values: Any, scores: Any, key: Any, start: Any) -> Transport:
-        inner = None if values is None else (values, held)
-        return _group_transport((arrays, where), inner, scores, key, group.kept, method, start)
-
-    if not group.batch:
-        return one(arrays, values, scores, key, start)
-    keys = jax.random.split(key, math.prod(group.batch))
-    found = jax.vmap(one)(arrays, values, flat(group, scores), keys, flat(group, start))
-    return jax.tree.map(lambda x: x.reshape(*group.batch, *x.shape[1:]), found)
+@functools.partial(jax.jit, static_argnames="located")
+def _merged(
+    arrays: list[list[Array]], stacks: list[Transport], located: tuple[Located, ...]
+) -> list[Array]:
+    return [
+        x
+        for at, own in zip(located, arrays, strict=True)
+        for x in merge_group(at.changed, own, mapped(stacks, at), at.merge)
+    ]
 
 
-def _group_transport(
-    described: Held,
-    scored: Held | None,
-    scores: Array | None,
-    key: Array,
-    kept: int,
-    method: Method,
-    start: Array | None,
-) -> Transport:
-    """Score, targets, cost, marginals and plan of one group.
-
-    Two programs: one that reads the members, and one that knows only n and m, which the groups of
-    equal size share.
-    """
-    arrays, where = described
-    values, held = scored or (None, where)
-    scores, targets, mass, cost = _scored(
-        arrays,
-        values,
-        scores,
-        key,
-        where,
-        held,
-        kept,
-        _scoring(method),
-        method.centroids if method.targets == "centroids" else None,
-        method.cost_p if method.method == "fuse" else None,
-    )
-    if cost is None:
-        return _selection(scores, targets)
-    marginals = (method.source_marginal, method.target_marginal)
-    return _solved(cost, scores, mass, targets, start, marginals, method.solver, method.epsilon)
-
-
-def _score(
-    arrays: list[Array], where: tuple[Place, ...], key: Array, scoring: tuple[str, str, str]
-) -> Array:
-    metric, reduction, normalization = scoring
-    return importance.score(metric, rows(arrays, where), key, reduction, normalization)
-
-
-_score_alone = jax.jit(_score, static_argnames=("where", "scoring"))
-
-
-@functools.partial(
-    jax.jit, static_argnames=("where", "scored_where", "kept", "scoring", "centres", "p")
-)
-def _scored(
-    arrays: list[Array],
-    scored: list[Array] | None,
-    scores: Array | None,
-    key: Array,
-    where: tuple[Place, ...],
-    scored_where: tuple[Place, ...],
-    kept: int,
-    scoring: tuple[str, str, str],
-    centres: str | None,
-    p: float | None,
-) -> tuple[Array, Array, Array, Array | None]:
-    """Scores, targets, the targets' scores, and the cost of moving every neuron to every target.
-
-    No cost without ``p``; ``centres`` for the kind of centroids to take as targets.
-    """
-    if scores is None:
-        scores = _score(arrays if scored is None else scored, scored_where, key, scoring)
-    features = transport.features(jnp.concatenate(rows(arrays, where), axis=1))
-    if centres is None:
-        targets = transport.top(scores, kept)
-        points, mass = features[targets], scores[targets]
-    else:
-        found = centroids.clusters(features, kept, centres, jax.random.fold_in(key, 1), scores)
-        targets, points = found.targets, found.centroids
-        mass = jnp.maximum(scores, 0) @ found.shares
-    cost = None if p is None else transport.cost_matrix(features, points, p)
-    return scores, targets, mass, cost
-
-
-@functools.partial(jax.jit, static_argnames=("marginals", "solver", "epsilon"))
-def _solved(
-    cost: Array,
-    scores: Array,
-    mass: Array,
-    targets: Array,
-    start: Array | None,
-    marginals: tuple[str, str],
-    solver: str,
-    epsilon: float,
-) -> Transport:
-    source = transport.marginal(marginals[0], scores)
-    target = transport.marginal(marginals[1], mass)
-    return transport.solve(
-        cost, source, target, targets, solver=solver, epsilon=epsilon, init=start
-    )
+def merging(method: Method) -> Method:
+    """What merging knows of a method, so that specs that differ elsewhere share its programs."""
+    return Method(method=method.method, merge=method.merge, heads=method.heads)
 
 
 def _start(init: Mapping[str, Transport] | None, group: Group) -> Array | None:
@@ -371,24 +289,6 @@ def _start(init: Mapping[str, Transport] | None, group: Group) -> Array | None:
     if potential.shape != (*group.batch, group.size):
         raise ValueError(
             f"init of group {group.name}: expected a potential of shape "
-            f"{(*group.batch, group.size)}, got "
-            f"{potential.shape}"
+            f"{(*group.batch, group.size)}, got {potential.shape}"
         )
     return potential
-
-
-@jax.jit
-def _selection(scores: Array, targets: Array) -> Transport:
-    """The plan of plain pruning: every target receives itself alone."""
-    n, m = scores.shape[0], targets.shape[0]
-    plan = jnp.zeros((n, m), scores.dtype).at[targets, jnp.arange(m)].set(1 / m)
-    zero = jnp.zeros((), scores.dtype)
-    return Transport(
-        map=plan,
-        targets=targets,
-        converged=jnp.asarray(True),
-        iterations=jnp.zeros((), jnp.int32),
-        marginal_error=zero,
-        cost=zero,
-        potential=jnp.zeros_like(scores),
-    )

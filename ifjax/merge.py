@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ifjax import mesh
 from ifjax.graph import expression as ex
 from ifjax.graph.roles import Role
-from ifjax.graph.views import View
+from ifjax.graph.views import View, mentioned
 from ifjax.method import Method
+from ifjax.sparse_map import NeuronMap, neuron_map, times
 from ifjax.spec import Group, Member, Plan
 from ifjax.transport import Transport
 
 SELF = "self"
+
+
+Sources = Literal["many", "few", "whole"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Map:
+    """What merging reads of a `Transport`: the plan, and which neurons its targets are.
+
+    Attributes:
+      map: the plan.
+      targets: the neurons that its targets are.
+      sources: how many sources a target is expected to have: any number; few, as in a vertex; or,
+        known for certain, no more than `ifjax.sparse_map` lists.
+    """
+
+    map: Float[Array, "*batch n m"]
+    targets: Int[Array, "*batch m"]
+    sources: Sources = dataclasses.field(default="many", metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +93,102 @@ def _localised(plan: Plan, member: Member, group: Group, sizes: Mapping[str, int
     return visit(View(plan.leaf[member.path].axes, group.along).rest()[member.axis])
 
 
-def entries(
-    group: Group, axes: Sequence[ex.Expression], x: Array, sizes: Mapping[str, int]
-) -> Array:
-    """The array; of a group with batch axes its entries, ``[batch, *entry]``."""
-    return View(tuple(axes), group.along).front(x, sizes) if group.batch else x
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Arrays that hold a group, and where; without names, so that groups of one shape are equal.
+
+    Attributes:
+      shapes: of the arrays; of a group with batch axes, of one entry.
+      where: the places of the group.
+      views: how batch axes come to the front, per array; empty where the group has none.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    where: tuple[Place, ...]
+    views: tuple[View, ...] = ()
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.shapes, self.where, self.views))
+
+    def __hash__(self) -> int:
+        """Computed once: it is part of static arguments of jitted functions."""
+        return self._hash
+
+    @property
+    def width(self) -> int:
+        """Number of features of a neuron."""
+        rest = ((math.prod(self.shapes[p.array]) // ex.size(p.where), p.where) for p in self.where)
+        return sum(others * sum(_multiplicities(where)) for others, where in rest)
+
+    def entries(self, arrays: Sequence[Array]) -> list[Array]:
+        """Every array as ``[batch, *entry]``; one entry where the group has no batch axes."""
+        if self.views:
+            return [view.front(x, {}) for view, x in zip(self.views, arrays, strict=True)]
+        return [x.reshape(-1, *shape) for x, shape in zip(arrays, self.shapes, strict=True)]
+
+
+def _multiplicities(e: ex.Expression) -> Iterator[int]:
+    """How often every neuron of the group at hand lies along an axis, for every occurrence."""
+    match e:
+        case ex.Atom():
+            yield 1
+        case ex.Product(parts):
+            for i, part in enumerate(parts):
+                others = math.prod(ex.size(p) for j, p in enumerate(parts) if j != i)
+                yield from (others * count for count in _multiplicities(part))
+        case ex.Sum(parts):
+            for part in parts:
+                yield from _multiplicities(part)
+
+
+def held(
+    plan: Plan, group: Group, sizes: Mapping[str, int], given: Container[str] | None = None
+) -> tuple[Held, tuple[str, ...]]:
+    """The arrays that hold a group, at the present sizes, and their paths.
+
+    Those that describe its neurons; or all those of the ``given`` paths.
+    """
+    paths, where = places(plan, group, sizes)
+    if given is None:
+        where = describing(where)
+        arrays = list(dict.fromkeys(p.array for p in where))
+    else:
+        arrays = [i for i, path in enumerate(paths) if path in given]
+    paths = tuple(paths[i] for i in arrays)
+    return seen([plan.leaf[path].axes for path in paths], alone(where, arrays), group, sizes), paths
+
+
+def seen(
+    axes: Sequence[Sequence[ex.Expression]],
+    where: tuple[Place, ...],
+    group: Group,
+    sizes: Mapping[str, int],
+) -> Held:
+    """Arrays along whose axes the given lies, as they hold a group."""
+    views = tuple(_view(each, group, sizes) for each in axes)
+    shapes = tuple(tuple(ex.size(e) for e in view.rest()) for view in views)
+    return Held(shapes, where, views if group.batch else ())
+
+
+def _view(axes: Sequence[ex.Expression], group: Group, sizes: Mapping[str, int]) -> View:
+    """The batch axes of an array, by number, and the group; all else is pinned."""
+    numbers = {name: str(i) for i, name in enumerate(group.along)}
+    names = {group.name, *numbers}
+
+    def visit(e: ex.Expression) -> ex.Expression:
+        match e:
+            case ex.Atom(name, n) if name == group.name:
+                return ex.Atom(SELF, n)
+            case ex.Atom(name, _) | ex.Pinned(_, str(name)) if name in numbers:
+                return ex.Pinned(ex.size(e, sizes), numbers[name])
+            case ex.Product(parts) if names & set(mentioned(e)):
+                return ex.Product(tuple(map(visit, parts)))
+            case ex.Sum(parts) if names & set(mentioned(e)):
+                return ex.Sum(tuple(map(visit, parts)))
+        return ex.Pinned(ex.size(e, sizes))
+
+    return View(tuple(map(visit, axes)), tuple(numbers.values()))
 
 
 def flat(group: Group, found: Any) -> Any:
@@ -101,7 +215,7 @@ def alone(where: Sequence[Place], arrays: Sequence[int]) -> tuple[Place, ...]:
 def merge_leaves(
     leaves: Mapping[str, Any],
     plan: Plan,
-    maps: Mapping[str, Transport],
+    maps: Mapping[str, Map | Transport],
     merge: Callable[[Group], str],
     keep_shape: bool,
     neutral: bool = False,
@@ -109,71 +223,56 @@ def merge_leaves(
     """Applies the maps of all groups to those of a plan's leaves that are given, by path."""
     result, sizes = dict(leaves), dict[str, int]()
     for group in plan.in_order():
-        paths, where = places(plan, group, sizes)
-        given = [i for i, path in enumerate(paths) if path in leaves]
+        holds, paths = held(plan, group, sizes, leaves)
         full = group.size if keep_shape else None
-        merged = merge_group(
-            group,
-            [plan.leaf[paths[i]].axes for i in given],
-            [result[paths[i]] for i in given],
-            alone(where, given),
-            maps[group.name],
-            merge(group),
-            sizes,
-            full,
-            neutral,
-        )
-        result.update(zip((paths[i] for i in given), merged, strict=True))
+        arrays = [result[path] for path in paths]
+        merged = merge_group(holds, arrays, maps[group.name], merge(group), full, neutral)
+        result.update(zip(paths, merged, strict=True))
         if not keep_shape:
             sizes[group.name] = group.kept
     return result
 
 
 def merge_group(
-    group: Group,
-    axes: Sequence[Sequence[ex.Expression]],
+    holds: Held,
     arrays: Sequence[Array],
-    where: Sequence[Place],
-    found: Transport,
+    found: Map | Transport,
     merge: str,
-    sizes: Mapping[str, int],
     full: int | None = None,
     neutral: bool = False,
 ) -> list[Array]:
-    """Applies a group's maps to the arrays that hold it, to every entry of its batch its own.
+    """Applies a group's maps to arrays that hold it, to every entry of its batch its own.
 
     Args:
-      group: the group.
-      axes: what lies along the axes of every array.
-      arrays: the arrays that ``where`` numbers.
-      where: the places of the group.
-      found: its transport maps, ``[*batch, n, m]``.
+      holds: what is static about the arrays.
+      arrays: the arrays.
+      found: the group's transport maps, ``[*batch, n, m]``.
       merge: see `merge_neurons`.
-      sizes: present widths of the groups that were mapped before.
       full: see `merge_neurons`.
       neutral: see `merge_neurons`.
 
     Returns:
       The arrays, mapped in all places.
     """
-    if not group.batch:
-        return merge_neurons(arrays, where, found, merge, full, neutral)
-    views = [View(tuple(a), group.along) for a in axes]
-    fronts = [view.front(x, sizes) for view, x in zip(views, arrays, strict=True)]
+    if not arrays:
+        return []
+    if not holds.views:
+        return merge_neurons(arrays, holds.where, found, merge, full, neutral)
 
-    def one(arrays: list[Array], found: Transport) -> list[Array]:
-        return merge_neurons(arrays, where, found, merge, full, neutral)
+    def one(arrays: list[Array], found: Map | Transport) -> list[Array]:
+        return merge_neurons(arrays, holds.where, found, merge, full, neutral)
 
-    merged = jax.vmap(one)(fronts, flat(group, found))
-    width = full or found.map.shape[-1]
-    after = {**sizes, group.name: width}
-    return [view.back(x, after) for view, x in zip(views, merged, strict=True)]
+    batch = found.map.ndim - 2
+    every = jax.tree.map(lambda x: x.reshape(-1, *x.shape[batch:]), found)
+    merged = jax.vmap(one)(holds.entries(arrays), every)
+    after = {SELF: full or found.map.shape[-1]}
+    return [view.back(x, after) for view, x in zip(holds.views, merged, strict=True)]
 
 
 def merge_neurons(
     arrays: Sequence[Array],
     where: Sequence[Place],
-    found: Transport,
+    found: Map | Transport,
     merge: str,
     full: int | None = None,
     neutral: bool = False,
@@ -197,12 +296,16 @@ def merge_neurons(
     """
     arrays = list(arrays)
     by = {} if merge == "select" else matrices(found.map, found.targets, full)
+    sources = found.sources if isinstance(found, Map) else "many"
+    kept = None if sources == "many" else found.map.shape[1]
+    maps = {name: neuron_map(matrix, kept) for name, matrix in by.items()}
     for p in where:
         x = arrays[p.array]
         if merge == "select":
             arrays[p.array] = _select(x, found.targets, p.axis, p.where, full)
         else:
-            arrays[p.array] = _multiply(x, by[normalised(p.role, merge)], p.axis, p.where)
+            by = maps[normalised(p.role, merge)]
+            arrays[p.array] = _multiply(x, by, p.axis, p.where, sources == "whole")
         if (
             full is not None
             and neutral
@@ -243,15 +346,9 @@ def matrices(
     return result
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "where"))
-def _multiply(x: Array, by: Float[Array, "m n"], axis: int, where: ex.Expression) -> Array:
-    def function(x: Array, axis: int) -> Array:
-        product = jnp.tensordot(
-            by.astype(x.dtype), x, (1, axis), precision=jax.lax.Precision.HIGHEST
-        )
-        return jnp.moveaxis(product, 0, axis)
-
-    return ex.transform(x, axis, where, SELF, function)
+@functools.partial(jax.jit, static_argnames=("axis", "where", "whole"))
+def _multiply(x: Array, by: NeuronMap, axis: int, where: ex.Expression, whole: bool) -> Array:
+    return ex.transform(x, axis, where, SELF, lambda x, axis: times(by, x, axis, whole))
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "where", "full"))
@@ -260,7 +357,7 @@ def _select(
 ) -> Array:
     def function(x: Array, axis: int) -> Array:
         if full is None:
-            return jnp.take(x, targets, axis)
+            return mesh.take(x, targets, axis)
         mask = jnp.zeros((full,), bool).at[targets].set(True)
         return jnp.where(_lift(mask, x, axis), x, 0)
 

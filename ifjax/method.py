@@ -31,11 +31,14 @@ class Method:
       targets: what the neurons are fused into: ``"top"``, the neurons of highest score; or
         ``"centroids"`` of all neurons in feature space, each represented by a neuron near it.
       centroids: ``"kmeans"`` or ``"gaussian_mixture"``, see `ifjax.centroids.clusters`.
-      cost_p: order of the norm between the neurons' features, at least 1.
+      cost_p: order of the norm between the neurons' features, at least 1; or ``"cosine"`` for one
+        minus the cosine between them, which is no metric.
       source_marginal: mass of the neurons, ``"uniform"`` or ``"importance"``.
       target_marginal: mass of the targets, likewise; the importance of a centroid is that of the
         neurons that belong to it.
-      solver: ``"sinkhorn"``, ``"exact"`` or ``"nearest"``.
+      solver: ``"sinkhorn"``, ``"sinkhorn_kernel"`` (the same problem, faster), ``"exact"``,
+        ``"nearest"``, or ``"auto"``, which chooses by size and backend (`ifjax.solvers.choose`);
+        `solver_for` says what.
       epsilon: entropic regularisation of Sinkhorn, relative to the mean cost.
       merge: ``"reference"`` or ``"preserving"``, see `ifjax.apply_maps`.
       order: ``"sequential"`` from the output to the input, each group on weights that the earlier
@@ -52,7 +55,7 @@ class Method:
     scores_on: Literal["folded", "raw"] = "folded"
     targets: Literal["top", "centroids"] = "top"
     centroids: Literal["kmeans", "gaussian_mixture"] = "kmeans"
-    cost_p: float = 1.0
+    cost_p: float | Literal["cosine"] = 1.0
     source_marginal: Literal["uniform", "importance"] = "uniform"
     target_marginal: Literal["uniform", "importance"] = "uniform"
     solver: str = "sinkhorn"
@@ -67,6 +70,24 @@ class Method:
         if self.method == "fuse" and self.heads == "prune" and kind in ("head", "head_dim"):
             return dataclasses.replace(self, method="prune")
         return self
+
+    def solver_for(self, n: int, m: int, backend: str | None = None) -> str:
+        """The solver of a group of n neurons of which m are kept: what ``"auto"`` chooses there.
+
+        Args:
+          n: neurons.
+          m: targets.
+          backend: as `jax.default_backend` names it, which is the default.
+
+        Returns:
+          A key of `ifjax.solvers.SOLVERS`.
+
+        Example:
+          >>> Method(solver="auto").solver_for(512, 256, backend="cpu")
+          'exact'
+        """
+        uniform = self.source_marginal == self.target_marginal == "uniform"
+        return solvers.choose(self.solver, n, m, uniform=uniform, backend=backend)
 
     def __post_init__(self) -> None:
         """Checks every choice.
@@ -85,7 +106,7 @@ class Method:
             "centroids": centroid_kinds.CENTROIDS,
             "source_marginal": ("uniform", "importance"),
             "target_marginal": ("uniform", "importance"),
-            "solver": tuple(solvers.SOLVERS),
+            "solver": (*solvers.SOLVERS, solvers.AUTO),
             "merge": ("reference", "preserving"),
             "order": ("sequential", "simultaneous"),
         }
@@ -93,7 +114,9 @@ class Method:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-        if not self.cost_p >= 1:
-            raise ValueError(f"cost_p must be at least 1 (inf is allowed); got {self.cost_p!r}")
+        if self.cost_p != "cosine" and (isinstance(self.cost_p, str) or not self.cost_p >= 1):
+            raise ValueError(
+                f"cost_p must be at least 1 (inf is allowed) or 'cosine'; got {self.cost_p!r}"
+            )
         if not 0 < self.epsilon < math.inf:
             raise ValueError(f"epsilon must be positive and finite; got {self.epsilon!r}")

@@ -147,6 +147,14 @@ class Plan:
     version: int = SCHEMA_VERSION
 
     @functools.cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, f.name) for f in dataclasses.fields(self)))
+
+    def __hash__(self) -> int:
+        """Computed once: a plan is a static argument of jitted functions."""
+        return self._hash
+
+    @functools.cached_property
     def leaf(self) -> dict[str, Leaf]:
         """Leaves by path."""
         return {leaf.path: leaf for leaf in self.leaves}
@@ -257,7 +265,8 @@ class FusionSpec:
             without it the result is nested dicts of the traced dtypes.
 
         Returns:
-          A tree with a `jax.ShapeDtypeStruct` per leaf.
+          A tree with a `jax.ShapeDtypeStruct` per leaf; of parameters on a mesh with the shardings
+          of `ifjax.small_shardings`.
 
         Raises:
           ValueError: if ``params`` has a leaf that the spec has not.
@@ -278,7 +287,9 @@ class FusionSpec:
                 raise ValueError(f"{name}: not a leaf of the network this spec was made for")
             return jax.ShapeDtypeStruct(self.plan.shape(name), leaf.dtype)
 
-        return jax.tree_util.tree_map_with_path(small, params)
+        from ifjax.sharding import laid_like
+
+        return laid_like(jax.tree_util.tree_map_with_path(small, params), params)
 
     def __matmul__(self, first: FusionSpec) -> FusionSpec:
         """This spec after ``first``; see `ifjax.compose`."""
@@ -344,7 +355,8 @@ class FusionSpec:
             raise ValueError(f"expected a spec of schema version {SCHEMA_VERSION}, got {version}")
         try:
             method = dict(value["method"])
-            method["cost_p"] = float(method["cost_p"])
+            if method["cost_p"] != "cosine":
+                method["cost_p"] = float(method["cost_p"])
             plan = Plan(
                 leaves=_from_lists(value["leaves"]),
                 state=_from_lists(value["state"]),

@@ -1,17 +1,13 @@
 """Optimal transport from the neurons of a group to the neurons that remain.
 
-The way of the data: `features` of the neurons, a `cost_matrix` from all of them to the `top` ones,
-a `marginal` on either side, and `solve`, which turns them into a `Transport` with one of the
-`ifjax.solvers`.
+The way of the data: `ifjax.costs` of moving the neurons to the `top` ones, a `marginal` on either
+side, and `solve`, which turns them into a `Transport` with one of the `ifjax.solvers`.
 
 References:
   Theus et al., `Towards Meta-Pruning via Optimal Transport <https://arxiv.org/abs/2402.07839>`_,
   ICLR 2024, section 3.
 """
 
-import functools
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,9 +18,6 @@ from ifjax import solvers
 
 MARGINALS = ("uniform", "importance")
 
-# Features per step of the cost accumulation: XLA fuses 16 differences into one vectorised loop that
-# reads and writes the [n, m] accumulator once.
-_CHUNK = 16
 # The smallest share of the average mass that an importance marginal gives a neuron.
 _FLOOR = 1e-6
 
@@ -68,17 +61,18 @@ def solve(
         T = \arg\min_{T \ge 0} \langle T, C \rangle
         \quad \text{with} \quad T 1 = a, \; T^\top 1 = b
 
-    exactly (``solver="exact"``), with entropy (``"sinkhorn"``), or without the constraint on the
-    targets (``"nearest"``). Pure; works under `jax.jit` and `jax.vmap`. Nothing is raised for
-    a solver that does not converge: look at the flags of the result.
+    exactly (``solver="exact"``), with entropy (``"sinkhorn"``, ``"sinkhorn_kernel"``), or without
+    the constraint on the targets (``"nearest"``). Pure; works under `jax.jit` and `jax.vmap`. A
+    mass of zero means that the source or target is absent: padding changes nothing else. Nothing
+    is raised for a solver that does not converge: look at the flags of the result.
 
     Args:
       cost: cost of moving a unit of mass from source i to target j. Half precision is solved in
-        float32.
-      a: mass of the sources, of sum one.
-      b: mass of the targets, of sum one.
+        float32. Not read where source or target is absent.
+      a: mass of the sources, of sum one; zero for absent ones.
+      b: mass of the targets, likewise.
       targets: index among the sources of each target; carried along.
-      solver: a key of `ifjax.solvers.SOLVERS`.
+      solver: a key of `ifjax.solvers.SOLVERS`, or ``"auto"``, see `ifjax.solvers.choose`.
       epsilon: strength of the entropy relative to the mean of ``cost``; read by Sinkhorn only.
         Static under jit. Smaller is nearer to the exact plan and takes more iterations.
       init: an earlier `Transport` of these sources, or its ``potential``, to warm-start Sinkhorn.
@@ -88,7 +82,7 @@ def solve(
 
     Raises:
       ValueError: for an unknown solver, an epsilon that is not positive, or shapes that disagree.
-      ImportError: for ``"exact"`` without POT.
+      ImportError: for ``"exact"`` without POT, where it is needed (`ifjax.solvers.exact_many`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,7 +93,6 @@ def solve(
              [0., 1.],
              [1., 0.]], dtype=float32)
     """
-    solvers.require(solver)
     shapes = tuple(tuple(x.shape) for x in (cost, a, b, targets))
     if len(cost.shape) != 2 or shapes[1:] != (shapes[0][:1], shapes[0][1:], shapes[0][1:]):
         raise ValueError(
@@ -107,91 +100,21 @@ def solve(
                 *shapes
             )
         )
+    chosen = solvers.SOLVERS[solvers.choose(solver, *cost.shape)]
     dtype = jnp.result_type(jnp.float32, cost)
     cost, a, b = (jnp.asarray(x, dtype) for x in (cost, a, b))
     if isinstance(init, Transport):
         init = init.potential
-    solution = solvers.SOLVERS[solver](cost, a, b, epsilon=float(epsilon), init=init)
+    solution = chosen(cost, a, b, epsilon=float(epsilon), init=init)
     return Transport(
         map=solution.map,
         targets=targets,
         converged=solution.converged,
         iterations=solution.iterations,
         marginal_error=solvers.marginal_error(solution.map, a, b),
-        cost=jnp.sum(solution.map * cost),
+        cost=jnp.sum(solution.map * jnp.where((a > 0)[:, None] & (b > 0), cost, 0)),
         potential=solution.potential,
     )
-
-
-def features(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    r"""Divides each row by its 2-norm: :math:`f_i = x_i / \|x_i\|_2`, and 0 where it is zero.
-
-    Args:
-      rows: everything that describes a neuron: its producer rows and consumer columns, side by
-        side.
-
-    Returns:
-      Rows of norm one or zero, in the dtype of ``rows``, computed in float32 at least. Gradients
-      are finite, and zero for the rows that are zero.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> features(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
-      Array([[0.6, 0.8],
-             [0. , 0. ]], dtype=float32)
-    """
-    x = rows.astype(jnp.result_type(jnp.float32, rows))
-    # The result does not depend on the scale, so neither does the gradient; squares of tiny or huge
-    # weights then neither vanish nor overflow.
-    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, keepdims=True, initial=0))
-    x = x / jnp.where(scale > 0, scale, 1)
-    square = jnp.sum(x * x, axis=1, keepdims=True)
-    return (x / jnp.sqrt(jnp.where(square > 0, square, 1))).astype(rows.dtype)
-
-
-@functools.partial(jax.jit, static_argnames="p")
-def cost_matrix(
-    x: Float[Array, "n d"], y: Float[Array, "m d"], p: float | int = 1
-) -> Float[Array, "n m"]:
-    r"""Distances :math:`C_{ij} = \|x_i - y_j\|_p` between two sets of rows.
-
-    Accumulated over the features in chunks, so that neither the forward pass nor the reverse-mode
-    gradient holds an ``[n, m, d]`` array. Equal rows have a distance of exactly zero.
-
-    Args:
-      x: the source features.
-      y: the target features.
-      p: the norm, at least 1, or ``inf``. Static under jit.
-
-    Returns:
-      The distances, in float32 (float64 for float64 features).
-
-    Raises:
-      ValueError: for ``p < 1``.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> cost_matrix(jnp.array([[0.0, 0.0], [3.0, 4.0]]), jnp.array([[0.0, 0.0]]), p=2)
-      Array([[0.],
-             [5.]], dtype=float32)
-    """
-    if not p >= 1:
-        raise ValueError(f"cost_matrix needs a norm p >= 1 or inf, got p = {p}")
-    dtype = jnp.result_type(jnp.float32, x, y)
-    x, y = x.astype(dtype), y.astype(dtype)
-    if p == 1:
-        return _accumulate(x, y, lambda total, t: total + t)
-    if p == 2:
-        square = _accumulate(x, y, lambda total, t: total + t * t)
-        # A zero distance has the gradient zero, not the infinite one of the root.
-        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-    largest = _accumulate(x, y, jnp.maximum)
-    if math.isinf(p):
-        return largest
-    # Relative to the largest difference, so that high powers of small numbers do not vanish.
-    scale = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
-    powers = _accumulate(x, y, lambda total, t: total + (t / scale) ** p)
-    return jnp.where(powers > 0, scale * jnp.where(powers > 0, powers, 1) ** (1 / p), 0)
 
 
 def marginal(kind: str, scores: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -246,23 +169,3 @@ def top(scores: Float[Array, " n"], m: int) -> Int[Array, " m"]:
     if not 1 <= m <= scores.shape[0]:
         raise ValueError(f"cannot take the top {m} of {scores.shape[0]} scores")
     return jnp.sort(jax.lax.top_k(scores, m)[1])
-
-
-def _accumulate(
-    x: Float[Array, "n d"], y: Float[Array, "m d"], add: Callable[[Array, Array], Array]
-) -> Float[Array, "n m"]:
-    """Folds |x_ik - y_jk| over the features k with ``add``, from zero."""
-    (n, d), m = x.shape, y.shape[0]
-    chunks = -(-d // _CHUNK)
-    padding = ((0, 0), (0, chunks * _CHUNK - d))
-    xs = jnp.pad(x, padding).T.reshape(chunks, _CHUNK, n)
-    ys = jnp.pad(y, padding).T.reshape(chunks, _CHUNK, m)
-
-    # Rematerialised, else reverse mode would keep what it needs of every step: [n, m, d].
-    @jax.checkpoint
-    def step(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
-        for u, v in zip(*rows, strict=True):
-            total = add(total, jnp.abs(u[:, None] - v[None, :]))
-        return total, None
-
-    return jax.lax.scan(step, jnp.zeros((n, m), x.dtype), (xs, ys))[0]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from ifjax.spec import Plan
@@ -71,10 +71,7 @@ def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Any]:
         if floating != _is_floating(want.dtype):
             raise ValueError(f"{path}: expected dtype {want.dtype}, got {leaf.dtype}")
     check_finite(leaves)
-    for norm in plan.norms:
-        variance = leaves[norm.variance]
-        if is_concrete(variance) and not (np.asarray(variance, np.float64) >= -norm.eps).all():
-            raise ValueError(f"{norm.variance}: expected variances, got a negative number")
+    _check_variances(leaves, plan)
     return leaves
 
 
@@ -84,25 +81,67 @@ def _is_floating(dtype: str) -> bool:
 
 def check_finite(leaves: Mapping[str, Any]) -> None:
     """Raises ValueError at the first leaf that holds NaN or infinity, outside of jit."""
-    floating = {
-        p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating) and is_concrete(x)
-    }
-    if not floating:
-        return
-    with jax.ensure_compile_time_eval():  # for arrays that a jitted function closes over
-        finite = jax.device_get(_all_finite(floating))
-    for path, ok in finite.items():
-        if not ok:
-            x = np.asarray(floating[path], dtype=np.float64)
-            count = int(np.sum(~np.isfinite(x)))
+    floating = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    for path, count in _values(floating, _not_finite, _finite_sum).items():
+        if count:
             raise ValueError(
-                f"{path}: expected finite weights, got {count} of {x.size} that are NaN or infinite"
+                f"{path}: expected finite weights, got {count} of {floating[path].size} that are "
+                "NaN or infinite"
             )
 
 
-@jax.jit
-def _all_finite(leaves: dict[str, ArrayLike]) -> dict[str, Array]:
-    return {path: jnp.all(jnp.isfinite(x)) for path, x in leaves.items()}
+def _check_variances(leaves: Mapping[str, Any], plan: Plan) -> None:
+    variances = {norm.variance: leaves[norm.variance] for norm in plan.norms}
+    lowest = _values(variances, _lowest)
+    for norm in plan.norms:
+        if not lowest.get(norm.variance, 0) >= -norm.eps:
+            raise ValueError(f"{norm.variance}: expected variances, got a negative number")
+
+
+def _values(
+    leaves: Mapping[str, Any],
+    function: Callable[[Any, Any], Any],
+    passes: Callable[[np.ndarray], bool] = lambda x: False,
+) -> dict[str, Any]:
+    """A number of every leaf that can be looked at: read where it is, or else in one program.
+
+    Leaves that pass are left out. Of arrays on other devices, or on several, only the numbers
+    leave them.
+    """
+    concrete = {path: x for path, x in leaves.items() if is_concrete(x)}
+    near = {path: np.asarray(x) for path, x in concrete.items() if _is_near(x)}
+    found = {path: function(np, x) for path, x in near.items() if not passes(x)}
+    far = {path: x for path, x in concrete.items() if path not in near}
+    if far:
+        with jax.ensure_compile_time_eval():  # for arrays that a jitted function closes over
+            found |= jax.device_get(_on_devices(far, function))
+    return found
+
+
+def _is_near(x: Any) -> bool:
+    """Whether numpy sees the array without a copy."""
+    if not isinstance(x, jax.Array):
+        return True
+    return len(x.devices()) == 1 and all(device.platform == "cpu" for device in x.devices())
+
+
+@functools.partial(jax.jit, static_argnames="function")
+def _on_devices(leaves: dict[str, Array], function: Callable[[Any, Any], Any]) -> dict[str, Array]:
+    return {path: function(jnp, x) for path, x in leaves.items()}
+
+
+def _not_finite(numpy: Any, x: Any) -> Any:
+    return numpy.sum(~numpy.isfinite(x))
+
+
+def _lowest(numpy: Any, x: Any) -> Any:
+    return numpy.min(x.astype(jnp.promote_types(x.dtype, "float32")), initial=0)
+
+
+def _finite_sum(x: np.ndarray) -> bool:
+    """Whether the sum is finite: then so is every term; else one has to look at them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.sum(x, dtype=np.promote_types(x.dtype, np.float32))))
 
 
 def with_leaves(params: PyTree, leaves: Mapping[str, Any]) -> PyTree:

@@ -59,14 +59,14 @@ def test_the_case_is_the_reference_s(monkeypatch, name):
         assert {f"group{k}/map" for k in range(len(groups))} == {k for k in case if "/map" in k}
     close(forward(model)(params, case["x"]), case["y_dense"], "the network itself")
 
-    recorded = []
-    monkeypatch.setattr(maps, "_scored", recording(maps._scored, recorded))
+    recorded = {}
+    monkeypatch.setattr(maps, "read", recording(maps.read, recorded))
     scores = reference.scores(settings, case, groups)
     found_maps = ifjax.transport_maps(params, spec, scores)
     assert list(found_maps) == [g.name for g in groups]
     for k, group in enumerate(groups if settings["ot"] else []):
         found, where = found_maps[group.name], f"group {k}, {group.name}"
-        close(recorded[k][0], case[f"group{k}/importance"], f"scores of {where}")
+        close(recorded[k], case[f"group{k}/importance"], f"scores of {where}")
         dropped = np.setdiff1d(np.arange(group.size), found.targets)
         np.testing.assert_array_equal(dropped, np.sort(case[f"group{k}/pruned"]), where)
         by_source = matrices(found.map, found.targets, None)["M"]
@@ -83,10 +83,13 @@ def test_the_case_is_the_reference_s(monkeypatch, name):
 
 
 def recording(function, results):
-    """The function, which also appends what it returns."""
+    """The function, which also notes the scores that it returns, by the number of the group."""
 
-    def recorded(*args):
-        results.append(function(*args))
-        return results[-1]
+    def recorded(inputs, bucket):
+        found, start = function(inputs, bucket), 0
+        for given, unit in zip(inputs, bucket.units, strict=True):
+            results[given.number] = found.scores[start, : unit.size]
+            start += unit.count
+        return found
 
     return recorded

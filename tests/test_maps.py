@@ -10,7 +10,7 @@ import ot
 import pytest
 
 import ifjax
-from ifjax import centroids, importance, solvers
+from ifjax import centroids, importance
 from tests import reference
 
 WIDTHS = {"mlp": (8, 6), "vgg": (6, 8)}
@@ -57,7 +57,7 @@ def test_scores_may_be_integers():
 
 
 def test_sinkhorn_that_does_not_converge_says_so(monkeypatch):
-    monkeypatch.setattr(solvers, "_MAX_ITERATIONS", 10)
+    monkeypatch.setattr("ifjax.solvers.entropic.MAX_ITERATIONS", 10)
     params, spec = init("mlp"), traced("mlp").spec(0.5, epsilon=0.00123)
     message = (
         r"'sinkhorn' did not converge for [12] of 2 groups, first fc1\.weight: marginal error .* "
@@ -69,21 +69,24 @@ def test_sinkhorn_that_does_not_converge_says_so(monkeypatch):
     assert not maps["fc1.weight"].converged
 
 
-def test_exact_without_pot_is_refused_before_anything_is_computed(monkeypatch):
-    def missing():
-        raise ImportError("solver 'exact' needs POT: pip install 'ifjax[exact]'")
+def missing():
+    raise ImportError("solver 'exact' needs POT: pip install 'ifjax[exact]'")
 
-    monkeypatch.setattr(solvers, "_pot", missing)
-    monkeypatch.setattr(ifjax.maps, "_group_transport", pytest.fail)
-    monkeypatch.setattr(ifjax.maps, "checked_leaves", pytest.fail)
+
+@pytest.mark.parametrize("choice", [{"source_marginal": "importance"}, {"keep": 3}])
+def test_exact_without_pot_is_refused_before_anything_is_computed(monkeypatch, choice):
+    monkeypatch.setattr("ifjax.solvers.host.pot", missing)
+    monkeypatch.setattr(ifjax.maps, "read", pytest.fail)
+    choice = {"keep": 4} | choice
     with pytest.raises(ImportError, match=r"pip install 'ifjax\[exact\]'"):
-        ifjax.fuse_params(init("mlp"), traced("mlp").spec(0.5, solver="exact"))
+        ifjax.fuse_params(init("mlp"), traced("mlp").spec(**choice, solver="exact"))
 
 
-def test_pruning_needs_no_pot(monkeypatch):
-    monkeypatch.setattr(solvers, "_pot", pytest.fail)
-    spec = traced("mlp").spec(0.5, method="prune", solver="exact")
-    assert ifjax.fuse_params(init("mlp"), spec)["fc0.weight"].shape == (4, 6)
+def test_pruning_and_assignments_need_no_pot(monkeypatch):
+    monkeypatch.setattr("ifjax.solvers.host.pot", missing)
+    for choice in ({"method": "prune"}, {}):
+        spec = traced("mlp").spec(0.5, solver="exact", **choice)
+        assert ifjax.fuse_params(init("mlp"), spec)["fc0.weight"].shape == (4, 6)
 
 
 def test_init_warm_starts_sinkhorn():

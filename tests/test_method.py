@@ -31,6 +31,7 @@ BAD = {
     "order must be one of sequential, simultaneous": {"order": "reverse"},
     "cost_p must be at least 1 .* got 0.5": {"cost_p": 0.5},
     "cost_p must be at least 1 .* got nan": {"cost_p": math.nan},
+    "cost_p must be at least 1 .* or 'cosine'; got 'cos'": {"cost_p": "cos"},
     "epsilon must be positive and finite; got 0": {"epsilon": 0.0},
     "epsilon must be positive and finite; got inf": {"epsilon": math.inf},
     "epsilon must be positive and finite; got nan": {"epsilon": math.nan},
@@ -54,3 +55,14 @@ def test_every_importance_is_a_choice():
     assert {Method(importance=name).importance for name in importance.names()} == {
         *("l1", "l2", "linf", "lamp", "bn_scale", "taylor", "fisher", "chip", "random")
     }
+
+
+def test_auto_says_what_it_is():
+    method = Method(solver="auto")
+    assert method.solver_for(512, 256, backend="cpu") == "exact"
+    assert method.solver_for(512, 256, backend="gpu") == "sinkhorn_kernel"
+    assert Method(solver="nearest").solver_for(512, 256) == "nearest"
+    # An assignment with uniform marginals only; else it is the network simplex, and too large.
+    assert method.solver_for(2048, 1024, backend="cpu") == "exact"
+    mass = Method(solver="auto", source_marginal="importance")
+    assert mass.solver_for(2048, 1024, backend="cpu") == "sinkhorn_kernel"

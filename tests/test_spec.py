@@ -46,6 +46,7 @@ SPECS = {
     "options": lambda g: g.spec(
         keep=2, cost_p=math.inf, epsilon=0.3, merge="preserving", seed=4, solver="nearest"
     ),
+    "cosine": lambda g: g.spec(0.5, cost_p="cosine"),
     "nothing": lambda g: g.spec(0.0),
 }
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from ifjax import mesh
+
 Sizes = Mapping[str, int]
 
 
@@ -134,9 +136,10 @@ def transform(
     """
     if name not in set(atoms(expression)):
         return x
+    if isinstance(expression, Atom):
+        return function(x, axis)
+    x = mesh.whole(x, axis)
     match expression:
-        case Atom():
-            return function(x, axis)
         case Product(factors):
             shape = x.shape
             split = [size(f, sizes) for f in factors]
@@ -170,6 +173,7 @@ def rows(
     found: list[Array] = []
 
     def collect(part: Array, at: int) -> Array:
+        part = mesh.spread(part, at)
         found.append(jnp.moveaxis(part, at, 0).reshape(part.shape[at], -1))
         return part
 

@@ -1,0 +1,120 @@
+"""Where the time of a fusion goes, and what the machine could do: for `benchmarks/speed.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ifjax
+from ifjax import costs, fuse, maps, waves
+
+# Where the parts are called: the module, the function, and what it does.
+PARTS = (
+    (maps, "checked_leaves", "checks"),
+    (maps, "_weights", "fold"),
+    (maps, "read", "rows, scores, cost"),
+    (maps, "solve", "solve"),
+    (maps, "_merged", "merge"),
+    (fuse, "_merged", "merge"),
+)
+
+
+def parts(params: Any, spec: Any, repeats: int = 5) -> dict[str, float]:
+    """Median milliseconds of every part, run to its end before the next one; and of all.
+
+    "cost alone" is contained in "rows, scores, cost"; "rest" is dispatch and what Python does.
+    """
+    jax.block_until_ready(ifjax.fuse_params(params, spec))
+    found: list[dict[str, float]] = []
+    for _ in range(repeats):
+        times: dict[str, float] = {}
+        with contextlib.ExitStack() as stack:
+            for module, name, part in PARTS:
+                function = getattr(module, name)
+                timed = _timed(function, times, part)
+                stack.enter_context(mock.patch.object(module, name, timed))
+            with _clock(times, "all"):
+                jax.block_until_ready(ifjax.fuse_params(params, spec))
+        times["rest"] = 2 * times["all"] - sum(times.values())
+        found.append(times)
+    result = {part: 1e3 * statistics.median(x[part] for x in found) for part in found[0]}
+    return {**result, "cost alone": cost_alone(spec, repeats)}
+
+
+def differences(spec: Any) -> float:
+    """The number of |x - y| that the costs of a network take, in 10^9."""
+    return sum(b * k * m * d for b, k, m, d in _shapes(spec)) / 1e9
+
+
+def cost_alone(spec: Any, repeats: int) -> float:
+    """Milliseconds of the cost matrices of all buckets, on features of the same shapes."""
+    rng, total = np.random.default_rng(0), 0.0
+    one = jax.jit(jax.vmap(lambda x, y: costs.cost_matrix(x, y, 1)))
+    for b, k, m, d in _shapes(spec):
+        x, y = (jnp.asarray(rng.standard_normal((b, n, d), np.float32)) for n in (k, m))
+        total += fastest(one, x, y, repeats=repeats)
+    return 1e3 * total
+
+
+def _shapes(spec: Any) -> Iterator[tuple[int, int, int, int]]:
+    """Problems, sources, targets and features of every bucket, padding included."""
+    schedule = waves.schedule(spec.plan, spec.method, frozenset(), jax.default_backend())
+    for wave in schedule:
+        for bucket in wave.buckets:
+            n, m, d = (max(x) for x in zip(*(u.extent for u in bucket.units), strict=True))
+            moving = max(u.size - u.kept for u in bucket.units) if bucket.moved else n
+            yield sum(u.count for u in bucket.units), moving, m, d
+
+
+def ceilings() -> dict[str, float]:
+    """What the machine does at best, in this process: products, differences, memory.
+
+    A fused multiply-add is two operations of a product; a difference, its modulus and a sum are
+    three instructions: a sixth of the product's operations bounds |x - y| + total.
+    """
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2048, 2048), np.float32))
+    product = jax.jit(lambda x: jnp.dot(x, x, precision="highest"))
+    block = jnp.zeros((2**26,), jnp.float32)
+    gemm = 2 * 2048**3 / fastest(product, x) / 1e9
+    return {
+        "product GF/s": gemm,
+        "differences G/s, at most": gemm / 6,
+        "memory GB/s": 2 * block.nbytes / fastest(jax.jit(lambda x: x + 1), block) / 1e9,
+    }
+
+
+def fastest(call: Callable[..., Any], *args: Any, repeats: int = 9) -> float:
+    """Seconds of the fastest of some calls after the first."""
+    jax.block_until_ready(call(*args))
+    times: dict[str, float] = {}
+    best = float("inf")
+    for _ in range(repeats):
+        times.clear()
+        with _clock(times, "call"):
+            jax.block_until_ready(call(*args))
+        best = min(best, times["call"])
+    return best
+
+
+def _timed(function: Callable[..., Any], times: dict[str, float], part: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _clock(times, part):
+            return jax.block_until_ready(function(*args, **kwargs))
+
+    return call
+
+
+@contextlib.contextmanager
+def _clock(times: dict[str, float], part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    times[part] = times.get(part, 0.0) + time.perf_counter() - start

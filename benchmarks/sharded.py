@@ -1,0 +1,107 @@
+"""Fusing parameters that lie spread over a mesh: memory per device, traffic, and the same result.
+
+A decoder of 6 blocks (width 128, gated feed-forward of 512 neurons) on 8 devices, which one CPU
+plays: `fuse_params` under jit with the output shardings of `small_shardings`, half of the neurons,
+Sinkhorn, in three layouts: *fsdp*, every kernel split on its first axis; *tensor*, every kernel on
+its neurons; *mixed*, both, on a mesh of 2 x 4. "XLA alone" is the same program where the package
+does not know of the mesh (the shardings are given by ``in_shardings``).
+
+Per device, of the compiled program, in MiB: arguments and outputs; temporary memory; what
+all-gathers hold, and the largest of them; what every collective receives, loops of known length
+unrolled (Sinkhorn's reductions of one number per target count once). Buffers are scheduled one
+after another, as on accelerators. Last, the largest difference of a weight from what one device
+makes of it.
+
+    python benchmarks/sharded.py        # about 2 minutes on 2 cores
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import record
+from tqdm import tqdm
+
+import ifjax
+from ifjax.sharding import small_shardings
+
+# Read when the devices are first asked for.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 "
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests import test_sharding as network
+
+FFN = {"include": "*gate*", "order": "simultaneous"}
+CASES = [
+    *(
+        (layout, "feed-forward, simultaneous", FFN, known)
+        for layout in network.LAYOUTS
+        for known in (0, 1)
+    ),
+    *(
+        (layout, "feed-forward and stream, sequential", {"include": ("embed", "*gate*")}, 1)
+        for layout in network.LAYOUTS
+    ),
+]
+
+
+def main() -> None:
+    """Makes the table."""
+    params, apply = network.transformer(6, 128, 512)
+    graph = ifjax.trace(apply, params, jnp.zeros((1, 3), jnp.int32))
+    wanted: dict[str, Any] = {}
+    table = []
+    for layout, groups, options, known in tqdm(CASES):
+        spec = graph.spec(0.5, **options)
+        if groups not in wanted:
+            wanted[groups] = jax.jit(ifjax.fuse_params, static_argnums=1)(params, spec)
+        row = measure(params, spec, network.shardings(params, layout), bool(known), wanted[groups])
+        who = "ifjax" if known else "XLA alone"
+        table.append({"groups": groups, "layout": layout, "by": who, **row})
+    print(record.markdown(table))
+    tree = sum(x.nbytes for x in jax.tree.leaves(params)) / 2**20
+    print("written:", record.write("sharded", table, devices=8, seed=network.SEED, tree=tree).name)
+
+
+def measure(params: Any, spec: Any, places: Any, known: bool, wanted: Any) -> dict[str, Any]:
+    """One row."""
+    full = jax.device_put(params, places)
+    outputs = small_shardings(spec, places)
+    if known:
+        run = jax.jit(lambda p: ifjax.fuse_params(p, spec), out_shardings=outputs).lower(full)
+    else:
+        run = jax.jit(
+            lambda p: ifjax.fuse_params(p, spec), in_shardings=(places,), out_shardings=outputs
+        ).lower(params)
+    program = run.compile()
+    memory = program.memory_analysis()
+    moved = network.collectives(program.as_text())
+    gathered = [size for kind, size in moved if kind == "all-gather"]
+    pairs = zip(jax.tree.leaves(program(full)), jax.tree.leaves(wanted), strict=True)
+    ends = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    sizes = {
+        "arguments and outputs": ends,
+        "temporary": memory.temp_size_in_bytes,
+        "peak": ends + memory.temp_size_in_bytes,
+        "gathered": sum(gathered),
+        "largest gather": max(gathered, default=0),
+        "received": sum(size for _, size in moved),
+    }
+    return {
+        **{name: size / 2**20 for name, size in sizes.items()},
+        "deviation": max(float(np.max(np.abs(np.asarray(x) - np.asarray(y)))) for x, y in pairs),
+    }
+
+
+if __name__ == "__main__":
+    main()

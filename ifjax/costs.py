@@ -1,0 +1,248 @@
+"""What it costs to tell one neuron from another: features, and the distances between them.
+
+References:
+  Theus et al., `Towards Meta-Pruning via Optimal Transport <https://arxiv.org/abs/2402.07839>`_,
+  ICLR 2024, section 3.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Bool, Float
+
+# Of a norm; or "cosine".
+Order = float | int | str
+
+# Features per step of an accumulation: XLA fuses 16 differences into one vectorised loop that reads
+# and writes the accumulator once.
+_CHUNK = 16
+# Pairs whose squared distance, relative to their squared norms, is below this lose digits in a
+# product of matrices, and are computed again, with so many sources at a time.
+_NEAR = 1 / 32
+_ROWS = 64
+
+
+def features(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    r"""Divides each row by its 2-norm: :math:`f_i = x_i / \|x_i\|_2`, and 0 where it is zero.
+
+    Args:
+      rows: everything that describes a neuron: its producer rows and consumer columns, side by
+        side.
+
+    Returns:
+      Rows of norm one or zero, in the dtype of ``rows``, computed in float32 at least. Gradients
+      are finite, and zero for the rows that are zero.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> features(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+      Array([[0.6, 0.8],
+             [0. , 0. ]], dtype=float32)
+    """
+    x = rows.astype(jnp.result_type(jnp.float32, rows))
+    # The result does not depend on the scale, so neither does the gradient; squares of tiny or huge
+    # weights then neither vanish nor overflow.
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, keepdims=True, initial=0))
+    by = 1 / jnp.where(scale >= jnp.finfo(x.dtype).tiny, scale, 1)
+    # In this order no factor is shared, and XLA keeps no scaled copy of x.
+    square = jnp.sum(x * by * x * by, axis=1, keepdims=True)
+    return (x * (by / jnp.sqrt(jnp.where(square > 0, square, 1)))).astype(rows.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="p")
+def cost_matrix(
+    x: Float[Array, "n d"], y: Float[Array, "m d"], p: Order = 1
+) -> Float[Array, "n m"]:
+    r"""Distances :math:`C_{ij} = \|x_i - y_j\|_p` between two sets of rows.
+
+    Never holds an ``[n, m, d]`` array, nor does its reverse-mode derivative: the norms are
+    accumulated over a few features at a time, ``p = 2`` and the cosine rest on a product of
+    matrices. There, pairs so near that the product would lose digits are computed again by
+    accumulation, so that equal rows have a distance of exactly zero under all of them. Derivatives
+    are finite, and zero between equal rows.
+
+    Args:
+      x: the source features.
+      y: the target features.
+      p: the norm, at least 1, or ``inf``; or ``"cosine"`` for :math:`1 - \cos(x_i, y_j)`, which is
+        no metric (half the squared Euclidean distance of the normalised rows), and one between a
+        zero row and any other. Static under jit.
+
+    Returns:
+      The costs, in float32 (float64 for float64 features).
+
+    Raises:
+      ValueError: for ``p < 1`` and unknown names.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, y = jnp.array([[0.0, 2.0], [3.0, 4.0]]), jnp.array([[0.0, 1.0]])
+      >>> cost_matrix(x, y)
+      Array([[1.],
+             [6.]], dtype=float32)
+      >>> cost_matrix(x, y, p="cosine").round(3)
+      Array([[0. ],
+             [0.2]], dtype=float32)
+    """
+    if p != "cosine" and (isinstance(p, str) or not p >= 1):
+        raise ValueError(f"cost_matrix needs a norm p >= 1, inf or 'cosine', got p = {p!r}")
+    dtype = jnp.result_type(jnp.float32, x, y)
+    x, y = x.astype(dtype), y.astype(dtype)
+    return _distances(x, y, p)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _distances(x: Float[Array, "n d"], y: Float[Array, "m d"], p: Any) -> Float[Array, "n m"]:
+    if p == "cosine":
+        zero = (_scales(x, p) == 0)[:, None] ^ (_scales(y, p) == 0)
+        return jnp.where(zero, 1, _squares(x, y, p) / 2)
+    if p == 1:
+        return _accumulate(x, y, lambda total, t: total + t)
+    if p == 2:
+        return jnp.sqrt(_squares(x, y, p))
+    largest = _accumulate(x, y, jnp.maximum)
+    if math.isinf(p):
+        return largest
+    # Relative to the largest difference, so that high powers of small numbers do not vanish.
+    scale = jnp.where(largest >= jnp.finfo(largest.dtype).tiny, largest, 1)
+    by = 1 / scale
+    powers = _accumulate(x, y, lambda total, t: total + (t * by) ** p)
+    return scale * powers ** jnp.asarray(1 / p, powers.dtype)
+
+
+def _forward(x: Array, y: Array, p: Any) -> tuple[Array, tuple[Array, Array, Array]]:
+    cost = jnp.asarray(_distances(x, y, p))
+    return cost, (x, y, cost)
+
+
+def _backward(
+    p: Any, residuals: tuple[Array, Array, Array], g: Float[Array, "n m"]
+) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
+    x, y, cost = residuals
+    if p in (2, "cosine"):
+        if p == 2:
+            # The direction between rows that differ by rounding alone is noise.
+            rounding = jnp.finfo(cost.dtype).eps * jnp.sqrt(_sizes(x)[:, None] + _sizes(y))
+            h = jnp.where(cost > rounding, g / jnp.where(cost > rounding, cost, 1), 0)
+            own = jnp.sum(h, 1), jnp.sum(h, 0)
+        else:
+            u, v = _scales(x, p), _scales(y, p)
+            h = g * u[:, None] * v
+            own = u * u * jnp.sum(g * (1 - cost), 1), v * v * jnp.sum(g * (1 - cost), 0)
+        return own[0][:, None] * x - _product(h, y), own[1][:, None] * y - _product(h.T, x)
+    if math.isinf(p):
+        # Where several features differ the most, each has its share.
+        g = g / _accumulate(x, y, lambda total, t: total + (t == cost))
+    return _pulled(x, y, g, cost, p), _pulled(y, x, g.T, cost.T, p)
+
+
+_distances.defvjp(_forward, _backward)
+
+
+def _pulled(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    g: Float[Array, "n m"],
+    cost: Float[Array, "n m"],
+    p: Any,
+) -> Float[Array, "n d"]:
+    """The sum over j of g_ij times the derivative of the distance from x_i to y_j."""
+    scale = jnp.where(cost > 0, cost, 1)
+
+    def step(i: Array, total: Array) -> Array:
+        rows = zip(_chunk(g, i, 1), _chunk(scale, i, 1), _chunk(y, i, 0), strict=True)
+        for weight, size, row in rows:
+            weight, size = weight[:, None], size[:, None]
+            t = x - row
+            if math.isinf(p):
+                weight = jnp.where(jnp.abs(t) == size, weight, 0)
+            elif p > 1:
+                weight = weight * (jnp.abs(t) / jnp.where(size > 0, size, 1)) ** (p - 1)
+            total = total + jnp.where(t > 0, weight, jnp.where(t < 0, -weight, 0))
+        return total
+
+    return jax.lax.fori_loop(0, _chunks(y.shape[0]), step, jnp.zeros_like(x))
+
+
+def _squares(x: Float[Array, "n d"], y: Float[Array, "m d"], p: Any) -> Float[Array, "n m"]:
+    """Squared Euclidean distances, for the cosine of normalised rows; accurate however small."""
+    u, v = _scales(x, p), _scales(y, p)
+    size = (u * u * _sizes(x))[:, None] + v * v * _sizes(y)
+    square = jnp.maximum(size - 2 * u[:, None] * v * _product(x, y.T), 0)
+    near = square < _NEAR * size
+    # A target is mostly one of the sources: most near pairs are equal rows.
+    nearest = jnp.argmin(square, axis=0)
+    equal = jnp.all(x[nearest] == y, axis=1) & (jnp.arange(x.shape[0])[:, None] == nearest)
+    near = near & ~equal
+    square = jnp.where(equal, 0, square)
+    count = min(_ROWS, x.shape[0])
+
+    def unfinished(state: tuple[Array, Array]) -> Bool[Array, ""]:
+        return jnp.any(state[1])
+
+    def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        square, left = state
+        start = jnp.minimum(jnp.argmax(left), x.shape[0] - count)
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=count)
+        exact = _accumulate(
+            cut(x) * cut(u)[:, None], y * v[:, None], lambda total, t: total + t * t
+        )
+        if p == "cosine":
+            # Equal rows are scaled alike only up to rounding.
+            exact = jnp.where(_accumulate(cut(x), y, jnp.maximum) == 0, 0, exact)
+        exact = jnp.where(cut(near), exact, cut(square))
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+        return put(square, exact), put(left, jnp.zeros((count,), bool))
+
+    return jax.lax.while_loop(unfinished, again, (square, jnp.any(near, axis=1)))[0]
+
+
+def _scales(x: Float[Array, "n d"], p: Any) -> Float[Array, " n"]:
+    """What the rows are multiplied by: for the cosine, to have norm one, or zero."""
+    size = _sizes(x)
+    if p == 2:
+        return jnp.ones_like(size)
+    return jnp.where(size > 0, 1 / jnp.sqrt(jnp.where(size > 0, size, 1)), 0)
+
+
+def _sizes(x: Float[Array, "n d"]) -> Float[Array, " n"]:
+    return jnp.sum(x * x, axis=1)
+
+
+def _product(a: Float[Array, "n k"], b: Float[Array, "k m"]) -> Float[Array, "n m"]:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _accumulate(
+    x: Float[Array, "n d"], y: Float[Array, "m d"], add: Callable[[Array, Array], Array]
+) -> Float[Array, "n m"]:
+    """Folds |x_ik - y_jk| over the features k with ``add``, from zero."""
+
+    def step(i: Array, total: Array) -> Array:
+        for u, v in zip(_chunk(x, i, 1), _chunk(y, i, 1), strict=True):
+            total = add(total, jnp.abs(u[:, None] - v[None, :]))
+        return total
+
+    zeros = jnp.zeros((x.shape[0], y.shape[0]), x.dtype)
+    return jax.lax.fori_loop(0, _chunks(x.shape[1]), step, zeros)
+
+
+def _chunks(size: int) -> int:
+    return -(-size // _CHUNK)
+
+
+def _chunk(z: Float[Array, "n d"], i: Array, axis: int) -> Float[Array, "chunk _"]:
+    """The i-th 16 columns (or rows) of a matrix, as rows; zero where an earlier chunk had them."""
+    count = min(_CHUNK, z.shape[axis])
+    start = jnp.minimum(i * count, z.shape[axis] - count)
+    part = jax.lax.dynamic_slice_in_dim(z, start, count, axis)
+    fresh = start + jnp.arange(count) >= i * count
+    part = jnp.where(jnp.expand_dims(fresh, 1 - axis), part, 0)
+    part = part.T if axis else part
+    # Each row in one piece: XLA would rather not transpose, and read with strides, unvectorised.
+    return with_layout_constraint(part, Layout((0, 1)))
