@@ -15,8 +15,11 @@ from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph, trace
 from ifjax.maps import neuron_scores, transport_maps
 from ifjax.method import Method
+from ifjax.model_fusion import align_models, fuse_models
+from ifjax.recalibrate import reset_statistics
 from ifjax.schedule import Round, iterated, onward
 from ifjax.selection import take
+from ifjax.sharding import small_shardings
 from ifjax.spec import FusionSpec
 from ifjax.transport import Transport
 
@@ -27,12 +30,14 @@ __all__ = [
     "Round",
     "Stats",
     "Transport",
+    "align_models",
     "apply_maps",
     "batch_stats",
     "collect_stats",
     "compact",
     "compose",
     "compose_maps",
+    "fuse_models",
     "fuse_params",
     "fuse_tree",
     "iterated",
@@ -40,8 +45,10 @@ __all__ = [
     "load",
     "neuron_scores",
     "onward",
+    "reset_statistics",
     "save",
     "shrink",
+    "small_shardings",
     "take",
     "trace",
     "transport_maps",

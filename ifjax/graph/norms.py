@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ifjax.graph import compat
 from ifjax.graph.axes import AxisStore
 from ifjax.graph.flow import Axes, Control, Frame, interpret
 
@@ -54,6 +55,7 @@ class Norm:
       mean: running mean.
       variance: running variance.
       eps: added to the variance.
+      reads: frame and variable of what it normalises, before the bias; None in and after loops.
     """
 
     kernel: tuple[int, int] | None
@@ -63,6 +65,7 @@ class Norm:
     mean: int
     variance: int
     eps: float
+    reads: tuple[Frame, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,7 @@ class _Base:
 
     kernel: tuple[int, int] | None
     channel: int | None
+    reads: tuple[Frame, Any] | None = None
     seen: set[_Affine] = dataclasses.field(default_factory=set)
 
 
@@ -126,7 +130,11 @@ def _shifted_leaf(a: Polynomial) -> tuple[int, float] | None:
 
 
 def find_norms(
-    frame: Frame, store: AxisStore, leaves: Sequence[Axes], inputs: Sequence[Axes]
+    frame: Frame,
+    store: AxisStore,
+    leaves: Sequence[Axes],
+    inputs: Sequence[Axes],
+    inside_loops: bool = True,
 ) -> list[Norm]:
     """All batch norms with running statistics among the parameters, in order of evaluation.
 
@@ -135,6 +143,8 @@ def find_norms(
       store: its axis store.
       leaves: axes of the parameter leaves, which are the function's first inputs.
       inputs: axes of the other inputs.
+      inside_loops: without it loops and branches are not looked into, and what is normalised is
+        known for every norm.
 
     Returns:
       One record per norm; its kernel is None where the norm reads anything but the output of one
@@ -145,10 +155,17 @@ def find_norms(
     """
     bases: list[_Base] = []
     uses: dict[int, int] = defaultdict(int)  # how often a leaf is read, other than inside forms
+    here: list[Frame] = [frame]
 
-    def base(kernel: tuple[int, int] | None = None, channel: int | None = None) -> _Affine:
-        bases.append(_Base(kernel, channel))
+    def base(
+        variable: Any = None, kernel: tuple[int, int] | None = None, channel: int | None = None
+    ) -> _Affine:
+        bases.append(_Base(kernel, channel, None if variable is None else (here[0], variable)))
         return _Affine(len(bases) - 1, ONE, ZERO)
+
+    def visit(frame: Frame, number: int) -> None:
+        del number
+        here[0] = frame
 
     def escape(value: _Affine) -> None:
         if value.base is not None:
@@ -183,7 +200,7 @@ def find_norms(
                 uses[kernel[0]] += 1
             else:
                 escape(value)
-        return [base(kernel, channel) for _ in outs]
+        return [base(v, kernel, channel) for v in equation.outvars]
 
     def opaque(*values: _Affine) -> _Affine:
         for value in values:
@@ -199,8 +216,10 @@ def find_norms(
     symbols = [
         _Affine(None, ZERO, frozenset({((("leaf", i, 0.0),), 1.0)})) for i in range(len(leaves))
     ]
-    operands = [*symbols, *(base() for _ in inputs)]
-    for value in interpret(frame, store, operands, transfer, constant, control=control):
+    variables = compat.unpack(frame.jaxpr)[0].invars[len(leaves) :]
+    operands = [*symbols, *map(base, variables)]
+    seeing = control if inside_loops else None
+    for value in interpret(frame, store, operands, transfer, constant, visit, seeing):
         if value not in symbols:  # statistics that pass through unchanged
             escape(value)
     return _match(bases, uses, store, leaves)
@@ -303,7 +322,8 @@ def _match(
                     for v in present
                 )
             )
-            norms.append(dataclasses.replace(norm, kernel=base.kernel if foldable else None))
+            kernel = base.kernel if foldable else None
+            norms.append(dataclasses.replace(norm, kernel=kernel, reads=base.reads))
     return norms
 
 
