@@ -1,4 +1,4 @@
-"""One jitted training step of any classifier."""
+"""One training step of any classifier."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ ApplyTrain = Callable[[PyTree, Array], tuple[Array, PyTree]]
 """``(variables, images) -> (logits, updates)``, with ``updates`` e.g. ``{"batch_stats": ...}``."""
 
 Prepare = Callable[[Key[Array, ""], Array], Array]
+"""``(key, images) -> images``: augmentation and normalisation."""
 
 
 class Metrics(NamedTuple):
@@ -63,6 +64,38 @@ def make_train_step(
         >>> round(float(metrics.loss), 4)
         0.6931
     """
+    step = plain_train_step(apply_train, optimizer, label_smoothing, prepare)
+    return jax.jit(step, donate_argnums=0)
+
+
+def plain_train_step(
+    apply_train: ApplyTrain,
+    optimizer: optax.GradientTransformation,
+    label_smoothing: float = 0.0,
+    prepare: Prepare | None = None,
+    average: Callable[[PyTree], PyTree] = lambda tree: tree,
+) -> TrainStep:
+    """Build the step that :func:`make_train_step` compiles, to be transformed in other ways.
+
+    Args:
+        apply_train: as for :func:`make_train_step`.
+        optimizer: as there.
+        label_smoothing: as there.
+        prepare: as there.
+        average: of gradients, metrics and ``updates`` over the devices that share a batch.
+
+    Returns:
+        A pure function ``(state, images, labels) -> (state, metrics)``.
+
+    Example:
+        >>> import optax, jax.numpy as jnp
+        >>> from ifjax.training import create_state
+        >>> optimizer = optax.sgd(1.0)
+        >>> state = create_state({"params": {"w": jnp.zeros((3, 2))}}, optimizer)
+        >>> step = plain_train_step(lambda v, x: (x @ v["params"]["w"], {}), optimizer)
+        >>> int(step(state, jnp.eye(3), jnp.array([0, 1, 1]))[0].step)
+        1
+    """
 
     def loss_fn(params: PyTree, variables: PyTree, images: Array, labels: Int[Array, " b"]):
         logits, updates = apply_train({**variables, "params": params}, images)
@@ -78,6 +111,7 @@ def make_train_step(
         (loss, (updates, accuracy)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             params, state.variables, images, labels
         )
+        loss, updates, accuracy, grads = average((loss, updates, accuracy, grads))
         change, opt_state = optimizer.update(grads, state.opt_state, params)
         variables = {
             **state.variables,
@@ -87,4 +121,4 @@ def make_train_step(
         new_state = TrainState(state.step + 1, variables, opt_state, state.key)
         return new_state, Metrics(loss, accuracy)
 
-    return jax.jit(train_step, donate_argnums=0)
+    return train_step
