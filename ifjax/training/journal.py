@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from ifjax.report import write_atomically
+from ifjax.training.distributed import is_first, on_first
 
 FILE = "run.json"
 CHECKPOINTS = ".checkpoints"
@@ -28,6 +29,7 @@ def find_run(
 
     An unfinished run of the same settings is continued, unless ``resume`` is False. Anything else
     that the folder holds is replaced with ``overwrite``, and an error without. Nothing is written.
+    On several hosts every process has to call this, and gets what process 0 finds.
 
     Args:
         folder: where the results go; need not exist.
@@ -46,31 +48,19 @@ def find_run(
         >>> find_run(Path("/not/there"), {"seed": 0}, overwrite=False, resume=True) is None
         True
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, expected a folder")
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
-    found = _read(folder)
-    if found is not None and not found["finished"] and resume:
-        changes = _differences(found["settings"], settings)
-        if not changes:
-            return found["stages"]
-        if not overwrite:
-            raise ValueError(
-                f"{folder} holds an unfinished run of other settings: {'; '.join(changes)}; pass "
-                "the same to continue it, --overwrite to replace it, or another folder"
-            )
-    if not overwrite:
-        raise ValueError(f"{folder} is not empty; pass --overwrite or another folder")
-    return None
+    return on_first(lambda: _find(folder, settings, overwrite, resume))
 
 
 class Journal:
-    """The open journal of a run; a context manager that keeps other processes out of the folder.
+    """The open journal of a run; a context manager that keeps other runs out of the folder.
+
+    On several hosts, process 0 alone writes, and every process has to open it.
 
     Attributes:
         folder: of the results.
         stages: records of the finished stages, by name.
+        seconds: what training took, by stage, of those that were trained since it was opened;
+            over interruptions, but without what was done twice.
 
     Example:
         >>> import tempfile
@@ -90,16 +80,9 @@ class Journal:
             BlockingIOError: if another process works in the folder.
         """
         self.folder, self.stages, self._settings = folder, dict(stages or {}), settings
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(folder, os.O_RDONLY)  # given back by the system whatever happens
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise BlockingIOError(f"another process is working in {folder}") from error
-        if stages is None and _read(folder) is not None:
-            self._clear()
-        self._write(finished=False)
+        self.seconds: dict[str, float] = {}
+        self._lock: int | None = None
+        on_first(lambda: self._open(anew=stages is None))
 
     def __enter__(self) -> "Journal":
         """Give the journal."""
@@ -109,7 +92,8 @@ class Journal:
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let others into the folder; what was done stays."""
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def add(self, stage: str, record: Any) -> None:
         """Note that a stage is finished, and drop its training checkpoints.
@@ -119,13 +103,15 @@ class Journal:
             record: what is to be known of it, as JSON can hold it.
         """
         self.stages[stage] = record
-        self._write(finished=False)
-        shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
+        if is_first():
+            self._write(finished=False)
+            shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
 
     def finish(self) -> None:
         """Note that the whole run is finished."""
-        self._write(finished=True)
-        shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+        if is_first():
+            self._write(finished=True)
+            shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
 
     def checkpoints(self, stage: str) -> Path:
         """Give the folder of a stage's training checkpoints."""
@@ -134,6 +120,18 @@ class Journal:
     def logs(self, name: str) -> Path:
         """Give the folder of the curves of that name."""
         return self.folder / LOGS / name
+
+    def _open(self, *, anew: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.folder, os.O_RDONLY)  # given back by the system whatever happens
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise BlockingIOError(f"another process is working in {self.folder}") from error
+        if anew and _read(self.folder) is not None:
+            self._clear()
+        self._write(finished=False)
 
     def _write(self, *, finished: bool) -> None:
         content = {"finished": finished, "settings": self._settings, "stages": self.stages}
@@ -146,6 +144,28 @@ class Journal:
         (self.folder / "results.json").unlink(missing_ok=True)
         for name in (CHECKPOINTS, LOGS):
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _find(
+    folder: Path, settings: Mapping[str, Any], overwrite: bool, resume: bool
+) -> dict[str, Any] | None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    found = _read(folder)
+    if found is not None and not found["finished"] and resume:
+        changes = _differences(found["settings"], settings)
+        if not changes:
+            return found["stages"]
+        if not overwrite:
+            raise ValueError(
+                f"{folder} holds an unfinished run of other settings: {'; '.join(changes)}; pass "
+                "the same to continue it, --overwrite to replace it, or another folder"
+            )
+    if not overwrite:
+        raise ValueError(f"{folder} is not empty; pass --overwrite or another folder")
+    return None
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -2,19 +2,23 @@
 
 import dataclasses
 import itertools
-import math
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jaxtyping import Float
 from tqdm import tqdm
 
-from ifjax.data import Batch
+from ifjax.training.layout import Layout
 from ifjax.training.state import TrainState
 from ifjax.training.step import Metrics, TrainStep
+
+AHEAD = 8
+"""Steps that are dispatched before the loss of the first one is read."""
 
 
 class Divergence(FloatingPointError):
@@ -24,27 +28,31 @@ class Divergence(FloatingPointError):
         step: the step whose loss it was, counted from 0.
         loss: NaN, or plus or minus infinity.
         learning_rate: at that step.
+        fold: whose loss it was, where several are trained.
     """
 
-    def __init__(self, step: int, loss: float, learning_rate: float) -> None:
+    def __init__(
+        self, step: int, loss: float, learning_rate: float, fold: int | None = None
+    ) -> None:
         """Say where it happened, and what helps."""
-        self.step, self.loss, self.learning_rate = step, loss, learning_rate
+        self.step, self.loss, self.learning_rate, self.fold = step, loss, learning_rate, fold
+        whose = "" if fold is None else f" of fold {fold}"
         super().__init__(
-            f"the loss is {loss} at step {step} (learning rate {learning_rate:.3g}); "
+            f"the loss{whose} is {loss} at step {step} (learning rate {learning_rate:.3g}); "
             "lower the learning rate or lengthen the warm-up, and check the inputs for NaN"
         )
 
 
 class Means(NamedTuple):
-    """Means over batches, each taken before its step.
+    """Means over batches, each taken before its step; of every local fold where there are folds.
 
     Attributes:
         loss: mean loss.
         accuracy: fraction of the examples classified correctly.
     """
 
-    loss: float
-    accuracy: float
+    loss: float | Float[np.ndarray, " folds"]
+    accuracy: float | Float[np.ndarray, " folds"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Every:
 def fit(
     state: TrainState,
     train_step: TrainStep,
-    batches: Callable[[int, int], Iterable[Batch]],
+    batches: Callable[[int, int], Iterable[Any]],
     *,
     steps: int,
     steps_per_epoch: int,
@@ -78,13 +86,15 @@ def fit(
     hooks: Sequence[Every] = (),
     description: str = "train",
     progress: bool = True,
+    layout: Layout | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, Means | None]:
     """Go on to step ``steps`` from wherever the state is.
 
     Epoch and position in the data follow from the state's step, so that a run which continues from
     a saved state sees the batches that the unbroken run would have seen. The loss of a step is read
-    after the next step was dispatched, so an accelerator is never kept waiting; a loss that is not
-    finite ends the run one step later, and no hook is called with what came of it.
+    once a few more steps are dispatched, so an accelerator is never kept waiting; a loss that is
+    not finite ends the run these few steps later, and no hook is called with what came of it.
 
     Args:
         state: where to begin; donated.
@@ -98,6 +108,8 @@ def fit(
         hooks: called in their order.
         description: the progress bar's label.
         progress: whether to show the bar (on stderr).
+        layout: of the folds, where the state is a split state.
+        stop: asked after every step whether to end the training there.
 
     Returns:
         The last state, and the means over the batches of the last epoch (None without a step).
@@ -108,6 +120,7 @@ def fit(
 
     Example:
         >>> import optax, jax.numpy as jnp, numpy as np
+        >>> from ifjax.data import Batch
         >>> from ifjax.training import create_state, make_train_step
         >>> optimizer = optax.sgd(1.0)
         >>> state = create_state({"params": {"w": jnp.zeros((3, 2))}}, optimizer)
@@ -119,8 +132,9 @@ def fit(
         >>> int(state.step), last.accuracy
         (3, 1.0)
     """
-    step = int(state.step)
+    step = int(np.asarray(state.step).flat[0])
     last_epoch: Means | None = None
+    stopped = False
     since: list[list[Metrics]] = [[] for _ in hooks]
     with tqdm(
         total=steps,
@@ -131,46 +145,78 @@ def fit(
         # A terminal gets a bar that moves, a log file a line now and then.
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
     ) as bar:
-        while step < steps:
+        while step < steps and not stopped:
             epoch, skip = divmod(step, steps_per_epoch)
             count = min(steps_per_epoch - skip, steps - step)
             history: list[Metrics] = []
+            unread: deque[tuple[int, Metrics]] = deque()
+
+            def settle(leave: int = 0, unread: deque[tuple[int, Metrics]] = unread) -> None:
+                while len(unread) > leave:
+                    at, metrics = unread.popleft()
+                    _require_finite(metrics, at, schedule, layout)
+
             for batch in itertools.islice(batches(epoch, skip), count):
                 state, metrics = train_step(state, batch.images, batch.labels)
-                if history:
-                    _require_finite(history[-1], step - 1, schedule)
+                unread.append((step, metrics))
+                settle(leave=AHEAD)
                 history.append(metrics)
                 step += 1
                 bar.update()
                 for hook, pending in zip(hooks, since, strict=True):
                     pending.append(metrics)
                     if step % hook.steps == 0 or step == steps:
-                        _require_finite(metrics, step - 1, schedule)
-                        hook.call(step, state, _means(pending))
+                        settle()
+                        hook.call(step, state, _means(pending, layout))
                         pending.clear()
-            if len(history) < count:
+                stopped = stop()
+                if stopped:
+                    break
+            if len(history) < count and not stopped:
                 raise ValueError(
                     f"epoch {epoch} has no batch {skip + len(history)}: expected {steps_per_epoch}"
                 )
-            _require_finite(history[-1], step - 1, schedule)
-            last_epoch = _means(history)
+            settle()
+            last_epoch = _means(history, layout)
             bar.set_postfix(
-                loss=f"{last_epoch.loss:.4f}",
-                accuracy=f"{last_epoch.accuracy:.2%}",
+                loss=_shown(last_epoch.loss, ".4f"),
+                accuracy=_shown(last_epoch.accuracy, ".2%"),
                 rate=f"{_rate(schedule, step - 1):.2g}",
             )
     return state, last_epoch
 
 
-def _means(history: Sequence[Metrics]) -> Means:
-    losses, accuracies = zip(*jax.device_get(history), strict=True)
-    return Means(float(np.mean(losses)), float(np.mean(accuracies)))
+def _losses(metrics: Metrics, layout: Layout | None) -> np.ndarray:
+    """One number, or one for each local fold."""
+    loss = np.asarray(metrics.loss)
+    return loss if layout is None else layout.of_local_folds(loss)
 
 
-def _require_finite(metrics: Metrics, step: int, schedule: optax.Schedule) -> None:
-    loss = float(metrics.loss)
-    if not math.isfinite(loss):
-        raise Divergence(step, loss, _rate(schedule, step))
+def _means(history: Sequence[Metrics], layout: Layout | None) -> Means:
+    columns = zip(*jax.device_get(history), strict=True)
+    if layout is None:
+        loss, accuracy = (float(np.mean(column)) for column in columns)
+    else:
+        loss, accuracy = (layout.of_local_folds(np.mean(column, axis=0)) for column in columns)
+    return Means(loss, accuracy)
+
+
+def _shown(value: Any, form: str) -> str:
+    """A number, or the mean over the folds and its range."""
+    mean = format(np.mean(value), form)
+    if np.size(value) == 1:
+        return mean
+    return f"{mean} ({format(np.min(value), form)} to {format(np.max(value), form)})"
+
+
+def _require_finite(
+    metrics: Metrics, step: int, schedule: optax.Schedule, layout: Layout | None
+) -> None:
+    losses = _losses(metrics, layout)
+    if not np.isfinite(losses).all():
+        at = int(np.flatnonzero(~np.isfinite(losses))[0])
+        fold = None if layout is None else layout.local_folds[at]
+        raise Divergence(step, float(losses.flat[at]), _rate(schedule, step), fold)
 
 
 def _rate(schedule: optax.Schedule, step: int) -> float:

@@ -17,6 +17,9 @@ from ifjax.training import (
     fit,
     make_train_step,
 )
+from ifjax.training.feeding import SplitBatch
+from ifjax.training.layout import make_layout
+from ifjax.training.split import create_split_state, make_split_step
 
 RATE = optax.constant_schedule(0.5)
 
@@ -250,3 +253,74 @@ def test_a_run_that_goes_on_sees_the_batches_it_would_have_seen(stop: int) -> No
 def test_a_hook_that_is_never_called_is_refused() -> None:
     with pytest.raises(ValueError, match="every 1 or more steps, got 0"):
         Every(0, lambda step, state, means: None)
+
+
+def test_a_training_that_is_to_stop_ends_after_the_step() -> None:
+    optimizer, (images, labels) = optax.sgd(RATE), data(count=8)
+    asked = iter([False, False, False, True])
+    seen = []
+    state, last = fit(
+        create_state(variables(), optimizer),
+        make_train_step(apply_train, optimizer),
+        lambda epoch, skip: [batch(images, labels)] * (3 - skip),
+        steps=30,
+        steps_per_epoch=3,
+        schedule=RATE,
+        hooks=[Every(2, lambda step, state, means: seen.append(step))],
+        progress=False,
+        stop=lambda: next(asked),
+    )
+    assert int(state.step) == 4
+    assert seen == [2, 4]
+    assert isinstance(last, Means)
+
+
+def split_run(images: np.ndarray, hooks: list[Every]) -> tuple[TrainState, Means | None]:
+    """Three models, all on the one device, each with images of its own."""
+    layout, optimizer = make_layout(3, 8, jax.devices()[:1]), optax.sgd(RATE)
+    labels = np.nanargmax(images[..., :3], axis=-1)
+    return fit(
+        create_split_state([variables()] * 3, optimizer, layout),
+        make_split_step(apply_train, optimizer, layout),
+        lambda epoch, skip: [SplitBatch(images, labels)] * (2 - skip),
+        steps=4,
+        steps_per_epoch=2,
+        schedule=RATE,
+        hooks=hooks,
+        progress=False,
+        layout=layout,
+    )
+
+
+def test_means_of_folds_are_those_of_each() -> None:
+    """Beside the ordinary training of each fold."""
+    images = np.random.default_rng(0).normal(size=(1, 3, 8, 4)).astype(np.float32)
+    found = []
+    state, last = split_run(images, [Every(2, lambda step, state, means: found.append(means))])
+    assert state.step.shape == (1, 3)
+    optimizer = optax.sgd(RATE)
+    for fold in range(3):
+        one = images[0, fold]
+        pieces, alone = [batch(one, one[:, :3].argmax(axis=1))] * 2, []
+        _, expected = fit(
+            create_state(variables(), optimizer),
+            make_train_step(apply_train, optimizer),
+            lambda epoch, skip, pieces=pieces: pieces[skip:],
+            steps=4,
+            steps_per_epoch=2,
+            schedule=RATE,
+            hooks=[Every(2, lambda step, state, means, alone=alone: alone.append(means))],
+            progress=False,
+        )
+        np.testing.assert_allclose(last.loss[fold], expected.loss, rtol=1e-5)
+        for several, means in zip(found, alone, strict=True):
+            np.testing.assert_allclose(several.loss[fold], means.loss, rtol=1e-5)
+            np.testing.assert_allclose(several.accuracy[fold], means.accuracy, rtol=1e-6)
+
+
+def test_the_fold_whose_loss_is_no_number_is_named() -> None:
+    images = np.random.default_rng(0).normal(size=(1, 3, 8, 4)).astype(np.float32)
+    images[0, 1, 3, 3] = np.nan
+    with pytest.raises(Divergence, match=r"the loss of fold 1 is nan at step 0") as error:
+        split_run(images, [])
+    assert error.value.fold == 1
