@@ -21,6 +21,7 @@ import pytest
 
 import ifjax
 from ifjax import data, importance, models
+from ifjax.training import stages
 from ifjax.training.config import Importance
 from ifjax.training.curves import read
 from ifjax.training.network import create
@@ -187,6 +188,17 @@ def test_nan_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ("--rounds 2 --fine-tune-epochs 0", "--rounds: there is nothing between the rounds"),
         ("--rounds 2 --per-group", "--rounds: --per-group cuts without fine-tuning"),
         ("--per-group --target weights", "--target: --per-group cuts shares of a group's neurons"),
+        ("--folds 3", "--folds: there are no folds with --mode compress"),
+        ("--no-whole", "--whole: there are no folds with --mode compress"),
+        ("--mode fap --folds 1", "--folds: must be at least 2, got 1"),
+        ("--mode fap --folds 40", "--folds: expected min_size in 1..35"),
+        ("--mode fap --alpha 2", "--alpha: only --split dirichlet has one"),
+        ("--mode fap --split dirichlet --alpha 0", "--alpha: must be positive, got 0"),
+        ("--mode paf --rounds 2", "--rounds: --mode paf prunes before it fuses"),
+        ("--mode paf --per-group", "--per-group: goes with --mode compress, got --mode paf"),
+        ("--label-noise 1", "--label-noise: must lie in [0, 1), got 1"),
+        ("--coordinator here", "--coordinator: expected HOST:PORT or 'auto'"),
+        ("--processes 2", "--coordinator: expected a coordinator"),
         ("--eval-every -1", "--eval-every: must be at least 0, got -1"),
         ("--checkpoint-every 0", "--checkpoint-every: must be at least 1, got 0"),
         ("--milestones 3", "milestones are for the schedule 'step'"),
@@ -346,13 +358,13 @@ def test_a_run_that_is_started_again_does_only_what_is_missing(
     (out / "results.json").unlink()
     shutil.rmtree(out / "fuse-0.5")
     trained = []
-    fit = train.train
+    fit = stages.train
 
     def spy(*args: object, **options: object) -> object:
         trained.append(args[3])
         return fit(*args, **options)
 
-    monkeypatch.setattr(train, "train", spy)
+    monkeypatch.setattr(stages, "train", spy)
     assert train.main(dataclasses.replace(TINY, out=out)) == tiny_run.rows
     assert trained == ["fuse-0.5"]
     content = json.loads((out / "results.json").read_text())

@@ -19,6 +19,8 @@ class Row:
         accuracy: fraction classified correctly as compressed, before any fine-tuning.
         fine_tuned: the same after fine-tuning; None without.
         checkpoint: where the network was saved; None if it was not.
+        seconds: it took to get there, training included; None if that was not measured.
+        speedup: how many times longer the way took that it is compared with; None without one.
     """
 
     sparsity: float
@@ -28,12 +30,15 @@ class Row:
     accuracy: float
     fine_tuned: float | None = None
     checkpoint: str | None = None
+    seconds: float | None = None
+    speedup: float | None = None
 
 
 def table(rows: Sequence[Row]) -> str:
     """Align sparsity, method, weights, FLOPs, accuracy before and after fine-tuning.
 
-    Weights and FLOPs are followed by what that is of the first row's.
+    Weights and FLOPs are followed by what that is of the first row's. Seconds and speed-up are
+    shown where any row has them.
 
     Args:
         rows: the networks, the dense one first.
@@ -56,6 +61,7 @@ def table(rows: Sequence[Row]) -> str:
         raise ValueError("expected at least one row, got none")
     dense = rows[0]
     head = ("sparsity", "method", "weights", "", "FLOPs", "", "accuracy", "fine-tuned")
+    head += ("seconds", "speed-up")
     cells = [
         (
             f"{100 * row.sparsity:g} %",
@@ -66,9 +72,13 @@ def table(rows: Sequence[Row]) -> str:
             f"{100 * row.flops / dense.flops:.1f} %",
             f"{100 * row.accuracy:.2f} %",
             "-" if row.fine_tuned is None else f"{100 * row.fine_tuned:.2f} %",
+            "-" if row.seconds is None else f"{row.seconds:.1f}",
+            "-" if row.speedup is None else f"{row.speedup:.2f} x",
         )
         for row in rows
     ]
+    if all(row.seconds is None for row in rows):
+        head, cells = head[:-2], [line[:-2] for line in cells]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     lines = [head, tuple("-" * width for width in widths), *cells]
     return "\n".join(_align(line, widths) for line in lines)

@@ -136,7 +136,7 @@ def calibrate(
         network.apply_eval,
         network.variables,
         spec,
-        _calibration_batches(config, dataset),
+        calibration_batches(config, dataset),
         loss_fn=_loss,
         metrics=needy,
         chunk=_CHUNK,
@@ -178,17 +178,25 @@ def check_importances(
         )
 
 
+def calibration_batches(config: Config, dataset: data.ImageDataset) -> Iterator[Any]:
+    """Give whole batches of the first epoch's images, not augmented by us.
+
+    Args:
+        config: how many images, and of what size batches are at most.
+        dataset: the images.
+
+    Yields:
+        ``((images,), labels)``, the images normalised.
+    """
+    size = min(config.batch_size, config.calibration_images)
+    batches = dataset.train_batches(size, seed=config.seed, epoch=0)
+    for batch in itertools.islice(batches, config.calibration_images // size):
+        yield (dataset.normalize(batch.images),), batch.labels
+
+
 _CHUNK = 16
 """Examples whose activations and gradients are held at a time."""
 
 
 def _loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return cross_entropy(logits, labels).mean()
-
-
-def _calibration_batches(config: Config, dataset: data.ImageDataset) -> Iterator[Any]:
-    """Whole batches of the first epoch's images, not augmented by us."""
-    size = min(config.batch_size, config.calibration_images)
-    batches = dataset.train_batches(size, seed=config.seed, epoch=0)
-    for batch in itertools.islice(batches, config.calibration_images // size):
-        yield (dataset.normalize(batch.images),), batch.labels

@@ -26,6 +26,7 @@ class UserError(Exception):
 class Config:
     """Train (or load) a network, compress it, evaluate, fine-tune a little, evaluate, save.
 
+    Or train several on a part of the data each, at the same time, and make them one small network.
     A run that was interrupted goes on where it was when the same command is given again.
 
     Times are for 2 CPU cores. ResNet-8 on the digits that come with scikit-learn, 1 to 2 minutes,
@@ -46,8 +47,16 @@ class Config:
     python train.py --data cifar10 --data-dir DIR --model resnet20
     --checkpoint resnet20_cifar10.safetensors --include "params/layer*conv1*" --solver exact
     --per-group --sparsities 0.25 0.5 0.75
+
+    Two networks on half of the digits each, fused, pruned and fine-tuned, about 1 minute:
+
+    python train.py --mode fap --folds 2
     """
 
+    mode: Literal["compress", "fap", "paf"] = "compress"
+    """What to do: compress a network; or train one on each of several folds of the data at once,
+    and then fuse them and prune (fap), or prune each of them and fuse (paf), and fine-tune on all
+    the data."""
     data: Literal["digits", "cifar10", "cifar100", "imagenet2012"] = "digits"
     """Data set; digits comes with scikit-learn, the others must have been prepared by TFDS."""
     data_dir: Path | None = None
@@ -98,7 +107,7 @@ class Config:
     resume: bool = True
     """Continue the unfinished run of the same settings that the folder holds."""
     seed: int = 0
-    """Of initialisation, order of the images and augmentation."""
+    """Of initialisation, order of the images and augmentation; fold i has seed + i."""
     progress: bool = True
     """Show progress bars."""
 
@@ -138,8 +147,28 @@ class Config:
     augment: bool = True
     """Shift (and, where the data set allows, mirror) the training images at random."""
 
-    sparsities: tuple[float, ...] = (0.3, 0.5, 0.7)
-    """Fractions to remove, each in (0, 1)."""
+    folds: int = 2
+    """Parts of the training images, with a network each; with --mode fap or paf."""
+    split: Literal["random", "stratified", "dirichlet"] = "random"
+    """How the images are shared out to the folds: at random, evenly by class, or with every class
+    in other parts to each (a Dirichlet draw)."""
+    alpha: float = 1.0
+    """Of the Dirichlet draw: the smaller, the more the folds differ in their classes."""
+    fold_start: Literal["same", "own"] = "own"
+    """Whether the networks of the folds begin with the same weights, or with weights of their
+    own."""
+    fuse_on: Literal["weights", "activations"] = "activations"
+    """What the networks of the folds are aligned by."""
+    fuse_solver: Literal["sinkhorn_kernel", "exact"] = "sinkhorn_kernel"
+    """Of their alignment: a soft one, or one neuron to one neuron."""
+    whole: bool = True
+    """Train and compress a network on all the data as well, to compare with."""
+    label_noise: float = 0.0
+    """Part of the training images that get a wrong label."""
+
+    sparsities: tuple[float, ...] | None = None
+    """Fractions to remove, each in (0, 1); by default 0.3 0.5 0.7, and 0.5 with --mode fap or
+    paf."""
     target: Literal["neurons", "weights"] = "neurons"
     """What they are fractions of: the neurons of every group, or all weights of the network, where
     the one fraction of neurons is sought, the same for all groups, that comes nearest."""
@@ -159,8 +188,9 @@ class Config:
     """Reach each sparsity in so many rounds of compression and fine-tuning, of equal length."""
     calibration_images: int = 512
     """Training images from which taylor, fisher and chip are computed."""
-    solver: Literal["sinkhorn", "exact", "nearest"] = "sinkhorn"
-    """Of the transport problem; exact needs: pip install 'ifjax[exact]'."""
+    solver: Literal["sinkhorn", "sinkhorn_kernel", "exact", "nearest", "auto"] = "sinkhorn"
+    """Of the transport problem; exact needs: pip install 'ifjax[exact]'; auto takes the exact one
+    where that is fast."""
     epsilon: float = 0.01
     """Sinkhorn's regularisation, relative to the mean cost."""
     merge: Literal["reference", "preserving"] = "reference"
@@ -172,14 +202,49 @@ class Config:
     fine_tune_learning_rate: Annotated[float, tyro.conf.arg(aliases=["--fine-tune-lr"])] = 0.02
     """Peak learning rate of the fine-tuning."""
 
+    coordinator: str | None = None
+    """One run on several hosts, the same command on each: HOST:PORT of process 0, or auto where
+    Slurm, Open MPI, Kubernetes or Cloud TPU say it."""
+    processes: int | None = None
+    """How many processes there are, with --coordinator HOST:PORT."""
+    process: int | None = None
+    """Which of them this one is, from 0."""
+    local_devices: tuple[int, ...] | None = None
+    """The accelerators that this process takes; by default all of its host."""
+    lost_after: int = 15
+    """Seconds without a sign of life after which a process counts as lost, and the others end."""
+
     @property
     def folder(self) -> Path:
         """Where the results go."""
-        return self.out or Path("runs") / f"{self.data}-{self.model}"
+        mode = "" if self.mode == "compress" else f"-{self.mode}"
+        return self.out or Path("runs") / f"{self.data}-{self.model}{mode}"
+
+    @property
+    def cuts(self) -> tuple[float, ...]:
+        """The fractions to remove."""
+        if self.sparsities is not None:
+            return self.sparsities
+        return (0.3, 0.5, 0.7) if self.mode == "compress" else (0.5,)
 
 
-# Where the results go and how they are shown, not what they are.
-_FREE = {"out", "overwrite", "resume", "progress", "data_dir", "log_every", "checkpoint_every"}
+# Where and on what the results are made and how they are shown, not what they are.
+_FREE = {
+    "out",
+    "overwrite",
+    "resume",
+    "progress",
+    "data_dir",
+    "log_every",
+    "checkpoint_every",
+    "coordinator",
+    "processes",
+    "process",
+    "local_devices",
+    "lost_after",
+}
+# Read with --mode fap or paf only.
+_OF_FOLDS = ("folds", "split", "alpha", "fold_start", "fuse_on", "fuse_solver", "whole")
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -192,10 +257,11 @@ def settings(config: Config) -> dict[str, Any]:
         All options by name, but for those that say where results go and how they are shown.
 
     Example:
-        >>> sorted(settings(Config()).keys() ^ vars(Config()).keys())
-        ['checkpoint_every', 'data_dir', 'log_every', 'out', 'overwrite', 'progress', 'resume']
+        >>> settings(Config())["sparsities"], "out" in settings(Config())
+        ([0.3, 0.5, 0.7], False)
     """
     values = {key: value for key, value in vars(config).items() if key not in _FREE}
+    values["sparsities"] = config.cuts
     return json.loads(json.dumps(values, default=lambda path: str(path.absolute())))
 
 
@@ -211,11 +277,11 @@ def check(config: Config) -> None:
     Example:
         >>> check(Config())
     """
-    for sparsity in config.sparsities:
+    for sparsity in config.cuts:
         if not 0.0 < sparsity < 1.0:
             raise UserError(f"--sparsities: each must lie between 0 and 1, got {sparsity}")
     for option in ("sparsities", "methods", "importances"):
-        values = getattr(config, option)
+        values = config.cuts if option == "sparsities" else getattr(config, option)
         if not values or len(set(values)) < len(values):
             raise UserError(f"--{option}: expected one or more different values, got {values}")
     least = {
@@ -229,6 +295,7 @@ def check(config: Config) -> None:
         "calibration_images": 1,
         "fine_tune_epochs": 0,
         "seed": 0,
+        "folds": 2,
     }
     for option, minimum in least.items():
         value = getattr(config, option)
@@ -239,6 +306,7 @@ def check(config: Config) -> None:
         raise UserError(f"--train-images: must be at least 1, got {config.train_images}")
     if not 0.0 < config.width < math.inf:
         raise UserError(f"--width: must be positive, got {config.width:g}")
+    _check_folds(config)
     if not 0.0 <= config.label_smoothing < 1.0:
         raise UserError(f"--label-smoothing: must lie in [0, 1), got {config.label_smoothing}")
     if config.rounds > 1 and not config.fine_tune_epochs:
@@ -260,6 +328,28 @@ def check(config: Config) -> None:
         report.require_matplotlib()
     if config.checkpoint is not None and not config.checkpoint.exists():
         raise UserError(f"--checkpoint: there is no {config.checkpoint}")
+
+
+def _check_folds(config: Config) -> None:
+    """Refuse what says nothing in the mode."""
+    if not 0.0 <= config.label_noise < 1.0:
+        raise UserError(f"--label-noise: must lie in [0, 1), got {config.label_noise:g}")
+    changed = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default}
+    if config.mode == "compress":
+        for option in changed.intersection(_OF_FOLDS):
+            flag = option.replace("_", "-")
+            raise UserError(f"--{flag}: there are no folds with --mode compress; add --mode fap")
+        return
+    if not 0.0 < config.alpha < math.inf:
+        raise UserError(f"--alpha: must be positive, got {config.alpha:g}")
+    if "alpha" in changed and config.split != "dirichlet":
+        raise UserError(f"--alpha: only --split dirichlet has one, got --split {config.split}")
+    for option in ("per_group", "checkpoint"):
+        if option in changed:
+            flag = option.replace("_", "-")
+            raise UserError(f"--{flag}: goes with --mode compress, got --mode {config.mode}")
+    if config.rounds > 1 and config.mode == "paf":
+        raise UserError("--rounds: --mode paf prunes before it fuses, in one round only")
 
 
 def optimizer_config(

@@ -32,12 +32,13 @@ class Network(NamedTuple):
         return Network(variables, apply_eval, ifjax.shrink(self.apply_train, spec))
 
 
-def create(config: Config, dataset: data.ImageDataset) -> Network:
+def create(config: Config, dataset: data.ImageDataset, seed: int | None = None) -> Network:
     """Initialise the network that a configuration names.
 
     Args:
         config: its name, options and seed.
         dataset: gives the shape of the images and the number of classes.
+        seed: in place of the configuration's.
 
     Returns:
         The network.
@@ -49,7 +50,8 @@ def create(config: Config, dataset: data.ImageDataset) -> Network:
     """
     model = make_model(config, dataset)
     image = jnp.zeros((1, *dataset.image_shape))
-    return as_network(model, jax.jit(model.init)(jax.random.key(config.seed), image))
+    key = jax.random.key(config.seed if seed is None else seed)
+    return as_network(model, jax.jit(model.init)(key, image))
 
 
 def load(config: Config, dataset: data.ImageDataset, path: Path) -> Network:

@@ -30,7 +30,7 @@ def one_at_a_time(
     """
     for name in spec.plan.widths:
         found = []
-        for sparsity in sorted(config.sparsities):
+        for sparsity in sorted(config.cuts):
             alone = choose(config, graph, sparsity, lambda group, name=name: group.name == name)
             for score, method in itertools.product(config.importances, config.methods):
                 chosen = dataclasses.replace(alone.method, importance=score, method=method)

@@ -71,7 +71,7 @@ def variants(config: Config, graph: ifjax.DependencyGraph) -> list[list[Variant]
         [['prune-0.5', 'fuse-0.5']]
     """
     found = []
-    for asked in sorted(config.sparsities):
+    for asked in sorted(config.cuts):
         with user_error("spec"):
             sparsity = asked
             if config.target == "weights":

@@ -10,7 +10,21 @@ import pytest
 
 from ifjax.training.config import Config, UserError, check, settings, user_error
 
-EMPTY = {"train_images": 7, "clip_norm": 1.0, "milestones": (1,), "exclude": ("x",)}
+EMPTY = {
+    "train_images": 7,
+    "clip_norm": 1.0,
+    "milestones": (1,),
+    "exclude": ("x",),
+    "sparsities": (0.25,),
+    "coordinator": "here:1",
+    "processes": 2,
+    "process": 0,
+    "local_devices": (0,),
+}
+FREE = {
+    *("out", "overwrite", "resume", "progress", "data_dir", "log_every", "checkpoint_every"),
+    *("coordinator", "processes", "process", "local_devices", "lost_after"),
+}
 
 
 def another(field: str) -> object:
@@ -40,14 +54,15 @@ def test_settings_survive_json() -> None:
 def test_only_what_changes_no_result_is_left_out(field: str) -> None:
     changed = dataclasses.replace(Config(), **{field: another(field)})
     same = settings(changed) == settings(Config())
-    free = ("out", "overwrite", "resume", "progress", "data_dir", "log_every", "checkpoint_every")
-    assert same == (field in free)
+    assert same == (field in FREE)
 
 
 def test_the_defaults_are_good_and_name_their_folder() -> None:
     check(Config())
     assert Config(data="cifar10", model="vgg11").folder == Path("runs/cifar10-vgg11")
+    assert Config(mode="paf").folder == Path("runs/digits-resnet8-paf")
     assert Config(out=Path("a")).folder == Path("a")
+    assert (Config().cuts, Config(mode="fap").cuts) == ((0.3, 0.5, 0.7), (0.5,))
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, ImportError, OSError])
