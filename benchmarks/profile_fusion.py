@@ -20,7 +20,7 @@ from ifjax import costs, fuse, maps, waves
 PARTS = (
     (maps, "checked_leaves", "checks"),
     (maps, "_weights", "fold"),
-    (maps, "read", "rows, scores, cost"),
+    (maps, "_problems", "rows, scores, cost"),
     (maps, "solve", "solve"),
     (maps, "_merged", "merge"),
     (fuse, "_merged", "merge"),

@@ -20,7 +20,9 @@ Order = float | int | str
 
 # Features per step of an accumulation: XLA fuses 16 differences into one vectorised loop that reads
 # and writes the accumulator once.
-_CHUNK = 16
+CHUNK = 16
+# Up to so many pairs a step of an accumulation takes less than a second thread needs to begin.
+_SHORT = 2**20
 # Pairs whose squared distance, relative to their squared norms, is below this lose digits in a
 # product of matrices, and are computed again, with so many sources at a time.
 _NEAR = 1 / 32
@@ -222,27 +224,42 @@ def _accumulate(
     x: Float[Array, "n d"], y: Float[Array, "m d"], add: Callable[[Array, Array], Array]
 ) -> Float[Array, "n m"]:
     """Folds |x_ik - y_jk| over the features k with ``add``, from zero."""
+    (n, d), m = x.shape, y.shape[0]
+    # An update of a part of an array XLA leaves to one thread; others would wait for each other.
+    spare = n * m <= _SHORT
 
-    def step(i: Array, total: Array) -> Array:
-        for u, v in zip(_chunk(x, i, 1), _chunk(y, i, 1), strict=True):
-            total = add(total, jnp.abs(u[:, None] - v[None, :]))
-        return total
+    def step(total: Array, u: Array, v: Array) -> Array:
+        # Rows in one piece: XLA would rather not transpose, and read with strides, unvectorised.
+        v = with_layout_constraint(v.T, Layout((0, 1)))
+        result = total[:n]
+        for k in range(u.shape[1]):
+            result = add(result, jnp.abs(u[:, k, None] - v[k]))
+        return jax.lax.dynamic_update_slice(total, result, (0, 0)) if spare else result
 
-    zeros = jnp.zeros((x.shape[0], y.shape[0]), x.dtype)
-    return jax.lax.fori_loop(0, _chunks(x.shape[1]), step, zeros)
+    def chunk(i: Array, total: Array) -> Array:
+        cut = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=i * CHUNK, slice_size=CHUNK, axis=1
+        )
+        return step(total, cut(x), cut(y))
+
+    total = jnp.zeros((n + spare, m), x.dtype)
+    if d >= CHUNK:
+        total = jax.lax.fori_loop(0, d // CHUNK, chunk, total)
+    rest = d - d % CHUNK
+    return (step(total, x[:, rest:], y[:, rest:]) if rest < d else total)[:n]
 
 
 def _chunks(size: int) -> int:
-    return -(-size // _CHUNK)
+    return -(-size // CHUNK)
 
 
 def _chunk(z: Float[Array, "n d"], i: Array, axis: int) -> Float[Array, "chunk _"]:
     """The i-th 16 columns (or rows) of a matrix, as rows; zero where an earlier chunk had them."""
-    count = min(_CHUNK, z.shape[axis])
+    count = min(CHUNK, z.shape[axis])
     start = jnp.minimum(i * count, z.shape[axis] - count)
     part = jax.lax.dynamic_slice_in_dim(z, start, count, axis)
     fresh = start + jnp.arange(count) >= i * count
     part = jnp.where(jnp.expand_dims(fresh, 1 - axis), part, 0)
     part = part.T if axis else part
-    # Each row in one piece: XLA would rather not transpose, and read with strides, unvectorised.
+    # Rows in one piece: XLA would rather not transpose, and read with strides, unvectorised.
     return with_layout_constraint(part, Layout((0, 1)))

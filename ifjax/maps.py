@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ifjax import batch_norm, centroids, importance, solvers
+from ifjax import batch_norm, centroids, importance, solvers, threads
 from ifjax.calibrate import Stats
 from ifjax.checks import Scores, check_converged, check_spec, checked_scores, checked_stats
 from ifjax.independence import gram_independence
 from ifjax.merge import merge_group
 from ifjax.mesh import on_mesh
 from ifjax.method import Method
-from ifjax.problems import Inputs, read
+from ifjax.problems import Bucket, Inputs, Problems, read
 from ifjax.sharding import explicit_maps
 from ifjax.solving import mapped, require, solve, taken
 from ifjax.spec import BatchNorm, FusionSpec, Group, Plan
 from ifjax.transport import Transport
 from ifjax.tree import checked_leaves, is_concrete, promoted
-from ifjax.waves import Entry, Located, Wave, in_order, schedule
+from ifjax.waves import BYTES, Entry, Located, Wave, in_order, schedule
 
 
 def transport_maps(
@@ -125,7 +125,7 @@ def stacked_maps(
     stacks = []
     for wave in waves:
         inputs = [_inputs(entries, described, scored, scores) for entries in wave.entries]
-        problems = map(read, inputs, wave.buckets)
+        problems = _problems(inputs, wave.buckets)
         starts = [[_start(init, plan.group[e.name]) for e in entries] for entries in wave.entries]
         stacks.append(solve(problems, wave, starts, method.epsilon))
         if method.order == "sequential" and wave is not waves[-1]:
@@ -168,6 +168,15 @@ def neuron_scores(params: PyTree, spec: FusionSpec, stats: Stats | None = None) 
       [0.25, 0.75]
     """
     check_spec(spec)
+
+    def found(params: Any, stats: Stats | None) -> dict[str, Array]:
+        return _scores(params, spec, stats)
+
+    outputs = functools.partial(explicit_maps, spec.plan)
+    return on_mesh(found, params, stats, outputs=outputs)
+
+
+def _scores(params: PyTree, spec: FusionSpec, stats: Stats | None) -> dict[str, Array]:
     plan = spec.plan
     method = dataclasses.replace(spec.method, method="prune", targets="top", order="simultaneous")
     leaves = checked_leaves(params, plan)
@@ -238,6 +247,14 @@ def _per_example(
             value = value.reshape(shape)
         found[name] = value / count
     return found
+
+
+def _problems(inputs: list[list[Inputs]], buckets: Sequence[Bucket]) -> Iterable[Problems]:
+    """Those of small buckets side by side; of large ones in turn, as they are asked for."""
+    if any(sum(unit.bytes for unit in bucket.units) > BYTES for bucket in buckets):
+        return map(read, inputs, buckets)
+    calls = [functools.partial(read, *each) for each in zip(inputs, buckets, strict=True)]
+    return threads.each(calls, [x[:3] for group in inputs for x in group])
 
 
 def _inputs(

@@ -219,7 +219,10 @@ def _problem(
     if method.method == "prune" and top:
         zero = jnp.zeros_like(scores)
         return _Read(scores, transport.top(scores, m), zero, zero[:m])
-    features = costs.features(jnp.concatenate(rows(described, unit.described.where), axis=1))
+    members = rows(described, unit.described.where)
+    # Features of zero, for an accumulation without a rest to compile.
+    spare = jnp.zeros((n, -unit.described.width % costs.CHUNK), members[0].dtype)
+    features = costs.features(jnp.concatenate([*members, spare], axis=1))
     if top:
         order = jax.lax.top_k(scores, n)[1]
         targets, sources = jnp.sort(order[:m]), jnp.sort(order[m:])

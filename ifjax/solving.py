@@ -8,13 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from ifjax import solvers, transport
+from ifjax import transport
 from ifjax.merge import Map
 from ifjax.problems import Bucket, Problems, Unit, stacked
-from ifjax.solvers import Solution, host
+from ifjax.solvers import host
 from ifjax.transport import Transport
+from ifjax.tree import is_concrete
 from ifjax.waves import Located, Wave
 
 
@@ -106,58 +108,99 @@ def _solved(problem: Problems, start: list[Array] | None, solver: str, epsilon: 
     )
 
 
-@jax.jit
 def _solved_exactly(problems: list[Problems]) -> list[Transport]:
-    """Of mass that stays where it is the host sees nothing, see `ifjax.problems.read`."""
-    moving = [jax.vmap(_moving)(problem) for problem in problems]
-    solutions = solvers.exact_many(*map(list, zip(*moving, strict=True)))
+    """On the host; directly where the problems can be looked at: nothing is compiled."""
+    if not is_concrete(*jax.tree.leaves(problems)):
+        return host.called(_on_host, [_shapes(problem) for problem in problems], problems)
+    places = [problem.a.sharding for problem in problems]
+    found = _on_host(jax.tree.map(np.asarray, problems))
+    return [jax.device_put(each, place) for each, place in zip(found, places, strict=True)]
+
+
+def _shapes(problem: Problems) -> Any:
+    """Of what comes back from the host."""
+    cost: Any = problem.cost
+    (batch, n), m = problem.a.shape, problem.b.shape[1]
+    kinds = {"converged": jnp.bool_, "iterations": jnp.int32, "targets": problem.targets.dtype}
+    sizes = {"map": (n, m), "targets": (m,), "potential": (n,)}
+    found: Any = [
+        jax.ShapeDtypeStruct((batch, *sizes.get(name, ())), kinds.get(name, cost.dtype))
+        for name in Transport._fields
+    ]
+    return Transport(*found)
+
+
+def _on_host(problems: list[Problems]) -> list[Any]:
+    """The transports of stacked problems, in numpy; with any leading axes.
+
+    The solver sees nothing of mass that stays where it is, see `ifjax.problems.read`.
+    """
+    leads = [problem.a.shape[:-1] for problem in problems]
+    flat: Any = [
+        jax.tree.map(lambda x, k=problem.a.ndim: x.reshape(-1, *x.shape[k - 1 :]), problem)
+        for problem in problems
+    ]
+    moving = [_moving(*problem) for problem in flat]
+    solutions = host.solve_all(*map(list, zip(*moving, strict=True)))
+    parts: Any = zip(flat, moving, solutions, strict=True)
+    found = [_completed(*problem, *moved[1:], *solution) for problem, moved, solution in parts]
     return [
-        jax.vmap(_completed)(problem, solution)
-        for problem, solution in zip(problems, solutions, strict=True)
+        jax.tree.map(lambda x, lead=lead: x.reshape(*lead, *x.shape[1:]), transport)
+        for transport, lead in zip(found, leads, strict=True)
     ]
 
 
-def _moving(problem: Problems) -> tuple[Array, Array, Array]:
-    """Cost and mass of what moves."""
-    cost: Any = problem.cost
-    a, b = problem.a, problem.b
-    if problem.sources is not None:
-        # Both sums are one less what stays; the host wants them equal to the last digit.
-        b = b - _staying(problem)
-        a = a.at[problem.sources].get(mode="fill", fill_value=0)
-        total = jnp.sum(b)
-        b = b * jnp.where(total > 0, jnp.sum(a) / jnp.where(total > 0, total, 1), 0)
-    return cost, a.astype(cost.dtype), b.astype(cost.dtype)
+def _moving(_: None, targets: Any, a: Any, b: Any, sources: Any, cost: Any) -> list[np.ndarray]:
+    """Cost and mass of what moves, of the fields of `Problems`."""
+    if sources is not None:
+        # Both sums are one less what stays; the solver wants them equal to the last digit.
+        b = b - _staying(a, b, targets)
+        a = _filled_at(a, sources)
+        total = b.sum(1, keepdims=True)
+        b = b * np.divide(a.sum(1, keepdims=True), total, out=np.zeros_like(total), where=total > 0)
+    return [cost, a.astype(cost.dtype), b.astype(cost.dtype)]
 
 
-def _staying(problem: Problems) -> Array:
+def _staying(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """The mass of every target that it had as a source, and keeps."""
-    had = problem.a.at[problem.targets].get(mode="fill", fill_value=0)
-    return jnp.minimum(had, problem.b)
+    return np.minimum(_filled_at(a, targets), b)
 
 
-def _completed(problem: Problems, solution: Solution) -> Transport:
-    """The transport of all neurons, of the solution for those that move."""
-    cost, a, b = _moving(problem)
-    present = (a > 0)[:, None] & (b > 0)
-    total = jnp.sum(solution.map * jnp.where(present, cost, 0))
-    plan, potential = solution.map, solution.potential
-    if problem.sources is not None:
-        (n,), (m,) = problem.a.shape, problem.b.shape
-        stay = _staying(problem).astype(plan.dtype)
-        plan = jnp.zeros((n, m), plan.dtype).at[problem.sources].set(plan, mode="drop")
-        plan = plan.at[problem.targets, jnp.arange(m)].add(stay, mode="drop")
+def _filled_at(x: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Entries of every row; zero beyond its end."""
+    return np.take_along_axis(np.pad(x, ((0, 0), (0, 1))), index, 1)
+
+
+def _completed(
+    _: None,
+    targets: Any,
+    a: Any,
+    b: Any,
+    sources: Any,
+    cost: Any,
+    moving: np.ndarray,
+    coming: np.ndarray,
+    plan: np.ndarray,
+    converged: np.ndarray,
+) -> Any:
+    """The transports of all neurons, of the plans for those that move."""
+    present = (moving > 0)[:, :, None] & (coming > 0)[:, None]
+    nearest = np.where(coming[:, None] > 0, cost, np.inf).min(2, initial=np.inf)
+    potential = np.where(moving > 0, nearest, 0)
+    total = np.where(present, plan * cost, 0).sum((1, 2))
+    if sources is not None:
+        (batch, n), m = a.shape, b.shape[1]
+        row, whole = np.arange(batch)[:, None], np.zeros((batch, n + 1, m), plan.dtype)
+        whole[row, sources] = plan
+        whole[row, targets, np.arange(m)] += _staying(a, b, targets)
         # That of a target is the cost of staying, which is zero.
-        potential = jnp.zeros(n, plan.dtype).at[problem.sources].set(potential, mode="drop")
-    return Transport(
-        map=plan,
-        targets=problem.targets,
-        converged=solution.converged,
-        iterations=solution.iterations,
-        marginal_error=solvers.marginal_error(plan, problem.a, problem.b),
-        cost=total,
-        potential=potential,
-    )
+        lifted = np.zeros((batch, n + 1), plan.dtype)
+        lifted[row, sources] = potential
+        plan, potential = whole[:, :n], lifted[:, :n]
+    error = np.abs(plan.sum(2) - a).sum(1) + np.abs(plan.sum(1) - b).sum(1)
+    steps = np.zeros(len(plan), np.int32)
+    fields: Any = plan, targets, converged, steps, error, total, potential
+    return Transport(*(x.astype(cost.dtype) if x.dtype.kind == "f" else x for x in fields))
 
 
 @jax.jit

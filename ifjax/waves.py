@@ -17,7 +17,7 @@ from ifjax.spec import Group, Plan
 
 # A bucket holds no more than this, or than its largest group if that is larger: batching small
 # problems saves calls, large ones fill the machine alone.
-_BYTES = 2**28
+BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +266,7 @@ def _parts(units: list[tuple[Unit, Entry]]) -> Iterator[list[tuple[Unit, Entry]]
     part: list[tuple[Unit, Entry]] = []
     held_bytes = 0
     for unit, entry in sorted(units, key=lambda pair: first[pair[0]]):
-        if part and held_bytes + unit.bytes > _BYTES:
+        if part and held_bytes + unit.bytes > BYTES:
             yield part
             part, held_bytes = [], 0
         part.append((unit, entry))

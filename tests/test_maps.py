@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import ot
 import pytest
+from scipy.spatial import distance
 
 import ifjax
 from ifjax import centroids, importance
@@ -54,6 +55,21 @@ def test_scores_may_be_integers():
     scores = {"fc0.weight": np.arange(8)}
     maps = ifjax.transport_maps(init("mlp"), traced("mlp").spec(0.5, solver="nearest"), scores)
     assert maps["fc0.weight"].targets.tolist() == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, "cosine"])
+def test_the_cost_of_a_map_is_that_of_the_distances_between_neurons(p):
+    rng = np.random.default_rng(0)
+    params = {"w1": rng.normal(size=(5, 8)), "w2": rng.normal(size=(8, 3))}
+    params = {name: jnp.float32(x) for name, x in params.items()}
+    graph = ifjax.trace(lambda w, x: x @ w["w1"] @ w["w2"], params, jnp.ones((1, 5)))
+    found = ifjax.transport_maps(params, graph.spec(0.5, cost_p=p, solver="exact"))["w1"]
+    rows = np.float64(np.concatenate([params["w1"].T, params["w2"]], axis=1))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    metric = {1.0: "cityblock", 2.0: "euclidean", "cosine": "cosine"}[p]
+    cost = distance.cdist(rows, rows[found.targets], metric)
+    best = ot.emd2(np.full(8, 1 / 8), np.full(4, 1 / 4), cost)
+    np.testing.assert_allclose(found.cost, best, rtol=1e-5)
 
 
 def test_sinkhorn_that_does_not_converge_says_so(monkeypatch):

@@ -31,14 +31,14 @@ def _forget_schedules():
 def network(seed):
     """A chain of layers of random widths, then stacked layers (a group with a batch axis)."""
     rng = np.random.default_rng(seed)
-    widths = [3, *rng.integers(4, 18, 4).tolist(), 4]
+    widths = [3, *rng.integers(4, 18, 3).tolist(), 4]
     p = {f"w{i}": rng.normal(size=shape) for i, shape in enumerate(itertools.pairwise(widths))}
     inner = int(rng.integers(5, 14))
     p |= {"up": rng.normal(size=(3, 4, inner)), "down": rng.normal(size=(3, inner, 4))}
     p = {k: jnp.asarray(v, jnp.float32) for k, v in p.items()}
 
     def apply(p, x):
-        for i in range(5):
+        for i in range(4):
             x = jnp.tanh(x @ p[f"w{i}"])
         layer = lambda h, q: (h + jnp.tanh(h @ q["up"]) @ q["down"], None)  # noqa: E731
         return jax.lax.scan(layer, x, {k: p[k] for k in ("up", "down")})[0].sum(1)
@@ -63,11 +63,11 @@ def test_whatever_shares_a_bucket_is_what_it_is_alone(monkeypatch, seed, choice)
     p, graph = network(seed)
     sparsity = float(np.random.default_rng(seed).uniform(0.2, 0.7))
     spec = graph.spec(sparsity, **choice)
-    monkeypatch.setattr(waves, "_BYTES", 0)
+    monkeypatch.setattr(waves, "BYTES", 0)
     alone = ifjax.transport_maps(p, spec)
     assert {len(b.units) for w in schedule(spec) for b in w.buckets} == {1}
     waves.schedule.cache_clear()
-    monkeypatch.setattr(waves, "_BYTES", 2**40)
+    monkeypatch.setattr(waves, "BYTES", 2**40)
     monkeypatch.setattr(waves, "padded", lambda n: 1)
     found = ifjax.transport_maps(p, spec)
     assert all(len(w.buckets) == 1 for w in schedule(spec))

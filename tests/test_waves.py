@@ -90,7 +90,7 @@ def test_no_bucket_holds_more_than_the_limit_or_its_largest_group(monkeypatch):
     sizes = [unit.bytes for unit in whole.units]
     for limit in (min(sizes), 2 * max(sizes), 3 * max(sizes) - 1):
         waves.schedule.cache_clear()
-        monkeypatch.setattr(waves, "_BYTES", limit)
+        monkeypatch.setattr(waves, "BYTES", limit)
         parts = [[unit.bytes for unit in bucket.units] for bucket in schedule(spec)[0].buckets]
         assert all(len(part) == 1 or sum(part) <= limit for part in parts)
         assert sorted(itertools.chain.from_iterable(parts)) == sorted(sizes)

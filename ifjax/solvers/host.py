@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -94,30 +94,64 @@ def exact_many(costs: Sequence[Array], a: Sequence[Array], b: Sequence[Array]) -
     if not all(divides(*cost.shape[-2:]) for cost in costs):
         pot()
     dtype = jnp.result_type(*costs)
-    # The callback runs in a thread of its own, where `jax.enable_x64` as a context is not seen and
-    # jax would round float64: it travels as pairs of words.
-    double = dtype == jnp.float64
-    word, tail = (jnp.uint32, (2,)) if double else (dtype, ())
+    problems = [[x.astype(dtype) for x in part] for part in (costs, a, b)]
     shapes = [
         (
-            jax.ShapeDtypeStruct((*cost.shape, *tail), word),
+            jax.ShapeDtypeStruct(cost.shape, dtype),
             jax.ShapeDtypeStruct(cost.shape[:-2], jnp.bool_),
         )
         for cost in costs
     ]
-    words = jax.tree.map(
-        lambda x: jax.lax.bitcast_convert_type(x.astype(dtype), word), (costs, a, b)
-    )
-    found = jax.pure_callback(_solve_all, shapes, *words, vmap_method="broadcast_all")
+    found = called(solve_all, shapes, *problems)
     return [
-        Solution(
-            jax.lax.bitcast_convert_type(plan, dtype),
-            nearest_cost(*problem),
-            converged,
-            jnp.zeros(converged.shape, jnp.int32),
-        )
+        Solution(plan, nearest_cost(*problem), converged, jnp.zeros(converged.shape, jnp.int32))
         for (plan, converged), problem in zip(found, zip(costs, a, b, strict=True), strict=True)
     ]
+
+
+def called(function: Callable[..., Any], shapes: Any, *trees: Any) -> Any:
+    """What a function of numpy arrays returns, called on the host, also under jit and vmap.
+
+    Args:
+      function: of trees of arrays.
+      shapes: of what it returns, leading axes of a vmap among them.
+      *trees: of arrays.
+
+    Returns:
+      A tree like ``shapes``.
+    """
+    # The callback runs in a thread of its own, where `jax.enable_x64` as a context is not seen and
+    # jax would round float64: it travels as pairs of words.
+
+    def packed(x: Any) -> Any:
+        return jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype == jnp.float64 else x
+
+    def on_words(*words: Any) -> Any:
+        numbers = jax.tree.map(
+            lambda x, double: np.ascontiguousarray(x).view(np.float64)[..., 0] if double else x,
+            jax.tree.map(np.asarray, words),
+            doubles,
+        )
+        found = function(*numbers)
+        return jax.tree.map(
+            lambda x: x[..., None].view(np.uint32) if x.dtype == np.float64 else x, found
+        )
+
+    doubles = jax.tree.map(lambda x: x.dtype == jnp.float64, trees)
+    words = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*x.shape, 2), jnp.uint32) if x.dtype == jnp.float64 else x,
+        shapes,
+    )
+    found = jax.pure_callback(
+        on_words, words, *jax.tree.map(packed, trees), vmap_method="broadcast_all"
+    )
+    return jax.tree.map(
+        lambda x, shape: (
+            jax.lax.bitcast_convert_type(x, jnp.float64) if shape.dtype == jnp.float64 else x
+        ),
+        found,
+        shapes,
+    )
 
 
 def divides(n: int, m: int) -> bool:
@@ -125,13 +159,14 @@ def divides(n: int, m: int) -> bool:
     return n % m == 0 or m % n == 0
 
 
-def _solve_all(*words: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Plans and flags of stacked problems on the host; float64 comes and goes as pairs of words."""
-    stacks = [[_numbers(np.asarray(x)) for x in part] for part in words]
-    found = [(np.zeros_like(cost), np.zeros(cost.shape[:-2], np.bool_)) for cost in stacks[0]]
+def solve_all(
+    costs: Sequence[np.ndarray], a: Sequence[np.ndarray], b: Sequence[np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Plans and flags of stacked problems, of numpy arrays; see `exact_many`."""
+    found = [(np.zeros_like(cost), np.zeros(cost.shape[:-2], np.bool_)) for cost in costs]
     jobs = [
         (flags, i, plans[i], *(x[i] for x in problem))
-        for (plans, flags), problem in zip(found, zip(*stacks, strict=True), strict=True)
+        for (plans, flags), problem in zip(found, zip(costs, a, b, strict=True), strict=True)
         for i in np.ndindex(flags.shape)
     ]
     jobs.sort(key=lambda job: -job[2].size)
@@ -140,15 +175,7 @@ def _solve_all(*words: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     else:
         with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
             _ = list(pool.map(lambda job: _solve_one(*job), jobs))
-    word = next(np.asarray(x).dtype for x in words[0])
-    return [
-        (plans[..., None].view(word) if word == np.uint32 else plans, flags)
-        for plans, flags in found
-    ]
-
-
-def _numbers(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x).view(np.float64)[..., 0] if x.dtype == np.uint32 else x
+    return found
 
 
 def _solve_one(

@@ -117,8 +117,8 @@ def test_many_problems_are_solved_as_if_alone(wrap):
 def test_vmap_makes_one_call_to_the_host(monkeypatch):
     from ifjax.solvers import host
 
-    calls, whole = [], host._solve_all
-    monkeypatch.setattr(host, "_solve_all", lambda *words: calls.append(1) or whole(*words))
+    calls, whole = [], host.solve_all
+    monkeypatch.setattr(host, "solve_all", lambda *x: calls.append(1) or whole(*x))
     problems = [jnp.stack(x) for x in zip(*(problem(k, n=14) for k in range(4)), strict=True)]
     got = jax.vmap(lambda *x: transport.solve(*x, solver="exact"))(*problems)
     assert len(calls) == 1
