@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from ifjax.graph import expression as ex
 from ifjax.graph.views import View, mentioned
-from ifjax.spec import Group, Leaf, Member, Plan
+from ifjax.spec import Group, Member, Plan
 
 Sizes = Mapping[str, int]
 SELF = "self"  # the group at hand
@@ -251,30 +251,3 @@ def _is_factor(axes: Sequence[ex.Expression], name: str) -> bool:
 
     holding = [e for e in axes if name in mentioned(e)]
     return len(holding) == 1 and numbered(holding[0])
-
-
-def at_widths(plan: Plan, widths: Sizes) -> Plan:
-    """The plan of a network whose groups have other sizes."""
-
-    def resized(e: ex.Expression) -> ex.Expression:
-        match e:
-            case ex.Atom(name, n):
-                return ex.Atom(name, widths.get(name, n))
-            case ex.Product(parts):
-                return ex.Product(tuple(map(resized, parts)))
-            case ex.Sum(parts):
-                return ex.Sum(tuple(map(resized, parts)))
-        return e
-
-    def leaf(x: Leaf) -> Leaf:
-        axes = tuple(map(resized, x.axes))
-        return dataclasses.replace(x, axes=axes, shape=tuple(map(ex.size, axes)))
-
-    def group(g: Group) -> Group:
-        n = widths.get(g.name, g.size)
-        batch = tuple(widths.get(a, k) for a, k in zip(g.along, g.batch, strict=True))
-        return dataclasses.replace(g, size=n, kept=n, batch=batch)
-
-    return dataclasses.replace(
-        plan, leaves=tuple(map(leaf, plan.leaves)), groups=tuple(map(group, plan.groups))
-    )

@@ -18,12 +18,13 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ifjax import batch_norm, solvers
-from ifjax.alignment import Network, alignment_order, at_widths
+from ifjax.alignment import Network, alignment_order
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph
 from ifjax.matching import Order, activation_costs, align
 from ifjax.method import Method
 from ifjax.recalibrate import checked_batches, reset_where_any
+from ifjax.schedule import at_widths
 from ifjax.spec import FusionSpec, Plan
 from ifjax.transport import Transport
 from ifjax.tree import checked_leaves, is_concrete, promoted, with_leaves

@@ -12,6 +12,7 @@ import pytest
 import ifjax
 from ifjax import alignment
 from ifjax.graph import expression as ex
+from ifjax.schedule import at_widths
 from tests.graph.laws import array, arrays
 
 X = array(2, 3)
@@ -147,10 +148,15 @@ def test_sets_hold_what_is_inside_of_every_head():
     np.testing.assert_allclose(np.sort(qk, -1), np.sort(want, -1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("widths", [{}, {"up1": 2}])
+@pytest.mark.parametrize("widths", [{}, {"a": 2}, {"a": 3, "b": 6}])
 def test_plans_at_other_widths(widths):
-    plan, _ = network(residual, RESIDUAL)
-    got = alignment.at_widths(plan, widths)
-    assert got.leaf["down1"].shape == (widths.get("up1", 5), 4)
-    assert got.group["up1"].size == widths.get("up1", 5)
-    assert widths or got == plan
+    """As if traced there: where segments begin, and what contractions cost, too."""
+
+    def f(p, x):
+        return jnp.concatenate([jnp.tanh(x @ p["a"]), jnp.tanh(x @ p["b"])], 1) @ p["c"]
+
+    def plan(a=4, b=5):
+        return ifjax.trace(f, arrays(a=(3, a), b=(3, b), c=(a + b, 2)), X).plan
+
+    assert [m.where for m in plan().group["b"].members] == [("0:5",), ("4:9",)]
+    assert at_widths(plan(), widths) == plan(**widths)
