@@ -13,8 +13,8 @@ is no mesh:
   the all-to-alls before and after.
 
 What is still gathered: axes shorter than the number of devices, over the mesh axes that are too
-many; and, one leaf at a time, what XLA cannot redistribute directly (leaves of three axes on a mesh
-of two).
+many; and, one leaf at a time, what XLA cannot redistribute directly (leaves of three or more axes
+on a mesh of two).
 """
 
 from __future__ import annotations
