@@ -23,7 +23,8 @@ try:
     import ifjax
     from ifjax import data, report
     from ifjax.training import compression, fold_models, sensitivity
-    from ifjax.training.config import Config, UserError, check, settings, user_error
+    from ifjax.training.checking import check
+    from ifjax.training.config import Config, UserError, settings, user_error
     from ifjax.training.distributed import Cluster, is_first, run
     from ifjax.training.journal import Journal, find_run
     from ifjax.training.network import create, load
@@ -225,8 +226,9 @@ def force_devices(config: Config) -> None:
     forced = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if config.mode == "compress" or forced:
         return
+    mine = -(-config.folds // (config.processes or 1))
     with contextlib.suppress(RuntimeError):  # jax was used before
-        jax.config.update("jax_num_cpu_devices", min(config.folds, os.cpu_count() or 1))
+        jax.config.update("jax_num_cpu_devices", min(mine, os.cpu_count() or 1))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from ifjax.graph.shrink import check_small
@@ -22,7 +27,9 @@ SIZES = "files.json"  # lengths of all files of a checkpoint, so that a truncate
 def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None:
     """Writes small parameters and the spec that they belong to.
 
-    The directory appears under its name only when it is complete.
+    The directory appears under its name only when it is complete. Of several processes (see
+    `jax.distributed`) process 0 alone has to call this; where it does not hold all parameters
+    itself, every process has to, and ``path`` has to be in a file system that they share.
 
     Args:
       path: directory to write; it must not exist.
@@ -30,8 +37,8 @@ def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None
       spec: the spec.
 
     Raises:
-      ValueError: if the parameters have not the widths of the spec, or are not finite; nothing is
-        written then.
+      ValueError: if the parameters have not the widths of the spec, or are not finite, or a process
+        other than 0 would write alone; nothing is written then.
       FileExistsError: if ``path`` exists.
     """
     params = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.numpy.asarray(x), params)
@@ -40,10 +47,17 @@ def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None
     path = Path(path).absolute()
     if path.exists():
         raise FileExistsError(f"{path} exists: expected a new directory to write a checkpoint to")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        whole = Path(folder) / path.name
-        with ocp.Checkpointer(_handler()) as writer:
+    alone = all(x.is_fully_addressable for x in jax.tree.leaves(params))
+    if alone and jax.process_count() > 1:
+        if jax.process_index() != 0:
+            raise ValueError(
+                f"{path}: expected process 0 to save parameters that it holds itself, got process "
+                f"{jax.process_index()}; call ifjax.save if jax.process_index() == 0"
+            )
+        params = jax.device_get(params)  # orbax takes arrays of one among several for a mistake
+    with _folder_beside(path, alone) as folder:
+        whole = folder / path.name
+        with _checkpointer(alone) as writer:
             writer.save(
                 whole,
                 args=ocp.args.Composite(
@@ -51,8 +65,25 @@ def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None
                     spec=ocp.args.JsonSave(json.loads(spec.to_json())),  # type: ignore[call-arg]
                 ),
             )
-        (whole / SIZES).write_text(json.dumps(_sizes(whole)))
-        whole.rename(path)
+        if alone or jax.process_index() == 0:
+            (whole / SIZES).write_text(json.dumps(_sizes(whole)))
+            whole.rename(path)
+    if not alone:
+        multihost_utils.sync_global_devices(f"saved {path}")
+
+
+@contextlib.contextmanager
+def _folder_beside(path: Path, alone: bool) -> Iterator[Path]:
+    """A directory that is removed in the end; the same for all processes, unless one is alone."""
+    number = np.uint32(secrets.randbits(32))
+    number = number if alone else multihost_utils.broadcast_one_to_all(number)
+    folder = path.with_name(f".{path.name}.{int(number):08x}")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        if alone or jax.process_index() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(
@@ -62,11 +93,14 @@ def load(
 ) -> tuple[PyTree, FusionSpec]:
     """Reads what `save` wrote.
 
+    Of several processes each may call this; where ``sharding`` spreads parameters over them, all
+    have to.
+
     Args:
       path: the directory.
       like: a tree of the wanted structure (arrays or structs; their shapes do not matter); without
         it the parameters come as plain dicts.
-      sharding: where to place the arrays, by default on the first device: one
+      sharding: where to place the arrays, by default on the first local device: one
         `jax.sharding.Sharding`, or a tree of them, see `ifjax.small_shardings`.
 
     Returns:
@@ -81,8 +115,9 @@ def load(
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such directory; expected one that ifjax.save wrote")
     _check_sizes(path)
+    places = [x for x in jax.tree.leaves(sharding) if isinstance(x, jax.sharding.Sharding)]
     try:
-        with ocp.Checkpointer(_handler()) as reader:
+        with _checkpointer(all(x.is_fully_addressable for x in places)) as reader:
             text = reader.restore(
                 path,
                 args=ocp.args.Composite(spec=ocp.args.JsonRestore()),  # type: ignore[call-arg]
@@ -137,15 +172,23 @@ def _check_sizes(path: Path) -> None:
             )
 
 
-def _handler() -> ocp.CompositeCheckpointHandler:
-    return ocp.CompositeCheckpointHandler(
-        params=ocp.PyTreeCheckpointHandler(), spec=ocp.JsonCheckpointHandler()
+def _checkpointer(alone: bool) -> ocp.Checkpointer:
+    """Of this process, or of all together."""
+    processes = ocp.options.MultiprocessingOptions()
+    if alone and jax.process_count() > 1:
+        me = jax.process_index()
+        processes = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=processes),
+        params=ocp.PyTreeCheckpointHandler(multiprocessing_options=processes),
+        spec=ocp.JsonCheckpointHandler(multiprocessing_options=processes),
     )
+    return ocp.Checkpointer(handler, multiprocessing_options=processes)
 
 
 def _restore(reader: ocp.Checkpointer, path: Path, sharding: Any) -> dict[str, Any]:
     """The parameters as nested dicts, every array on a sharding that exists on this machine."""
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     one = isinstance(sharding, jax.sharding.Sharding | None)
     places = {} if one else leaves_by_path(sharding)
 

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import ifjax
 
@@ -138,3 +144,65 @@ def test_parameters_that_are_not_finite_are_refused(network, tmp_path: Path):
     with pytest.raises(ValueError, match="b/kernel: expected finite weights"):
         ifjax.save(tmp_path / "net", bad, spec)
     assert not list(tmp_path.iterdir())
+
+
+def process(number: int, port: int, folder: Path) -> None:
+    """One of two processes of two devices each: parameters spread over them, and whole ones."""
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.distributed.initialize(f"localhost:{port}", 2, number)
+    params = {"a": np.ones((3, 16)), "b": np.ones((16, 2))}
+    spec = ifjax.trace(lambda p, x: x @ p["a"] @ p["b"], params, np.ones((1, 3))).spec(0.5)
+    wanted = {"a": np.arange(24.0).reshape(3, 8), "b": np.arange(16.0).reshape(8, 2)}
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    places = {"a": NamedSharding(mesh, P(None, "x")), "b": NamedSharding(mesh, P("x"))}
+    spread = {
+        name: jax.make_array_from_callback(x.shape, places[name], x.astype(np.float32).__getitem__)
+        for name, x in wanted.items()
+    }
+    ifjax.save(folder / "spread", spread, spec)
+    found, again = ifjax.load(folder / "spread", sharding=places)
+    assert again == spec
+    for name, x in found.items():
+        assert x.sharding == places[name]
+        for shard in x.addressable_shards:
+            np.testing.assert_array_equal(shard.data, wanted[name][shard.index])
+    with pytest.raises(FileExistsError, match="spread exists"):
+        ifjax.save(folder / "spread", spread, spec)
+    whole, _ = ifjax.load(folder / "spread")
+    assert all(x.is_fully_addressable for x in whole.values())
+    if number == 0:  # the other does not take part, and is not waited for
+        ifjax.save(folder / "whole", whole, spec)
+        whole, _ = ifjax.load(folder / "whole")
+    else:
+        with pytest.raises(ValueError, match=r"expected process 0 to save .* got process 1"):
+            ifjax.save(folder / "other", whole, spec)
+    jax.tree.map(np.testing.assert_array_equal, whole, wanted)
+    print("same in process", number)
+
+
+@pytest.mark.slow
+def test_in_two_processes(tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = "import sys, pathlib; from tests import test_checkpoint as t; number, port, path = "
+    code += "sys.argv[1:]; t.process(int(number), int(port), pathlib.Path(path))"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, str(i), str(port), str(tmp_path)],
+            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        said = [one.communicate(timeout=300)[0] for one in running]
+    finally:
+        for one in running:
+            one.kill()
+    for i in range(2):
+        assert f"same in process {i}" in said[i], said[i][-3000:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spread", "whole"]

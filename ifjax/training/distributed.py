@@ -156,6 +156,27 @@ def on_first(function: Callable[[], T]) -> T:
     return value
 
 
+@contextlib.contextmanager
+def talking() -> Iterator[None]:
+    """Tell a broken connection, for which JAX may raise ValueError, from a wrong value.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        JaxRuntimeError: in place of ValueError.
+
+    Example:
+        >>> with contextlib.suppress(RuntimeError), talking():
+        ...     raise ValueError("UNKNOWN: Connection reset by peer")
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise jax.errors.JaxRuntimeError(str(error)) from error
+
+
+@talking()
 def _broadcast(content: bytes) -> bytes:
     """The content that process 0 has."""
     length = np.frombuffer(np.uint64(len(content)).tobytes(), np.uint8)

@@ -12,6 +12,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree, Shaped
 
+from ifjax.training.distributed import talking
+
 Device: TypeAlias = jax.Device  # type: ignore[reportInvalidTypeForm]  # a variable in jax' stubs
 
 AXIS = "fold"
@@ -200,7 +202,8 @@ def collect(tree: PyTree, layout: Layout) -> PyTree:
         leaf = np.asarray(leaf)
         rest = leaf.shape[2:]
         if jax.process_count() > 1:
-            leaf = np.asarray(multihost_utils.process_allgather(leaf))
+            with talking():
+                leaf = np.asarray(multihost_utils.process_allgather(leaf))
         return leaf.reshape(-1, *rest)[first]
 
     return jax.tree.map(pick, tree)

@@ -34,7 +34,9 @@ class Interrupted(KeyboardInterrupt):
 def interruptible() -> Iterator[None]:
     """Let SIGTERM end a process as Control-C does: by an exception, so that files are closed.
 
-    On several hosts JAX keeps SIGTERM to itself, see :func:`deferred`.
+    On several hosts JAX keeps SIGTERM to itself, see :func:`deferred`, and Control-C is passed on
+    to it: no process ends while the others wait for it. A second Control-C ends the process at
+    once; the others then end as if it had been lost.
 
     Yields:
         Nothing.
@@ -50,7 +52,8 @@ def interruptible() -> Iterator[None]:
         ...         print(stop.code)
         143
     """
-    with _handlers(_raise, (signal.SIGTERM,) if jax.process_count() == 1 else ()):
+    alone = jax.process_count() == 1
+    with _handlers(_raise, (signal.SIGTERM,)) if alone else _handlers(_asking(), (signal.SIGINT,)):
         yield
 
 
@@ -81,9 +84,8 @@ class Request:
 def deferred() -> Iterator[Request]:
     """Put off SIGTERM and the first SIGINT until a step is done; a second signal ends at once.
 
-    On several hosts the signal may reach one of them only, or each at another step. JAX's
-    coordination service then names a step that none has passed, and all stop there; a SIGINT is
-    passed on to it as the SIGTERM that it waits for.
+    On several hosts the signal may reach one of them only, or each at another step, or outside of
+    this. JAX's coordination service then names a step that none has passed, and all stop there.
 
     Yields:
         The request.
@@ -101,23 +103,31 @@ def deferred() -> Iterator[Request]:
         True
         143
     """
-    request, came = Request(), []
+    request = Request()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if came:
+        if request.due:
             _raise(number, frame)
-        came.append(number)
-        request.number = number
-        if jax.process_count() == 1:
-            request.due = True
-        else:
-            os.kill(os.getpid(), signal.SIGTERM)
+        request.number, request.due = number, True
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
+    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
     with _handlers(note, numbers):
         yield request
     if request.due:
         raise Interrupted(request.number)
+
+
+def _asking() -> Handler:
+    """Asks all processes to end; the second time, ends this one."""
+    came = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if came:
+            os._exit(128 + number)
+        came.append(number)
+        os.kill(os.getpid(), signal.SIGTERM)  # what JAX waits for
+
+    return ask
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

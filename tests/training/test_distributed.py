@@ -19,8 +19,10 @@ import jax
 import numpy as np
 import pytest
 
-from ifjax.training.distributed import Cluster, is_first, on_first, run
+import ifjax
+from ifjax.training.distributed import Cluster, is_first, on_first, run, talking
 from ifjax.training.signals import Interrupted, interruptible
+from tests import xla
 
 TIMEOUT = 8
 
@@ -95,10 +97,8 @@ def job(folder: Path, forever: bool) -> int:
 
 
 def start(folder: Path, process: int, processes: int, port: int, *words: str) -> subprocess.Popen:
-    devices = 4 // processes
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-        " --xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla.flags(devices=4 // processes),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -128,9 +128,11 @@ def started(folder: Path, processes: int, *words: str) -> Iterator[list[subproce
             process.wait()
 
 
-def finish(processes: list[subprocess.Popen]) -> tuple[list[int], list[str], list[str]]:
+def finish(
+    processes: list[subprocess.Popen], within: int = 120
+) -> tuple[list[int], list[str], list[str]]:
     """Exit codes, and what was printed to stdout and stderr."""
-    out, err = zip(*(process.communicate(timeout=120) for process in processes), strict=True)
+    out, err = zip(*(process.communicate(timeout=within) for process in processes), strict=True)
     return [process.returncode for process in processes], list(out), list(err)
 
 
@@ -209,6 +211,42 @@ def test_when_one_is_lost_the_other_ends_with_a_message(victim: int, tmp_path: P
     assert seconds < TIMEOUT + 10
 
 
+@pytest.mark.slow
+def test_the_main_job_goes_from_training_to_the_saved_small_network(tmp_path: Path) -> None:
+    options = "--mode fap --folds 2 --no-whole --model mlp --epochs 1 --train-images 128 --methods "
+    options += "prune --batch-size 32 --fuse-on weights --fuse-solver exact --fine-tune-epochs 0 "
+    options += "--lost-after 60"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        cluster = f"--coordinator 127.0.0.1:{free.getsockname()[1]} --processes 2 --process"
+    words = [*options.split(), "--no-progress", "--out", str(tmp_path / "out"), *cluster.split()]
+    environment = {"XLA_FLAGS": xla.flags(devices=1), "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).parents[2] / "train.py"), *words, str(process)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+        for process in range(2)
+    ]
+    try:
+        codes, out, err = finish(processes, 600)
+    finally:
+        for one in processes:
+            one.kill()
+    assert codes == [0, 0], err
+    assert out[0].count("sparsity  method") == 1
+    assert "accuracy" not in out[1]
+    names = {"fold-0", "fold-1", "fused", "fused-fine-tuned", "fap-prune-0.5"}
+    files = {"accuracy.png", "results.json", "run.json", "tensorboard"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names | files
+    small, spec = ifjax.load(tmp_path / "out/fap-prune-0.5")
+    assert small["params"]["fc1"]["kernel"].shape == (64, 64)
+    assert spec.plan.widths["params/fc1/kernel"] == 64
+
+
 def test_what_cannot_be_a_cluster_is_refused() -> None:
     for wrong, message in (
         ({"processes": 2}, "expected a coordinator"),
@@ -219,6 +257,12 @@ def test_what_cannot_be_a_cluster_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Cluster(**wrong)
+
+
+def test_a_broken_connection_is_no_wrong_value() -> None:
+    broken = pytest.raises(jax.errors.JaxRuntimeError, match="UNKNOWN: Connection reset by peer")
+    with broken, talking():
+        raise ValueError("UNKNOWN: Connection reset by peer")
 
 
 def test_a_process_alone_just_does_its_job() -> None:

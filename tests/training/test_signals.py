@@ -1,8 +1,10 @@
 """Signals wait for the end of a step, the second one does not, and handlers are given back."""
 
+import os
 import signal
 import threading
 
+import jax
 import pytest
 
 from ifjax.training.signals import Interrupted, deferred, interruptible
@@ -73,3 +75,29 @@ def test_a_thread_that_cannot_take_signals_works_without() -> None:
     thread.start()
     thread.join()
     assert found == [False]
+
+
+def test_control_c_on_one_of_several_hosts_asks_all_and_the_second_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By SIGTERM, which JAX tells the others of: ending alone, it would be waited for for ever."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    sent = []
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "kill", lambda *given: sent.append(given))
+    monkeypatch.setattr(os, "_exit", leave)
+
+    def work() -> None:
+        with interruptible(), deferred():
+            signal.raise_signal(signal.SIGINT)
+            assert sent == [(os.getpid(), signal.SIGTERM)]
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(SystemExit) as stop:
+        work()
+    assert stop.value.code == 130
+    assert len(sent) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
