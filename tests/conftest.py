@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Compilation is what slows the suite down, and only values matter in it. Eight CPU devices instead
-# of one cost nothing.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
-)
+from tests import xla
+
+# Eight CPU devices instead of one cost nothing.
+os.environ.setdefault("XLA_FLAGS", xla.flags(devices=8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -17,6 +16,17 @@ import pytest
 
 # Models that tests/test_zoo.py imports as far as their frameworks are installed; no tests.
 collect_ignore_glob = ["zoo/*"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers take the files in the order below, not those of many tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: at the end, no worker waits for another's long file."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import ifjax
 from ifjax import Stats
@@ -252,61 +250,41 @@ def test_integers_and_half_precision_among_the_parameters():
         assert ifjax.fuse_params(params, spec, stats=stats)["fc0.weight"].dtype == jnp.bfloat16
 
 
-DEVICES = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from tests import test_calibrate as t
-import ifjax
-
-assert jax.device_count() == 2
-metrics = ("taylor", "fisher", "chip")
-for model in ("mlp", "vgg"):
-    x, y = t.data(model, 6)
-    params, graph = {k: jnp.asarray(v) for k, v in t.init(model).items()}, t.graph(model)
-    whole = t.collected(model)
+@pytest.mark.parametrize("model", SHAPE)
+def test_two_devices_are_one(model):
+    if jax.device_count() < 2:
+        pytest.skip("needs 2 devices; leave XLA_FLAGS to tests/conftest.py")
+    metrics = ("taylor", "fisher", "chip")
+    x, y = data(model, 6)
+    params, whole = {k: jnp.asarray(v) for k, v in init(model).items()}, collected(model)
 
     def own(params, x, y):
         stats = ifjax.batch_stats(
-            t.apply(model), params, graph, ((x,), y), loss_fn=t.loss, metrics=metrics
+            apply(model), params, graph(model), ((x,), y), loss_fn=loss, metrics=metrics
         )
         return jax.lax.psum(stats, "devices")
 
     halves = x.reshape(2, 3, *x.shape[1:]), y.reshape(2, 3)
     replicated = jax.pmap(own, "devices", in_axes=(None, 0, 0))(params, *halves)
-    t.assert_close(jax.tree.map(lambda v: v[0], replicated), whole)
+    assert_close(jax.tree.map(lambda v: v[0], replicated), whole)
 
-    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
     for check in (True, False):
         mapped = jax.shard_map(
-            own, mesh=mesh, in_specs=(P(), P("devices"), P("devices")), out_specs=P(),
+            own,
+            mesh=mesh,
+            in_specs=(P(), P("devices"), P("devices")),
+            out_specs=P(),
             check_vma=check,
         )
-        t.assert_close(jax.jit(mapped)(params, x, y), whole)
+        assert_close(jax.jit(mapped)(params, x, y), whole)
 
     split = NamedSharding(mesh, P("devices"))
-    sharded = jax.device_put(x, split), jax.device_put(y, split)
-    batches = [((sharded[0],), sharded[1])]
+    batches = [((jax.device_put(x, split),), jax.device_put(y, split))]
     found = ifjax.collect_stats(
-        t.apply(model), params, graph, batches, loss_fn=t.loss, metrics=metrics
+        apply(model), params, graph(model), batches, loss_fn=loss, metrics=metrics
     )
-    t.assert_close(found, whole)
-print("same on two devices")
-"""
-
-
-def test_two_devices_are_one():
-    """In a process of its own, for the number of devices is fixed at the start."""
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    done = subprocess.run(
-        [sys.executable, "-c", DEVICES],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "same on two devices" in done.stdout
+    assert_close(found, whole)
 
 
 # Values -----------------------------------------------------------------------------------------

@@ -22,15 +22,13 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, SingleDevi
 from jax.sharding import PartitionSpec as P
 
 import ifjax
-from ifjax import mesh as ring
-from ifjax.costs import cost_matrix
 from ifjax.sharding import small_shardings
+from tests import xla
 
 SEED = 0
-DEVICES = "--xla_force_host_platform_device_count"
 # Buffers are scheduled as on accelerators, one after another; a busy machine is waited for.
-FLAGS = (
-    "--xla_backend_optimization_level=0 --xla_cpu_enable_concurrency_optimized_scheduler=false "
+SCHEDULE = (
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false "
     "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 
@@ -259,32 +257,6 @@ def check_mesh_of_the_user():
             close(jax.jit(ifjax.fuse_params, static_argnums=1)(full, spec), wanted)
 
 
-def check_ring():
-    """Costs and products whose rows do not divide by the devices, against one device."""
-    rng = np.random.default_rng(SEED)
-    x, y, by = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((13, 5), (9, 5), (9, 13)))
-    leaf = jnp.asarray(rng.normal(size=(3, 13, 11)), jnp.float32)
-    for shape in ((8,), (2, 4), (5,)):
-        mesh = devices(shape)
-
-        def on_mesh(function, *arrays, mesh=mesh):
-            arrays = jax.device_put(arrays, NamedSharding(mesh, P()))
-            run = jax.jit(lambda *a: ring.on_mesh(function, *a, outputs=P))
-            assert run(*arrays).sharding.num_devices == mesh.size
-            return run(*arrays)
-
-        for p in (1, 2, math.inf):
-            found = on_mesh(functools.partial(ring.cost_matrix, p=p), x, y)
-            close(found, cost_matrix(x, y, p), 1e-6)
-        for part in (leaf, leaf[:, :, :1]):  # the matrix moves, or the sums
-            wanted = np.einsum("mn,anb->amb", by, part)
-            close(on_mesh(functools.partial(ring.product, axis=1), by, part), wanted, 1e-5)
-            batched = jax.vmap(functools.partial(ring.product, axis=0), (None, 0))
-            close(on_mesh(batched, by, part), wanted, 1e-5)
-        index = jnp.array([7, 0])
-        close(on_mesh(functools.partial(ring.take, axis=0), x, index), x[index], 0)
-
-
 BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4}
 COLLECTIVE = r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\("
 
@@ -350,7 +322,6 @@ CHECKS = {
     "gradient": (check_gradient,),
     "checkpoint": (check_checkpoint,),
     "mesh of the user": (check_mesh_of_the_user,),
-    "ring": (check_ring,),
     "memory fsdp": (check_memory, "fsdp"),
     "memory tensor": (check_memory, "tensor"),
     "memory mixed": (check_memory, "mixed"),
@@ -372,8 +343,13 @@ def main(names=None):
             result[name] = traceback.format_exc()
         if names:
             print(name, time.process_time(), result[name][-1500:] or "ok", flush=True)
-        jax.clear_caches()
     print("RESULT" + json.dumps(result))
+
+
+def environment(devices: int) -> dict[str, str]:
+    """Of a process of so many devices."""
+    flags = f"{xla.flags(devices)} {SCHEDULE}"
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 @functools.cache
@@ -382,7 +358,7 @@ def results() -> dict[str, str]:
     code = "from tests import test_sharding; test_sharding.main()"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, "XLA_FLAGS": f"{FLAGS} {DEVICES}=8", "JAX_PLATFORMS": "cpu"},
+        env=environment(devices=8),
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
@@ -429,7 +405,7 @@ def test_in_two_processes():
     running = [
         subprocess.Popen(
             [sys.executable, "-c", f"from tests import test_sharding as t; t.process({i}, {port})"],
-            env={**os.environ, "XLA_FLAGS": f"{FLAGS} {DEVICES}=4", "JAX_PLATFORMS": "cpu"},
+            env=environment(devices=4),
             cwd=Path(__file__).parents[1],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -9,8 +9,8 @@ import pytest
 
 import ifjax
 
-pytest.importorskip("torch")
-pytest.importorskip("ot")
+pytest.importorskip("torch", reason="needs torch: pip install 'ifjax[torch]'")
+pytest.importorskip("ot", reason="needs POT: pip install 'ifjax[exact]'")
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

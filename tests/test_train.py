@@ -332,7 +332,9 @@ def test_overwrite_replaces_the_results(tmp_path: Path) -> None:
 def test_safetensors_must_name_their_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    safetensors_numpy = pytest.importorskip("safetensors.numpy")
+    safetensors_numpy = pytest.importorskip(
+        "safetensors.numpy", reason="needs safetensors: pip install 'ifjax[train]'"
+    )
     from ifjax import interop, models
 
     model = models.CifarResNet(models.ResNetWidths.standard(8, width=2))

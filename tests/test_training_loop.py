@@ -13,7 +13,9 @@ from flax.training import train_state
 
 import ifjax
 
-DIGITS = pytest.importorskip("sklearn.datasets").load_digits()
+DIGITS = pytest.importorskip(
+    "sklearn.datasets", reason="needs scikit-learn: pip install 'ifjax[data]'"
+).load_digits()
 IMAGES = jnp.asarray(DIGITS.images[:512, ..., None] / 16, jnp.float32)
 LABELS = jnp.asarray(DIGITS.target[:512])
 

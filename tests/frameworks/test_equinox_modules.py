@@ -13,7 +13,7 @@ import pytest
 import ifjax
 from ifjax.frameworks import carry_equinox, cut_equinox, equinox_function
 
-eqx = pytest.importorskip("equinox", reason="needs equinox: pip install equinox")
+eqx = pytest.importorskip("equinox", reason="needs equinox: pip install 'ifjax[equinox]'")
 
 KEYS = iter(jax.random.split(jax.random.key(0), 100))
 IMAGES = jax.random.normal(next(KEYS), (3, 4, 8, 8))

@@ -52,7 +52,7 @@ def zeroed(params: Any, graph: ifjax.DependencyGraph, selections: dict[str, np.n
             keep[np.asarray(ex.indices(e, selections))] = 1
             shape = [-1 if i == axis else 1 for i in range(len(leaf.shape))]
             if not keep.all():
-                leaves[path] = leaves[path] * keep.reshape(shape)
+                leaves[path] = np.asarray(leaves[path]) * keep.reshape(shape)
     return with_leaves(params, leaves)
 
 
@@ -62,12 +62,21 @@ def distance(a: Any, b: Any) -> float:
     return max(float(np.abs(np.asarray(x) - np.asarray(y)).max(initial=0)) for x, y in pairs)
 
 
-def moved_alone(params: Any, graph: ifjax.DependencyGraph, name: str, path: str, axis: int) -> Any:
-    """The parameters with one member of a group permuted and the others left."""
+def finite(a: Any) -> bool:
+    return all(np.isfinite(x).all() for x in jax.tree.leaves(a))
+
+
+def permuted(
+    params: Any, graph: ifjax.DependencyGraph, name: str, only: tuple[str, int] | None = None
+) -> Any:
+    """The parameters with a group permuted in all members, or in one alone."""
     leaves = leaves_by_path(params)
-    n = graph.plan.group[name].size
-    index = np.asarray(ex.indices(graph.plan.leaf[path].axes[axis], {name: shuffled(n)}))
-    return with_leaves(params, leaves | {path: np.take(np.asarray(leaves[path]), index, axis)})
+    order = {name: shuffled(graph.plan.group[name].size)}
+    for path, leaf in graph.plan.leaf.items():
+        for axis, e in enumerate(leaf.axes):
+            if name in ex.atoms(e) and only in (None, (path, axis)):
+                leaves[path] = np.take(np.asarray(leaves[path]), ex.indices(e, order), axis)
+    return with_leaves(params, leaves)
 
 
 def hold(
@@ -100,31 +109,36 @@ def hold(
         graph = ifjax.trace(f, params, *inputs, **static)
         if groups is not None:
             assert {g.name: g.size for g in graph.groups} == groups
-        full = f(params, *inputs, **static)
-        assert np.isfinite(distance(full, jax.tree.map(jnp.zeros_like, full)))
+        run = jax.jit(lambda params: f(params, *inputs, **static))
+        full = run(params)
+        assert finite(full)
         for group in graph.groups:
-            orders = [shuffled(group.size)] + ([independent(group)] if group.batch else [])
-            for order in orders:
-                turned = ifjax.take(params, graph, {group.name: order})
-                assert distance(f(turned, *inputs, **static), full) < TOLERANCE, group.name
+            assert distance(run(permuted(params, graph, group.name)), full) < TOLERANCE, group.name
+            if group.batch:
+                turned = ifjax.take(params, graph, {group.name: independent(group)})
+                assert distance(run(turned), full) < TOLERANCE, group.name
             for m in group.members if power and len(group.members) > 1 else ():
-                alone = moved_alone(params, graph, group.name, m.path, m.axis)
-                change = distance(f(alone, *inputs, **static), full)
+                alone = permuted(params, graph, group.name, (m.path, m.axis))
+                change = distance(run(alone), full)
                 assert (change < TOLERANCE) if m.path in silent else (change > POWER), m
         selections = [{g.name: kept(g.size)} for g in graph.groups] if power else []
         if len(selections) != 1 and graph.groups:
             selections.append({g.name: kept(g.size) for g in graph.groups})
         for selection in selections:
-            small = ifjax.take(params, graph, selection)
             spec = graph.spec(keep={n: len(k) for n, k in selection.items()})
-            assert jax.tree.map(jnp.shape, small) == jax.tree.map(
-                lambda s: s.shape, spec.small_struct(params)
-            )
-            got = ifjax.shrink(f, spec)(small, *inputs, **static)
+
+            def cut(params: Any, spec: ifjax.FusionSpec = spec, selection: Any = selection) -> Any:
+                small = ifjax.take(params, graph, selection)
+                assert jax.tree.map(jnp.shape, small) == jax.tree.map(
+                    lambda s: s.shape, spec.small_struct(params)
+                )
+                return ifjax.shrink(f, spec)(small, *inputs, **static)
+
+            got = jax.jit(cut)(params)
             if not all(graph.plan.group[name].exact for name in selection):
-                assert np.isfinite(distance(got, jax.tree.map(jnp.zeros_like, got))), selection
+                assert finite(got), selection
                 continue
-            want = f(zeroed(params, graph, selection), *inputs, **static)
+            want = run(zeroed(params, graph, selection))
             assert distance(got, want) < TOLERANCE, selection
             if power and not set(selection) <= set(inert):
                 assert distance(want, full) > POWER, selection

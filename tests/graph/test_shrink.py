@@ -207,7 +207,7 @@ def test_compiled_work_falls_as_the_spec_says():
 
 def test_export(shrunk):
     """There and back as bytes; for any batch by a map over single examples."""
-    pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers to serialise")
+    pytest.importorskip("flatbuffers", reason="needs flatbuffers: pip install 'ifjax[test]'")
     _, small, apply = shrunk
     structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), small)
 

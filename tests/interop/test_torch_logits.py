@@ -24,7 +24,9 @@ def test_logits_are_those_that_torch_gave(case):
     assert torch_logits.difference(case, shapes, expected) <= TOLERANCE
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="needs torch: pip install 'ifjax[torch]'"
+)
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_those_that_torch_gives(case):
     shapes, found = torch_logits.torch_logits(case)
@@ -34,7 +36,9 @@ def test_logits_are_those_that_torch_gives(case):
     assert torch_logits.difference(case, shapes, found) <= TOLERANCE
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="needs torch: pip install 'ifjax[torch]'"
+)
 @pytest.mark.parametrize("case", CASES[:5:4] + CASES[8:9])
 def test_torch_loads_what_is_exported(case):
     import torch

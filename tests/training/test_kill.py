@@ -4,18 +4,20 @@ As a script, this file is what the tests kill: it imports what a training needs 
 process for each training that it is asked for.
 """
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests import xla
 
 KILLS = 20
 EVENTS = {"r": "before a checkpoint is read", "s": "before a step", "c": "before one is written"}
@@ -140,13 +142,12 @@ class Trainings:
         return code
 
 
-@contextmanager
-def trainings(cache: Path) -> Iterator[Trainings]:
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     environment = os.environ | {
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": xla.flags(devices=2),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
     }
@@ -163,6 +164,20 @@ def trainings(cache: Path) -> Iterator[Trainings]:
             process.kill()
 
 
+@pytest.fixture(scope="module")
+def whole(server: Trainings, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Where the unbroken run on a number of folds is."""
+
+    @functools.cache
+    def run(count: int) -> Path:
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        server.start(folder, count)
+        assert server.end() == 0
+        return folder
+
+    return run
+
+
 def assert_same(folder: Path, whole: Path) -> None:
     with np.load(folder / "last.npz") as a, np.load(whole / "last.npz") as b:
         assert a.files == b.files
@@ -173,56 +188,53 @@ def assert_same(folder: Path, whole: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_killed_at_random_moments_a_run_ends_bit_for_bit_the_same(
-    count: int, tmp_path: Path
+    count: int, server: Trainings, whole: Callable[[int], Path], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(time.time_ns())  # moments that no one chose
     kills = dict.fromkeys(EVENTS, 0)
     half_written = finished = 0
-    with trainings(tmp_path / "cache") as server:
-        server.start(tmp_path / "whole", count)
-        assert server.end() == 0
-        folder = tmp_path / "killed-0"
-        while sum(kills.values()) < KILLS:
-            event = str(rng.choice(list(EVENTS)))
-            server.start(folder, count)
-            code = server.wait_for(event, {"r": 1, "s": 1 + rng.integers(20), "c": 2}[event])
-            if code is None:
-                time.sleep(rng.uniform(0.0, 0.1))
-                os.kill(server.pid, signal.SIGKILL)
-                code = server.end()
-            assert code in (0, -signal.SIGKILL)
-            if code == 0:  # it was faster
-                assert_same(folder, tmp_path / "whole")
-                finished += 1
-                folder = tmp_path / f"killed-{finished}"
-            else:
-                kills[event] += 1
-                half_written += any(folder.glob(".checkpoints/*/*/*tmp*"))
+    unbroken, folder = whole(count), tmp_path / "killed-0"
+    while sum(kills.values()) < KILLS:
+        event = str(rng.choice(list(EVENTS)))
         server.start(folder, count)
-        assert server.end() == 0
-        assert_same(folder, tmp_path / "whole")
+        code = server.wait_for(event, {"r": 1, "s": 1 + rng.integers(20), "c": 2}[event])
+        if code is None:
+            time.sleep(rng.uniform(0.0, 0.1))
+            os.kill(server.pid, signal.SIGKILL)
+            code = server.end()
+        assert code in (0, -signal.SIGKILL)
+        if code == 0:  # it was faster
+            assert_same(folder, unbroken)
+            finished += 1
+            folder = tmp_path / f"killed-{finished}"
+        else:
+            kills[event] += 1
+            half_written += any(folder.glob(".checkpoints/*/*/*tmp*"))
+    server.start(folder, count)
+    assert server.end() == 0
+    assert_same(folder, unbroken)
     print(f"kills: {kills}, in the middle of a checkpoint: {half_written}; {finished} escaped")
     assert half_written >= 1
     assert min(kills.values()) >= 1
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    with trainings(tmp_path / "cache") as server:
-        server.start(tmp_path / "whole", 1)
-        assert server.end() == 0
-        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-            server.start(tmp_path / "asked", 1)
-            assert server.wait_for("s") is None
-            os.kill(server.pid, number)
-            assert server.end() == code
-            folder = tmp_path / "asked/.checkpoints/dense/all"
-            assert not list(folder.glob("*tmp*"))
-            latest = max(int(path.name) for path in folder.iterdir())
-            assert latest % 12, "written when it was asked for, and not at its time"
-        server.start(tmp_path / "asked", 1)
-        assert server.end() == 0
-    assert_same(tmp_path / "asked", tmp_path / "whole")
+def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(
+    server: Trainings, whole: Callable[[int], Path], tmp_path: Path
+) -> None:
+    unbroken, asked = whole(1), tmp_path / "asked"
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        server.start(asked, 1)
+        assert server.wait_for("s") is None
+        os.kill(server.pid, number)
+        assert server.end() == code
+        folder = asked / ".checkpoints/dense/all"
+        assert not list(folder.glob("*tmp*"))
+        latest = max(int(path.name) for path in folder.iterdir())
+        assert latest % 12, "written when it was asked for, and not at its time"
+    server.start(asked, 1)
+    assert server.end() == 0
+    assert_same(asked, unbroken)
 
 
 if __name__ == "__main__":

@@ -87,21 +87,21 @@ class Walked:
     def indexed(self, arrays: Any, axes: list[Axes], selections: Any) -> list[Any]:
         """Arrays with positions of their classes selected."""
         result = []
-        for x, along in zip(arrays, self.expressions(axes), strict=True):
+        for x, along in zip(map(np.asarray, arrays), self.expressions(axes), strict=True):
             for i, e in enumerate(along):
-                x = jnp.take(x, np.asarray(ex.indices(e, selections)), i)
+                x = np.take(x, np.asarray(ex.indices(e, selections)), i)
             result.append(x)
         return result
 
     def zeroed(self, selections: Any) -> list[Any]:
         """Arguments with zeros in the positions that are not selected."""
         result = []
-        for x, along in zip(self.args, self.expressions(self.inputs), strict=True):
+        for x, along in zip(map(np.asarray, self.args), self.expressions(self.inputs), strict=True):
             for i, e in enumerate(along):
                 mask = np.zeros(x.shape[i], bool)
                 mask[np.asarray(ex.indices(e, selections))] = True
                 shape = [-1 if k == i else 1 for k in range(x.ndim)]
-                x = jnp.where(mask.reshape(shape), x, jnp.zeros((), x.dtype))
+                x = np.where(mask.reshape(shape), x, np.zeros((), x.dtype))
             result.append(x)
         return result
 
@@ -109,7 +109,8 @@ class Walked:
         """The function rebuilt at the widths of a selection, of the selected arguments."""
         widths = {int(name): len(k) for name, k in selections.items()}
         shrunk = _Shrunk(self.analysis, Plan((), (), (), ()), atoms={}, widths=widths)
-        return shrunk.evaluate(self.frame, self.indexed(self.args, self.inputs, selections))
+        run = jax.jit(lambda *args: shrunk.evaluate(self.frame, args))
+        return run(*self.indexed(self.args, self.inputs, selections))
 
 
 def agree(a: list[Any], b: list[Any]) -> bool:

@@ -1,0 +1,12 @@
+"""How XLA compiles in the tests: fast. Only values matter in them, and compiling takes longest."""
+
+from jaxlib.version import __version_info__
+
+FAST = "--xla_backend_optimization_level=0"
+if __version_info__ < (0, 11):  # later ones have no other emitters
+    FAST += " --xla_cpu_use_fusion_emitters=false"
+
+
+def flags(devices: int) -> str:
+    """For XLA_FLAGS: with so many CPU devices."""
+    return f"{FAST} --xla_force_host_platform_device_count={devices}"
