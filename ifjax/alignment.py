@@ -144,7 +144,10 @@ def carried(
       sizes: present sizes.
     """
     view = View(tuple(axes), group.along)
-    along = tuple((m.axis, _local(view.rest()[m.axis], group.name, sizes), m.role) for m in places)
+    rest = view.rest()
+    along = tuple(
+        (m.axis, _local(rest[m.axis], group.name, sizes), m.role == "consumer") for m in places
+    )
     if not group.batch:
         return _carried(x, plan, along)
     found = jax.vmap(lambda x, t: _carried(x, t, along))(
@@ -154,9 +157,9 @@ def carried(
 
 
 @functools.partial(jax.jit, static_argnames="along")
-def _carried(x: Array, plan: Array, along: tuple[tuple[int, ex.Expression, str], ...]) -> Array:
-    for axis, where, role in along:
-        total = plan.sum(1 if role == "consumer" else 0, keepdims=True)
+def _carried(x: Array, plan: Array, along: tuple[tuple[int, ex.Expression, bool], ...]) -> Array:
+    for axis, where, consumes in along:
+        total = plan.sum(1 if consumes else 0, keepdims=True)
         by = jnp.where(total > 0, plan / jnp.where(total > 0, total, 1), 0).astype(x.dtype)
 
         def function(x: Array, axis: int, by: Array = by) -> Array:
