@@ -222,20 +222,31 @@ def activation_costs(
       batches: tuples of inputs.
     """
     plan = target[2]
-    names = {g.name for g in plan.groups if not g.batch and not inside(plan, g)}
-
-    @jax.jit
-    def moments(ours: Any, theirs: Any, inputs: Any) -> dict[str, list[Moments]]:
-        networks = (source[0], ours, source[2]), (target[0], theirs, target[2])
-        seen = [_activations(*network, names, inputs) for network in networks]
-        return {
-            n: [_moments(*xy) for xy in zip(*(s[n] for s in seen), strict=True)] for n in seen[0]
-        }
-
+    names = frozenset(g.name for g in plan.groups if not g.batch and not inside(plan, g))
+    functions, plans = (source[0], target[0]), (source[2], plan)
     total: Any = None
     for inputs in batches:
-        found = moments(source[1], target[1], inputs)
+        found = _read_moments((source[1], target[1]), inputs, functions, plans, names)
         total = found if total is None else _added(total, found)
+    return _uncorrelated(total)
+
+
+@functools.partial(jax.jit, static_argnames=("functions", "plans", "names"))
+def _read_moments(
+    params: tuple[Any, Any],
+    inputs: Any,
+    functions: tuple[Callable[..., Any], ...],
+    plans: tuple[Plan, ...],
+    names: frozenset[str],
+) -> dict[str, list[Moments]]:
+    """Of what is read of every group in both networks."""
+    networks = zip(functions, params, plans, strict=True)
+    seen = [_activations(*network, names, inputs) for network in networks]
+    return {n: [_moments(*xy) for xy in zip(*(s[n] for s in seen), strict=True)] for n in seen[0]}
+
+
+@jax.jit
+def _uncorrelated(total: dict[str, list[Moments]]) -> dict[str, Array]:
     return {
         name: 1 - jnp.mean(jnp.stack([m.correlation() for m in several]), axis=0)[None]
         for name, several in total.items()
@@ -248,7 +259,7 @@ def _added(a: Any, b: Any) -> Any:
 
 
 def _activations(
-    apply_fn: Callable[..., Any], params: Any, plan: Plan, names: set[str], inputs: Any
+    apply_fn: Callable[..., Any], params: Any, plan: Plan, names: frozenset[str], inputs: Any
 ) -> dict[str, list[Array]]:
     """What is read of every group, ``[n, samples]``, once where several weights read the same."""
     found: dict[str, list[Array]] = {}

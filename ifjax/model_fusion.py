@@ -109,7 +109,7 @@ def fuse_models(
     fused = with_leaves(models[0], _averaged(leaves, plans, maps, shares))
     if not data:
         return fused
-    return reset_where_any(_function(data["apply_fn"], specs, 0), fused, data["batches"])
+    return reset_where_any(_function(apply_fn, specs and specs[0]), fused, data["batches"])
 
 
 def align_models(
@@ -185,13 +185,12 @@ def align_models(
         Network(plan, batch_norm.fold(_promoted(x), plan.norms))
         for x, plan in zip(leaves, plans, strict=True)
     ]
+    function = functools.cache(functools.partial(_function, apply_fn))
     result = []
     for k, network in enumerate(networks[1:], 1):
         costs = {}
         if data:
-            ours, theirs = (
-                (_function(data["apply_fn"], specs, i), models[i], plans[i]) for i in (k, 0)
-            )
+            ours, theirs = ((function(specs and specs[i]), models[i], plans[i]) for i in (k, 0))
             costs = activation_costs(ours, theirs, data["batches"])
         found = align(
             network,
@@ -380,7 +379,6 @@ def _check_converged(found: Maps, k: int, solver: str, epsilon: float | int) -> 
                 )
 
 
-def _function(apply_fn: Callable[..., Any], specs: Any, k: int) -> Callable[..., Any]:
-    """The function of one network, at its widths."""
-    spec = None if specs is None else specs[k]
-    return apply_fn if spec is None else shrink(apply_fn, spec)
+def _function(apply_fn: Any, spec: FusionSpec | None) -> Callable[..., Any]:
+    """The function of one network, at its widths; an object of its own, so that it is hashable."""
+    return functools.partial(apply_fn if spec is None else shrink(apply_fn, spec))
