@@ -109,7 +109,9 @@ def fuse_models(
     fused = with_leaves(models[0], _averaged(leaves, plans, maps, shares))
     if not data:
         return fused
-    return reset_where_any(_function(apply_fn, specs and specs[0]), fused, data["batches"])
+    return reset_where_any(
+        _function(apply_fn, None if specs is None else specs[0]), fused, data["batches"]
+    )
 
 
 def align_models(
@@ -190,7 +192,9 @@ def align_models(
     for k, network in enumerate(networks[1:], 1):
         costs = {}
         if data:
-            ours, theirs = ((function(specs and specs[i]), models[i], plans[i]) for i in (k, 0))
+            ours, theirs = (
+                (function(None if specs is None else specs[i]), models[i], plans[i]) for i in (k, 0)
+            )
             costs = activation_costs(ours, theirs, data["batches"])
         found = align(
             network,
