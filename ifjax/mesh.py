@@ -146,6 +146,15 @@ def whole(x: Array, axis: int) -> Array:
     return _laid(x, _other(x.shape, axis)) if _names(x.size) else x
 
 
+def settled(x: Array) -> Array:
+    """What came from the host to one device, on all: matrices with their rows spread, else whole.
+
+    >>> settled(jnp.ones((1, 4, 2))).shape
+    (1, 4, 2)
+    """
+    return _laid(x, x.ndim - 2 if x.ndim > 2 else None) if active() else x
+
+
 def _other(shape: tuple[int, ...], axis: int) -> int | None:
     """Another axis to spread: the first that is spread evenly over most devices, or the longest."""
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ifjax import transport
+from ifjax import mesh, transport
 from ifjax.merge import Map
 from ifjax.problems import Bucket, Problems, Unit, stacked
 from ifjax.solvers import host
@@ -109,12 +109,19 @@ def _solved(problem: Problems, start: list[Array] | None, solver: str, epsilon: 
 
 
 def _solved_exactly(problems: list[Problems]) -> list[Transport]:
-    """On the host; directly where the problems can be looked at: nothing is compiled."""
-    if not is_concrete(*jax.tree.leaves(problems)):
-        return host.called(_on_host, [_shapes(problem) for problem in problems], problems)
+    """On the host; directly where one device holds all: nothing is compiled."""
+    arrays: Any = jax.tree.leaves(problems)
+    if not is_concrete(*arrays) or any(len(x.sharding.device_set) > 1 for x in arrays):
+        return _called(problems)
     places = [problem.a.sharding for problem in problems]
     found = _on_host(jax.tree.map(np.asarray, problems))
     return [jax.device_put(each, place) for each, place in zip(found, places, strict=True)]
+
+
+@jax.jit
+def _called(problems: list[Problems]) -> list[Transport]:
+    found = host.called(_on_host, [_shapes(problem) for problem in problems], problems)
+    return jax.tree.map(mesh.settled, found)
 
 
 def _shapes(problem: Problems) -> Any:

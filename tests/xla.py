@@ -3,8 +3,9 @@
 from jaxlib.version import __version_info__
 
 FAST = "--xla_backend_optimization_level=0"
-if __version_info__ < (0, 11):  # later ones have no other emitters
-    FAST += " --xla_cpu_use_fusion_emitters=false"
+OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+if __version_info__ < (0, 11):  # later ones have no others
+    FAST += f" {OLD_EMITTERS}"
 
 
 def flags(devices: int) -> str:
