@@ -3,9 +3,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -16,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ifjax
+from tests import processes
 
 
 @jax.tree_util.register_dataclass
@@ -182,27 +180,6 @@ def process(number: int, port: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_in_two_processes(tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    code = "import sys, pathlib; from tests import test_checkpoint as t; number, port, path = "
-    code += "sys.argv[1:]; t.process(int(number), int(port), pathlib.Path(path))"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, str(i), str(port), str(tmp_path)],
-            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        said = [one.communicate(timeout=300)[0] for one in running]
-    finally:
-        for one in running:
-            one.kill()
-    for i in range(2):
-        assert f"same in process {i}" in said[i], said[i][-3000:]
+    call = f"test_checkpoint.process({{number}}, {{port}}, test_checkpoint.Path({str(tmp_path)!r}))"
+    processes.both(call, {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spread", "whole"]

@@ -1,27 +1,13 @@
 """Sinkhorn approaches the exact maps and weights, by the benchmark that tabulates it."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests import reference
+from tests import benchmark_module, reference
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    folder = Path(__file__).parents[1] / "benchmarks"
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location("epsilon", folder / "epsilon.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-    return module
+    return benchmark_module.loaded("epsilon")
 
 
 def test_maps_and_weights_approach_the_exact_ones_as_epsilon_falls(benchmark):

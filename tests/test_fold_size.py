@@ -1,30 +1,17 @@
 """The study of the fold size, on a network small enough for a test."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 import ifjax
 from ifjax import data
+from tests import benchmark_module
 
 
 @pytest.fixture(scope="module")
 def study():
-    folder = Path(__file__).parents[1] / "benchmarks"
-    spec = importlib.util.spec_from_file_location("fold_size", folder / "fold_size.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = path
-    return module
+    return benchmark_module.loaded("fold_size")
 
 
 @pytest.fixture(scope="module")

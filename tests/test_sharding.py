@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 import ifjax
 from ifjax.sharding import small_shardings
-from tests import xla
+from tests import processes, xla
 
 SEED = 0
 # Buffers are scheduled as on accelerators, one after another; a busy machine is waited for.
@@ -399,27 +398,7 @@ def process(number: int, port: int) -> None:
 
 @pytest.mark.slow
 def test_in_two_processes():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"from tests import test_sharding as t; t.process({i}, {port})"],
-            env=environment(devices=4),
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        said = [one.communicate(timeout=300)[0] for one in running]
-    finally:
-        for one in running:
-            one.kill()
-    for i in range(2):
-        assert f"same in process {i}" in said[i], said[i][-3000:]
+    processes.both("test_sharding.process({number}, {port})", environment(devices=4))
 
 
 # Where small parameters lie ---------------------------------------------------------------------

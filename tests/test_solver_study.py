@@ -1,30 +1,18 @@
 """The study of the solvers, on a group small enough for a test."""
 
 import functools
-import importlib.util
-import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ifjax import solvers
+from tests import benchmark_module
 
 
 @pytest.fixture(scope="module")
 def study():
-    folder = Path(__file__).parents[1] / "benchmarks"
-    spec = importlib.util.spec_from_file_location("solver_study", folder / "solvers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = path
-    return module
+    return benchmark_module.loaded("solvers")
 
 
 def test_the_rows_tell_the_solvers_apart(study, monkeypatch, tmp_path):
