@@ -20,7 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Members: TypeAlias = Sequence[Float[Array, "n _"]]
-Importance: TypeAlias = Callable[[Float[Array, "n _"]], Float[Array, " n"]]
+# Of an array, and the axis along which the neurons lie in it: the others are reduced where they
+# are, for to transpose it takes longer.
+Importance: TypeAlias = Callable[[Float[Array, "..."], int], Float[Array, " n"]]
 
 REDUCTIONS = ("mean", "sum", "max", "first")
 NORMALIZATIONS = ("mean", "max", "sum", "none")
@@ -30,10 +32,11 @@ NEEDS = {"taylor": "gradients", "fisher": "fisher", "chip": "chip"}
 
 def score(
     name: str,
-    members: Members,
+    members: Sequence[Float[Array, "..."]],
     key: PRNGKeyArray | None = None,
     reduction: str = "mean",
     normalization: str = "mean",
+    axes: Sequence[int] | None = None,
 ) -> Float[Array, " n"]:
     r"""Scores the neurons of a group with the metric of the given name.
 
@@ -66,6 +69,7 @@ def score(
       normalization: what the scores are divided by: their ``"mean"``, ``"max"``, ``"sum"``, or
         ``"none"``. It does not change the order within a group, but what scores of several groups
         mean beside each other.
+      axes: the axis of the neurons in every member, which may then have any shape.
 
     Returns:
       One score per neuron; the neurons of highest score are the ones to keep. All zero where every
@@ -88,15 +92,14 @@ def score(
     """
     if name != "random" and name not in IMPORTANCES:
         raise ValueError(f"unknown importance {name!r}; known: {', '.join(names())}")
-    _check(members)
-    members = [rows.astype(_dtype(rows)) for rows in members]
+    axes = _checked_axes(members, axes)
+    members = [x.astype(_dtype(x)) for x in members]
     if name == "random":
         if key is None:
             raise ValueError("importance 'random' draws its scores: pass key=jax.random.key(seed)")
-        return jax.random.uniform(key, (members[0].shape[0],), _dtype(*members))
-    return normalise(
-        reduce([IMPORTANCES[name](rows) for rows in members], reduction), normalization
-    )
+        return jax.random.uniform(key, (members[0].shape[axes[0]],), _dtype(*members))
+    scores = [IMPORTANCES[name](x, axis) for x, axis in zip(members, axes, strict=True)]
+    return normalise(reduce(scores, reduction), normalization)
 
 
 def names() -> list[str]:
@@ -140,11 +143,11 @@ def magnitude(members: Members, p: float | int) -> Float[Array, " n"]:
     """
     if not p > 0:
         raise ValueError(f"magnitude needs p > 0 or inf, got p = {p}")
-    _check(members)
-    return normalise(reduce([_power_sums(rows, p) for rows in members], "mean"), "mean")
+    _checked_axes(members)
+    return normalise(reduce([_power_sums(rows, 0, p) for rows in members], "mean"), "mean")
 
 
-def lamp(rows: Float[Array, "n _"]) -> Float[Array, " n"]:
+def lamp(rows: Float[Array, "..."], axis: int = 0) -> Float[Array, " n"]:
     r"""Layer-adaptive magnitude of whole neurons.
 
     The paper scores a weight by its square relative to the squares of all weights of its layer that
@@ -160,6 +163,7 @@ def lamp(rows: Float[Array, "n _"]) -> Float[Array, " n"]:
 
     Args:
       rows: the weights of a member, rows are neurons.
+      axis: along which the neurons lie, where they are not the rows.
 
     Returns:
       Scores in [0, 1]; 0 where a neuron's weights are all zero.
@@ -173,7 +177,7 @@ def lamp(rows: Float[Array, "n _"]) -> Float[Array, " n"]:
       >>> lamp(jnp.array([[2.0], [1.0], [0.0]]))
       Array([1. , 0.2, 0. ], dtype=float32)
     """
-    squares = _power_sums(rows, 2)
+    squares = _power_sums(rows, axis, 2)
     ascending = jnp.sort(squares)
     larger = jnp.cumsum(ascending[::-1])[::-1][jnp.searchsorted(ascending, squares)]
     return jnp.where(squares > 0, squares / jnp.where(squares > 0, larger, 1), 0)
@@ -237,21 +241,36 @@ def normalise(scores: Float[Array, " n"], normalization: str) -> Float[Array, " 
     return scores / jnp.where(unit > 0, unit, 1)
 
 
-def _power_sums(rows: Float[Array, "n _"], p: float | int) -> Float[Array, " n"]:
-    """The sum of |w|^p over each row, or its largest |w| for p = inf."""
-    weights = jnp.abs(rows.astype(_dtype(rows)))
+def _power_sums(x: Float[Array, "..."], axis: int, p: float | int) -> Float[Array, " n"]:
+    """The sum of |w|^p over what belongs to each neuron, or its largest |w| for p = inf."""
+    weights, others = jnp.abs(x.astype(_dtype(x))), _others(x, axis)
     if math.isinf(p):
-        return jnp.max(weights, axis=1, initial=0)
-    return jnp.sum(weights if p == 1 else weights**p, axis=1)
+        return jnp.max(weights, axis=others, initial=0)
+    return jnp.sum(weights if p == 1 else weights**p, axis=others)
 
 
-def _check(members: Members) -> None:
-    """Refuses a group without members, or with members of different numbers of neurons."""
+def _others(x: Array, axis: int) -> tuple[int, ...]:
+    """All axes but one."""
+    return tuple(i for i in range(x.ndim) if i != axis)
+
+
+def _first(x: Float[Array, "..."], axis: int) -> Float[Array, " n"]:
+    """The first number of each neuron."""
+    return jnp.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)[:, 0]
+
+
+def _checked_axes(members: Sequence[Array], axes: Sequence[int] | None = None) -> Sequence[int]:
+    """The axes of the neurons; refuses no members, or members of different numbers of neurons."""
     if not members:
         raise ValueError("importance needs at least one member matrix [n, k], got none")
-    shapes = [tuple(rows.shape) for rows in members]
-    if any(len(shape) != 2 or shape[0] != shapes[0][0] for shape in shapes):
+    shapes = [tuple(x.shape) for x in members]
+    if axes is None:
+        axes = [0] * len(members)
+        if any(len(shape) != 2 for shape in shapes):
+            raise ValueError(f"member matrices must all be [n, k] with one n, got shapes {shapes}")
+    if len({shape[axis] for shape, axis in zip(shapes, axes, strict=True)}) > 1:
         raise ValueError(f"member matrices must all be [n, k] with one n, got shapes {shapes}")
+    return axes
 
 
 def _dtype(*arrays: Array) -> jnp.dtype:
@@ -260,12 +279,12 @@ def _dtype(*arrays: Array) -> jnp.dtype:
 
 
 IMPORTANCES: dict[str, Importance] = {
-    "l1": lambda rows: _power_sums(rows, 1),
-    "l2": lambda rows: _power_sums(rows, 2),
-    "linf": lambda rows: _power_sums(rows, math.inf),
+    "l1": lambda x, axis: _power_sums(x, axis, 1),
+    "l2": lambda x, axis: _power_sums(x, axis, 2),
+    "linf": lambda x, axis: _power_sums(x, axis, math.inf),
     "lamp": lamp,
-    "taylor": lambda rows: jnp.abs(jnp.sum(rows, axis=1)),
-    "bn_scale": lambda rows: jnp.mean(jnp.abs(rows), axis=1),
-    "fisher": lambda rows: rows[:, 0],
-    "chip": lambda rows: rows[:, 0],
+    "taylor": lambda x, axis: jnp.abs(jnp.sum(x, axis=_others(x, axis))),
+    "bn_scale": lambda x, axis: jnp.mean(jnp.abs(x), axis=_others(x, axis)),
+    "fisher": _first,
+    "chip": _first,
 }

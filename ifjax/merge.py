@@ -206,6 +206,11 @@ def rows(arrays: Sequence[Array], where: Sequence[Place]) -> list[Float[Array, "
     return [matrix for p in where for matrix in ex.rows(arrays[p.array], p.axis, p.where, SELF)]
 
 
+def parts(arrays: Sequence[Array], where: Sequence[Place]) -> list[tuple[Array, int]]:
+    """The same as it lies in the arrays, and the axis of the neurons."""
+    return [part for p in where for part in ex.parts(arrays[p.array], p.axis, p.where, SELF)]
+
+
 def alone(where: Sequence[Place], arrays: Sequence[int]) -> tuple[Place, ...]:
     """The places in some of the arrays, which are numbered anew in the order given."""
     number = {array: i for i, array in enumerate(arrays)}

@@ -147,7 +147,7 @@ def whole(x: Array, axis: int) -> Array:
 
 
 def settled(x: Array) -> Array:
-    """What came from the host to one device, on all: matrices with their rows spread, else whole.
+    """What came from the host to one device, or is small, on all: matrices by rows, else whole.
 
     >>> settled(jnp.ones((1, 4, 2))).shape
     (1, 4, 2)
@@ -172,7 +172,7 @@ def take(x: Array, index: Int[Array, " k"], axis: int) -> Array:
     >>> take(jnp.arange(4.0), jnp.array([2, 0]), 0)
     Array([2., 0.], dtype=float32)
     """
-    return jnp.take(whole(x, axis), index, axis)
+    return whole(jnp.take(whole(x, axis), index, axis), axis)
 
 
 def _padded(x: Array, axis: int, k: int) -> Array:
@@ -186,7 +186,7 @@ def _ring(k: int) -> list[tuple[int, int]]:
 
 
 def cost_matrix(
-    x: Float[Array, "n d"], y: Float[Array, "m d"], p: float | int | str = 1
+    x: Float[Array, "_ _"], y: Float[Array, "_ _"], p: float | int | str = 1, axis: int = 0
 ) -> Float[Array, "n m"]:
     """`ifjax.costs.cost_matrix` with its rows spread: blocks of y go round the devices.
 
@@ -194,24 +194,25 @@ def cost_matrix(
     Array([[1.],
            [2.]], dtype=float32)
     """
-    names = _names(min(len(x), len(y)))
+    n, m = x.shape[axis], y.shape[axis]
+    names = _names(min(n, m))
     if not names:
-        return costs.cost_matrix(x, y, p)
+        return costs.cost_matrix(x, y, p, axis)
     k = _devices(names)
 
     def local(x: Array, y: Array) -> Array:
         def step(y: Array, _: None) -> tuple[Array, Array]:
-            return jax.lax.ppermute(y, names, _ring(k)), costs.cost_matrix(x, y, p)
+            return jax.lax.ppermute(y, names, _ring(k)), costs.cost_matrix(x, y, p, axis)
 
         _, tiles = jax.lax.scan(step, y, None, length=k)
         came = (jax.lax.axis_index(names) - jnp.arange(k)) % k  # block j at step (own place - j)
-        return jnp.moveaxis(tiles[came], 0, 1).reshape(len(x), -1)
+        return jnp.moveaxis(tiles[came], 0, 1).reshape(x.shape[axis], -1)
 
-    rows = P(names)
+    split = _only(x, axis, names)
     # Without the check, which wants the costs to know of the mesh.
-    run = jax.shard_map(local, in_specs=(rows, rows), out_specs=rows, check_vma=False)
-    cost = run(_padded(spread(x, 0), 0, k), _padded(spread(y, 0), 0, k))
-    return cost[: len(x), : len(y)]
+    run = jax.shard_map(local, in_specs=(split, split), out_specs=P(names), check_vma=False)
+    cost = run(_padded(spread(x, axis), axis, k), _padded(spread(y, axis), axis, k))
+    return cost[:n, :m]
 
 
 def product(by: Float[Array, "m n"], x: Array, axis: int) -> Array:

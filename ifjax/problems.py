@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from ifjax import centroids, costs, importance, mesh, transport
 from ifjax.graph import expression as ex
-from ifjax.merge import SELF, Held, Place, rows
+from ifjax.merge import SELF, Held, Place, parts
 from ifjax.method import Method
 from ifjax.spec import Group, Plan
 
@@ -137,13 +137,13 @@ def read(inputs: list[Inputs], bucket: Bucket) -> Problems:
         start = stop
 
     def column(name: str, value: int = 0) -> Any:
-        parts = [getattr(x, name) for x in found]
-        return None if parts[0] is None else stacked(parts, value=value)
+        column = [getattr(x, name) for x in found]
+        return None if column[0] is None else stacked(column, value=value)
 
     features, points = column("features"), column("points")
     cost = None
     if points is not None:
-        metric = functools.partial(mesh.cost_matrix, p=bucket.method.cost_p)
+        metric = functools.partial(mesh.cost_matrix, p=bucket.method.cost_p, axis=1)
         cost = jax.vmap(metric)(features, points)
     n = max(unit.size for unit in bucket.units)
     return Problems(
@@ -167,7 +167,7 @@ def stacked(parts: list[Array], shape: Sequence[int] | None = None, value: int =
 
 
 class _Read(NamedTuple):
-    """`Problems` before their costs: features of the neurons that move, points of the targets."""
+    """`Problems` before their costs: features ``[b, d, k]`` of the neurons that move, and targets'."""
 
     scores: Array
     targets: Array
@@ -183,7 +183,12 @@ def _read_alike(inputs: list[Inputs], unit: Unit, bucket: Bucket) -> _Read:
 
     def stack(held: Held, arrays: list[list[Array]]) -> list[Array]:
         entries = [held.entries(x) for x in arrays]
-        return [jnp.concatenate(x) for x in zip(*entries, strict=True)]
+        if len(entries) == 1:
+            return entries[0]
+        # Copied as they lie: joined to what reads them with strides it takes several times longer.
+        return jax.lax.optimization_barrier(
+            [jnp.concatenate(x) for x in zip(*entries, strict=True)]
+        )
 
     described = stack(unit.described, [x.described for x in inputs])
     scored = None
@@ -219,32 +224,44 @@ def _problem(
     if method.method == "prune" and top:
         zero = jnp.zeros_like(scores)
         return _Read(scores, transport.top(scores, m), zero, zero[:m])
-    members = rows(described, unit.described.where)
-    # Features of zero, for an accumulation without a rest to compile.
-    spare = jnp.zeros((n, -unit.described.width % costs.CHUNK), members[0].dtype)
-    features = costs.features(jnp.concatenate([*members, spare], axis=1))
+    found = parts(described, unit.described.where)
+    columns = functools.partial(_columns, found, mesh.settled(costs.factors(found)))
     if top:
         order = jax.lax.top_k(scores, n)[1]
-        targets, sources = jnp.sort(order[:m]), jnp.sort(order[m:])
-        points, mass = mesh.take(features, targets, 0), scores[targets]
+        targets, sources = mesh.settled(jnp.sort(order[:m])), None
+        if bucket.moved:
+            sources = mesh.settled(jnp.sort(order[m:]))
+        features, points, mass = columns(sources), columns(targets), scores[targets]
     else:
-        at = jax.random.fold_in(key, 1)
-        found = centroids.clusters(features, m, method.centroids, at, scores)
-        targets, points, sources = found.targets, found.centroids, None
-        mass = jnp.maximum(scores, 0) @ found.shares
+        features, sources, at = columns(None), None, jax.random.fold_in(key, 1)
+        clusters = centroids.clusters(features.T, m, method.centroids, at, scores)
+        targets, points = clusters.targets, clusters.centroids.T
+        mass = jnp.maximum(scores, 0) @ clusters.shares
     a = transport.marginal(method.source_marginal, scores)
     b = transport.marginal(method.target_marginal, mass)
     if method.method == "prune":
         return _Read(scores, targets, a, b)
-    if sources is None or not bucket.moved:
-        return _Read(scores, targets, a, b, None, features, points)
-    return _Read(scores, targets, a, b, sources, mesh.take(features, sources, 0), points)
+    return _Read(scores, targets, a, b, sources, features, points)
+
+
+def _columns(
+    found: list[tuple[Array, int]], factors: Float[Array, " n"], index: Int[Array, " k"] | None
+) -> Float[Array, "d k"]:
+    """The features of some neurons, or of all, as columns: in one pass over what holds them."""
+    if index is not None:
+        found = [(mesh.take(x, index, at), at) for x, at in found]
+        factors = factors[index]
+    columns = [jnp.moveaxis(mesh.spread(x, at), at, -1).reshape(-1, len(factors)) for x, at in found]
+    # Features of zero, for an accumulation without a rest to compile.
+    spare = -sum(map(len, columns)) % costs.CHUNK
+    return jnp.concatenate([*columns, jnp.zeros((spare, len(factors)), factors.dtype)]) * factors
 
 
 def scores_of(arrays: list[Array], held: Held, key: Array | None, method: Method) -> Array:
     """The importance of the neurons that some arrays hold."""
+    members, axes = zip(*parts(arrays, held.where), strict=True)
     return importance.score(
-        method.importance, rows(arrays, held.where), key, method.reduction, method.normalization
+        method.importance, members, key, method.reduction, method.normalization, axes
     )
 
 

@@ -198,7 +198,8 @@ def check_stacked():
 
     graph = ifjax.trace(apply, params, jnp.zeros((2, 6)))
     (group,) = (g for g in graph.groups if g.batch)
-    spec = graph.spec(0.5, include=group.name)
+    # At a smaller epsilon Sinkhorn makes more of the last digit of a norm than the tolerance.
+    spec = graph.spec(0.5, include=group.name, epsilon=0.1)
     full = jax.device_put(params, NamedSharding(devices((8,)), P("x")))
     found = fused(full, spec, small_shardings(spec, full))
     assert all(x.sharding.spec == P("x") for x in found.values())

@@ -170,11 +170,23 @@ def rows(
     >>> [r.shape for r in rows(jnp.zeros((6, 5)), 0, axis, "a")]
     [(3, 10)]
     """
-    found: list[Array] = []
+    found = parts(x, axis, expression, name, sizes)
+    return [jnp.moveaxis(mesh.spread(x, at), at, 0).reshape(x.shape[at], -1) for x, at in found]
+
+
+def parts(
+    x: Array, axis: int, expression: Expression, name: str, sizes: Sizes | None = None
+) -> list[tuple[Array, int]]:
+    """The parts of an array that hold the neurons of a group, and the axis that these lie along.
+
+    >>> axis = Product((Pinned(2), Atom("a", 3)))
+    >>> [(part.shape, at) for part, at in parts(jnp.zeros((6, 5)), 0, axis, "a")]
+    [((2, 3, 5), 1)]
+    """
+    found: list[tuple[Array, int]] = []
 
     def collect(part: Array, at: int) -> Array:
-        part = mesh.spread(part, at)
-        found.append(jnp.moveaxis(part, at, 0).reshape(part.shape[at], -1))
+        found.append((part, at))
         return part
 
     transform(x, axis, expression, name, collect, sizes)
