@@ -20,8 +20,7 @@ from ifjax import costs, fuse, maps, waves
 PARTS = (
     (maps, "checked_leaves", "checks"),
     (maps, "_weights", "fold"),
-    (maps, "_problems", "rows, scores, cost"),
-    (maps, "solve", "solve"),
+    (maps, "_solved", "scores, cost, solve"),
     (maps, "_merged", "merge"),
     (fuse, "_merged", "merge"),
 )
@@ -30,7 +29,7 @@ PARTS = (
 def parts(params: Any, spec: Any, repeats: int = 5) -> dict[str, float]:
     """Median milliseconds of every part, run to its end before the next one; and of all.
 
-    "cost alone" is contained in "rows, scores, cost"; "rest" is dispatch and what Python does.
+    "cost alone" is contained in "scores, cost, solve"; "rest" is dispatch and what Python does.
     """
     jax.block_until_ready(ifjax.fuse_params(params, spec))
     found: list[dict[str, float]] = []
@@ -57,9 +56,9 @@ def differences(spec: Any) -> float:
 def cost_alone(spec: Any, repeats: int) -> float:
     """Milliseconds of the cost matrices of all buckets, on features of the same shapes."""
     rng, total = np.random.default_rng(0), 0.0
-    one = jax.jit(jax.vmap(lambda x, y: costs.cost_matrix(x, y, 1)))
+    one = jax.jit(jax.vmap(lambda x, y: costs.cost_matrix(x, y, 1, axis=1)))
     for b, k, m, d in _shapes(spec):
-        x, y = (jnp.asarray(rng.standard_normal((b, n, d), np.float32)) for n in (k, m))
+        x, y = (jnp.asarray(rng.standard_normal((b, d, n), np.float32)) for n in (k, m))
         total += fastest(one, x, y, repeats=repeats)
     return 1e3 * total
 

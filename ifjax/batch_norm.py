@@ -62,7 +62,7 @@ def _scaled(
 
 @functools.partial(jax.jit, static_argnames=("axis", "eps"))
 def slope(
-    spread_rows: Float[Array, "*shape"],
+    kernel: Float[Array, "*shape"],
     scale: Float[Array, " n"],
     variance: Float[Array, " n"],
     axis: int,
@@ -71,7 +71,7 @@ def slope(
     """Size and sign of a = g / sqrt(v + eps); the size of a dead channel is zero.
 
     Args:
-      spread_rows: `spread` of the kernel: a channel with a row of zeros is dead.
+      kernel: folded: a channel with a row of zeros is dead.
       scale: g.
       variance: v.
       axis: the output axis of the kernel.
@@ -80,7 +80,7 @@ def slope(
     Returns:
       Size and sign; the sign of zero is plus.
     """
-    size = jnp.where(_row_norms(spread_rows, axis) > 0, jnp.abs(scale), 0)
+    size = jnp.where(_row_norms(kernel, axis) > 0, jnp.abs(scale), 0)
     return size / jnp.sqrt(variance + eps), jnp.where(scale < 0, -1.0, 1.0)
 
 
@@ -102,9 +102,17 @@ def spread(
     Returns:
       An array of the kernel's shape.
     """
+    factors = spread_factors(folded_kernel, scale, axis)
+    return folded_kernel * _along(factors, axis, folded_kernel.ndim)
+
+
+@functools.partial(jax.jit, static_argnames=("axis",))
+def spread_factors(
+    folded_kernel: Float[Array, "*shape"], scale: Float[Array, " n"], axis: int
+) -> Float[Array, " n"]:
+    """What `spread` multiplies the rows of the kernel by; zero for rows of zeros."""
     length = _row_norms(folded_kernel, axis)
-    unit = jnp.where(length > 0, jnp.abs(scale) / jnp.where(length > 0, length, 1), 0)
-    return folded_kernel * _along(unit, axis, folded_kernel.ndim)
+    return jnp.where(length > 0, jnp.abs(scale) / jnp.where(length > 0, length, 1), 0)
 
 
 def unfold(

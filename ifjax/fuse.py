@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ifjax import batch_norm
@@ -31,7 +32,7 @@ from ifjax.sharding import explicit_outputs, laid_like
 from ifjax.solving import mapped
 from ifjax.spec import BatchNorm, FusionSpec, Group, Plan
 from ifjax.transport import Transport
-from ifjax.tree import checked_leaves, leaves_by_path, promoted, with_leaves
+from ifjax.tree import checked_leaves, is_concrete, leaves_by_path, promoted, with_leaves
 from ifjax.waves import Located
 
 
@@ -168,11 +169,20 @@ def _applied(
     sources: Sources = "few" if spec.method.solver in ("exact", "auto") else "many"
     given = {name: maps[name] for name in plan.widths if name in maps}
     needed = {name: Map(x.map, x.targets, sources) for name, x in given.items()}
+    norms, folded = [], None
+    if kind == "weights" and method.method == "fuse":
+        norms = [n for n in plan.norms if _is_cut(plan, n.kernel, n.axis)]
     stacks, located = [], ()
     if found is not None:
         stacks = found.stacks
+        # Through these no gradient flows.
+        if is_concrete(*touched.values()):
+            paths = {p for n in norms for p in (n.kernel, n.bias, n.mean) if p is not None}
+            folded = {path: found.folded[path] for path in paths}
         located = tuple(tuple((e.name, at) for e, at in wave.groups) for wave in found.waves)
-    merged = _merged(touched, needed, stacks, plan, located, method, kind, keep_shape)
+    merged = _merged(
+        touched, folded, needed, stacks, plan, located, method, kind, keep_shape, tuple(norms)
+    )
     return laid_like(with_leaves(params, {**leaves, **merged}), params)
 
 
@@ -182,9 +192,12 @@ def _how(method: Method, kind: str, group: Group) -> str:
     return merge_kind(chosen) if kind == "weights" or chosen.method == "prune" else kind
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "located", "method", "kind", "keep_shape"))
+@functools.partial(
+    jax.jit, static_argnames=("plan", "located", "method", "kind", "keep_shape", "norms")
+)
 def _merged(
     leaves: dict[str, Any],
+    folded: dict[str, Array] | None,
     given: dict[str, Map],
     stacks: list[list[Transport]],
     plan: Plan,
@@ -192,24 +205,38 @@ def _merged(
     method: Method,
     kind: str,
     keep_shape: bool,
+    norms: tuple[BatchNorm, ...],
 ) -> dict[str, Array]:
-    """The leaves that hold a group which is cut, in one program."""
+    """The leaves that hold a group which is cut, in one program.
+
+    Args:
+      leaves: these leaves as they are.
+      folded: those of batch norms that are cut, folded; None if that is to be done.
+      given: the maps, or
+      stacks: what they are taken from.
+      plan: as all that follows, static.
+      located: where in the stacks the maps are.
+      method: as far as `ifjax.maps.merging` goes.
+      kind: as for `apply_maps`.
+      keep_shape: as there.
+      norms: the batch norms that are cut, to be folded and refit.
+
+    Returns:
+      The merged leaves by path.
+    """
     maps = dict(given)
     for wave, found in zip(located, stacks, strict=True):
         maps |= {name: mapped(found, at) for name, at in wave}
     how = functools.partial(_how, method, kind)
     work = {path: promoted(x) for path, x in leaves.items()}
-    norms = []
-    if kind == "weights" and method.method == "fuse":
-        norms = [n for n in plan.norms if _is_cut(plan, n.kernel, n.axis)]
-    folded = batch_norm.fold(work, norms)
+    folded = batch_norm.fold(work, norms) if folded is None else {**work, **folded}
     merged = merge_leaves(folded, plan, maps, how, keep_shape, neutral=kind == "weights")
     for norm in norms:
-        rows = batch_norm.spread(folded[norm.kernel], work[norm.scale], norm.axis)
-        size, sign = batch_norm.slope(
-            rows, work[norm.scale], work[norm.variance], norm.axis, norm.eps
-        )
-        rows = _merge_outputs(plan, norm, maps, rows, norm.axis, how, keep_shape)
+        rows = folded[norm.kernel]
+        scale, variance = work[norm.scale], work[norm.variance]
+        factors = batch_norm.spread_factors(rows, scale, norm.axis)
+        size, sign = batch_norm.slope(rows, scale, variance, norm.axis, norm.eps)
+        rows = _merge_outputs(plan, norm, maps, rows, norm.axis, how, keep_shape, factors)
         size = _merge_outputs(plan, norm, maps, size, 0, how, keep_shape)
         sign = _merge_outputs(plan, norm, maps, sign, 0, lambda _: "select", keep_shape)
         dtype = jax.dtypes.canonicalize_dtype(leaves[norm.variance].dtype)
@@ -252,8 +279,12 @@ def _merge_outputs(
     axis: int,
     merge: Callable[[Group], str],
     keep_shape: bool,
+    factors: Array | None = None,
 ) -> Array:
-    """Maps the axis of an array that lies like the normalised axis of a norm's kernel."""
+    """Maps the axis of an array that lies like the normalised axis of a norm's kernel.
+
+    Multiplied by factors along the axis before.
+    """
     sizes: dict[str, int] = {}
     along = set(ex.atoms(plan.leaf[norm.kernel].axes[norm.axis]))
     for group in plan.in_order():
@@ -265,7 +296,13 @@ def _merge_outputs(
             axes = axes if x.ndim > 1 else (axes[norm.axis],)
             holds = seen([axes], tuple(where), group, sizes)
             full = group.size if keep_shape else None
-            (x,) = merge_group(holds, [x], maps[group.name], merge(group), full)
+            if factors is not None and (group.batch or not isinstance(where[0].where, ex.Atom)):
+                x, factors = (
+                    x * jnp.expand_dims(factors, [i for i in range(x.ndim) if i != axis]),
+                    None,
+                )
+            (x,) = merge_group(holds, [x], maps[group.name], merge(group), full, factors=factors)
+            factors = None
             if not keep_shape:
                 sizes[group.name] = group.kept
     return x

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from ifjax.independence import gram_independence
 from ifjax.merge import merge_group
 from ifjax.mesh import on_mesh
 from ifjax.method import Method
-from ifjax.problems import Bucket, Inputs, Problems, read
+from ifjax.problems import Bucket, Inputs, read
 from ifjax.sharding import explicit_maps
 from ifjax.solving import mapped, require, solve, taken
 from ifjax.spec import BatchNorm, FusionSpec, Group, Plan
@@ -86,11 +86,13 @@ class Found:
 
     Attributes:
       leaves: the parameters by path, checked.
+      folded: those that hold a group or belong to its batch norms, the norms folded in.
       waves: what is static about the buckets.
       stacks: per wave, a stacked `Transport` per bucket.
     """
 
     leaves: dict[str, Any]
+    folded: dict[str, Array]
     waves: tuple[Wave, ...]
     stacks: list[list[Transport]]
 
@@ -122,12 +124,11 @@ def stacked_maps(
     waves = schedule(plan, method, frozenset(scores), jax.default_backend())
     require(waves)
     described, scored = _weights(leaves, plan, method, stats)
-    stacks = []
+    folded, stacks = described, []
     for wave in waves:
         inputs = [_inputs(entries, described, scored, scores) for entries in wave.entries]
-        problems = _problems(inputs, wave.buckets)
         starts = [[_start(init, plan.group[e.name]) for e in entries] for entries in wave.entries]
-        stacks.append(solve(problems, wave, starts, method.epsilon))
+        stacks.append(_solved(inputs, wave, starts, method.epsilon))
         if method.order == "sequential" and wave is not waves[-1]:
             same = scored is described
             described = _changed(described, stacks[-1], wave)
@@ -135,7 +136,7 @@ def stacked_maps(
                 scored = described
             elif method.importance not in (*importance.NEEDS, "bn_scale"):
                 scored = _changed(scored, stacks[-1], wave)
-    found = Found(leaves, waves, stacks)
+    found = Found(leaves, folded, waves, stacks)
     converged = [stack.converged for wave in stacks for stack in wave]
     if is_concrete(*converged) and not all(np.all(np.asarray(x)) for x in converged):
         check_converged(found.maps(), method)
@@ -249,12 +250,24 @@ def _per_example(
     return found
 
 
-def _problems(inputs: list[list[Inputs]], buckets: Sequence[Bucket]) -> Iterable[Problems]:
-    """Those of small buckets side by side; of large ones in turn, as they are asked for."""
-    if any(sum(unit.bytes for unit in bucket.units) > BYTES for bucket in buckets):
-        return map(read, inputs, buckets)
-    calls = [functools.partial(read, *each) for each in zip(inputs, buckets, strict=True)]
-    return threads.each(calls, [x[:3] for group in inputs for x in group])
+def _solved(
+    inputs: list[list[Inputs]],
+    wave: Wave,
+    starts: Sequence[list[Array | None]],
+    epsilon: float,
+) -> list[Transport]:
+    """The transports of a wave: its buckets side by side, or in turn where that saves memory."""
+    arrays = [*(x[:3] for group in inputs for x in group), *starts]
+    large = any(sum(unit.bytes for unit in bucket.units) > BYTES for bucket in wave.buckets)
+    if large or not threads.alike(arrays):
+        problems = map(read, inputs, wave.buckets)
+        return solve(problems, wave.buckets, wave.solvers, starts, epsilon)
+
+    def alone(inputs: list[Inputs], bucket: Bucket, solver: str, start: Any) -> Transport:
+        return solve([read(inputs, bucket)], [bucket], [solver], [start], epsilon)[0]
+
+    each = zip(inputs, wave.buckets, wave.solvers, starts, strict=True)
+    return threads.each([functools.partial(alone, *given) for given in each], arrays)
 
 
 def _inputs(

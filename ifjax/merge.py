@@ -17,7 +17,7 @@ from ifjax.graph import expression as ex
 from ifjax.graph.roles import Role
 from ifjax.graph.views import View, mentioned
 from ifjax.method import Method
-from ifjax.sparse_map import NeuronMap, neuron_map, times
+from ifjax.sparse_map import NeuronMap, neuron_map, of_multiples, times
 from ifjax.spec import Group, Member, Plan
 from ifjax.transport import Transport
 
@@ -245,6 +245,7 @@ def merge_group(
     merge: str,
     full: int | None = None,
     neutral: bool = False,
+    factors: Float[Array, " n"] | None = None,
 ) -> list[Array]:
     """Applies a group's maps to arrays that hold it, to every entry of its batch its own.
 
@@ -255,6 +256,7 @@ def merge_group(
       merge: see `merge_neurons`.
       full: see `merge_neurons`.
       neutral: see `merge_neurons`.
+      factors: see `merge_neurons`; of a group without batch axes.
 
     Returns:
       The arrays, mapped in all places.
@@ -262,7 +264,7 @@ def merge_group(
     if not arrays:
         return []
     if not holds.views:
-        return merge_neurons(arrays, holds.where, found, merge, full, neutral)
+        return merge_neurons(arrays, holds.where, found, merge, full, neutral, factors)
 
     def one(arrays: list[Array], found: Map | Transport) -> list[Array]:
         return merge_neurons(arrays, holds.where, found, merge, full, neutral)
@@ -281,6 +283,7 @@ def merge_neurons(
     merge: str,
     full: int | None = None,
     neutral: bool = False,
+    factors: Float[Array, " n"] | None = None,
 ) -> list[Array]:
     """Applies a group's map to the arrays that hold it.
 
@@ -295,6 +298,7 @@ def merge_neurons(
         they are.
       full: the group's size, to put the results in the places of the targets, zeros elsewhere.
       neutral: ones elsewhere in vectors that scale, for one may divide by them.
+      factors: what the neurons are multiplied by before.
 
     Returns:
       The arrays, mapped in all places.
@@ -304,10 +308,16 @@ def merge_neurons(
     sources = found.sources if isinstance(found, Map) else "many"
     kept = None if sources == "many" else found.map.shape[1]
     maps = {name: neuron_map(matrix, kept) for name, matrix in by.items()}
+    if factors is not None:
+        maps = {name: of_multiples(by, factors) for name, by in maps.items()}
     for p in where:
         x = arrays[p.array]
         if merge == "select":
-            arrays[p.array] = _select(x, found.targets, p.axis, p.where, full)
+            kept = _select(x, found.targets, p.axis, p.where, full)
+            if factors is not None:
+                along = _select(factors, found.targets, 0, p.where, full)
+                kept = kept * _lift(along, kept, p.axis)
+            arrays[p.array] = kept
         else:
             by = maps[normalised(p.role, merge)]
             arrays[p.array] = _multiply(x, by, p.axis, p.where, sources == "whole")

@@ -167,7 +167,7 @@ def stacked(parts: list[Array], shape: Sequence[int] | None = None, value: int =
 
 
 class _Read(NamedTuple):
-    """`Problems` before their costs: features ``[b, d, k]`` of the neurons that move, and targets'."""
+    """`Problems` before their costs: features ``[b, d, k]`` of what moves, and of the targets."""
 
     scores: Array
     targets: Array
@@ -251,7 +251,9 @@ def _columns(
     if index is not None:
         found = [(mesh.take(x, index, at), at) for x, at in found]
         factors = factors[index]
-    columns = [jnp.moveaxis(mesh.spread(x, at), at, -1).reshape(-1, len(factors)) for x, at in found]
+    columns = [
+        jnp.moveaxis(mesh.spread(x, at), at, -1).reshape(-1, len(factors)) for x, at in found
+    ]
     # Features of zero, for an accumulation without a rest to compile.
     spare = -sum(map(len, columns)) % costs.CHUNK
     return jnp.concatenate([*columns, jnp.zeros((spare, len(factors)), factors.dtype)]) * factors

@@ -22,17 +22,19 @@ from ifjax.waves import Located, Wave
 
 def solve(
     problems: Iterable[Problems],
-    wave: Wave,
+    buckets: Iterable[Bucket],
+    solvers: Iterable[str],
     starts: Sequence[list[Array | None]],
     epsilon: float,
 ) -> list[Transport]:
-    """The transports of the buckets of a wave, stacked and padded as the problems are.
+    """The transports of buckets that do not wait on each other, padded as the problems are.
 
     All that is for the exact solver goes to the host in one call.
 
     Args:
       problems: of every bucket, see `ifjax.problems.read`; solved, and forgotten, as they come.
-      wave: what is static about them.
+      buckets: what is static about them.
+      solvers: of every bucket; the empty string where there is nothing to solve.
       starts: per bucket, a potential ``[*batch, n]`` of every unit to start from; None to start
         cold.
       epsilon: of Sinkhorn.
@@ -42,9 +44,7 @@ def solve(
     """
     found: list[Any] = []
     exact: dict[int, Problems] = {}
-    for solver, bucket, start, problem in zip(
-        wave.solvers, wave.buckets, starts, problems, strict=True
-    ):
+    for problem, bucket, solver, start in zip(problems, buckets, solvers, starts, strict=True):
         if solver == "exact":
             exact[len(found)] = problem._replace(scores=None)
             found.append(None)

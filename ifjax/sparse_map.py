@@ -67,6 +67,18 @@ def neuron_map(matrix: Float[Array, "m n"], kept: int | None) -> NeuronMap:
     return NeuronMap(matrix, sources, weights, jnp.all(jnp.sum(matrix > least, axis=1) <= count))
 
 
+def of_multiples(by: NeuronMap, factors: Float[Array, " n"]) -> NeuronMap:
+    """The map of neurons that are multiplied by factors before.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> found = of_multiples(neuron_map(jnp.array([[0.5, 0.5]]), 1), jnp.array([2.0, 4.0]))
+      >>> found.matrix.tolist()
+      [[1.0, 2.0]]
+    """
+    return by._replace(matrix=by.matrix * factors, weights=by.weights * factors[by.sources])
+
+
 def times(
     by: NeuronMap, x: Float[Array, "*full"], axis: int, whole: bool = False
 ) -> Float[Array, "*small"]:

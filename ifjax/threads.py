@@ -39,7 +39,7 @@ def each(calls: Iterable[Callable[[], T]], *operands: Any) -> list[T]:
       [1.0, 0.0]
     """
     calls = list(calls)
-    if len(calls) < 2 or not _alike(operands):
+    if len(calls) < 2 or not alike(*operands):
         return [call() for call in calls]
     return list(_pool().map(lambda call: call(), calls))
 
@@ -47,8 +47,12 @@ def each(calls: Iterable[Callable[[], T]], *operands: Any) -> list[T]:
 _THREADS = min(os.cpu_count() or 1, 8)
 
 
-def _alike(operands: Any) -> bool:
-    """Whether calls in another thread do the same as in this one."""
+def alike(*operands: Any) -> bool:
+    """Whether calls in other threads do the same as in this one, and there are other threads.
+
+    >>> jax.jit(lambda x: x + alike(x))(jax.numpy.zeros((), int)).item()
+    0
+    """
     arrays = jax.tree.leaves(operands)
     return (
         _THREADS > 1
