@@ -74,10 +74,10 @@ def _norms(x: Float[Array, "..."], axis: int) -> Float[Array, " n"]:
     """The 2-norm of what lies at each position of an axis."""
     others = [i for i in range(x.ndim) if i != axis]
     # The result does not depend on the scale, so neither does the gradient; squares of tiny or huge
-    # weights then neither vanish nor overflow. Absolute values XLA would write down.
-    largest = jnp.maximum(jnp.max(x, others, initial=0), -jnp.min(x, others, initial=0))
-    scale = jax.lax.stop_gradient(largest)
-    scale = jnp.where(scale >= jnp.finfo(x.dtype).tiny, scale, 1)
+    # weights then neither vanish nor overflow. The sum is what importance l1 reads too.
+    info = jnp.finfo(x.dtype)
+    scale = jax.lax.stop_gradient(jnp.minimum(jnp.sum(jnp.abs(x), others), info.max))
+    scale = jnp.where(scale >= info.tiny, scale, 1)
     by = jnp.expand_dims(1 / scale, others)
     # In this order no factor is shared, and XLA keeps no scaled copy of x.
     square = jnp.sum(x * by * x * by, others)
