@@ -17,7 +17,7 @@ seeds = st.integers(0, 2**32 - 1)
 # Features ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30, 3e37])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30, 1e37])
 def test_features_have_norm_one_at_any_scale(scale):
     rows = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     got = costs.features(jnp.asarray(rows * np.float32(scale)))
