@@ -24,7 +24,7 @@ from ifjax.solving import mapped, require, solve, taken
 from ifjax.spec import BatchNorm, FusionSpec, Group, Plan
 from ifjax.transport import Transport
 from ifjax.tree import checked_leaves, is_concrete, promoted
-from ifjax.waves import BYTES, Entry, Located, Wave, in_order, schedule
+from ifjax.waves import BYTES, Entry, Located, Wave, bucket_bytes, in_order, schedule
 
 
 def transport_maps(
@@ -121,7 +121,9 @@ def stacked_maps(
     leaves = checked_leaves(params, plan)
     scores = checked_scores(scores, plan)
     stats = checked_stats(stats, plan, method, scores)
-    waves = schedule(plan, method, frozenset(scores), jax.default_backend())
+    backend = jax.default_backend()
+    limit = bucket_bytes(backend, *leaves.values(), *scores.values())
+    waves = schedule(plan, method, frozenset(scores), backend, limit)
     require(waves)
     described, scored = _weights(leaves, plan, method, stats)
     folded, stacks = described, []

@@ -14,10 +14,14 @@ from ifjax.method import Method
 from ifjax.problems import Bucket, Unit, statistic, with_scales
 from ifjax.solvers import host
 from ifjax.spec import Group, Plan
+from ifjax.tree import is_concrete
 
 # A bucket holds no more than this, or than its largest group if that is larger: batching small
 # problems saves calls, large ones fill the machine alone.
 BYTES = 2**28
+# The cores of a CPU are full with less, and equal groups share their programs without being copied
+# into one array; but where all is compiled as one program, every bucket is a part of it.
+CPU_BYTES = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +127,15 @@ def padded(size: int) -> int:
     return -(-size // step) * step
 
 
+def bucket_bytes(backend: str, *arrays: Any) -> int:
+    """How much a bucket of groups that are read from some arrays may hold."""
+    return min(BYTES, CPU_BYTES) if backend == "cpu" and is_concrete(*arrays) else BYTES
+
+
 @functools.lru_cache(maxsize=64)
-def schedule(plan: Plan, method: Method, given: frozenset[str], backend: str) -> tuple[Wave, ...]:
+def schedule(
+    plan: Plan, method: Method, given: frozenset[str], backend: str, limit: int = BYTES
+) -> tuple[Wave, ...]:
     """The waves of a plan with their buckets.
 
     Args:
@@ -132,6 +143,7 @@ def schedule(plan: Plan, method: Method, given: frozenset[str], backend: str) ->
       method: how the groups are read and solved.
       given: groups whose scores are given.
       backend: the platform that ``solver="auto"`` is chosen for.
+      limit: a bucket holds no more bytes, or its largest group.
 
     Returns:
       What is static about every wave.
@@ -153,7 +165,7 @@ def schedule(plan: Plan, method: Method, given: frozenset[str], backend: str) ->
         parts = [
             (kind, solver, part)
             for (kind, solver, *_), units in alike.items()
-            for part in _parts(units)
+            for part in _parts(units, limit)
         ]
         buckets = tuple(_bucket(part, method, kind, solver) for kind, solver, part in parts)
         found.append(
@@ -260,13 +272,13 @@ def _sources(bucket: Bucket, unit: Unit, solver: str) -> Sources:
     return "whole" if uniform and host.divides(moving, unit.kept) else "few"
 
 
-def _parts(units: list[tuple[Unit, Entry]]) -> Iterator[list[tuple[Unit, Entry]]]:
+def _parts(units: list[tuple[Unit, Entry]], limit: int) -> Iterator[list[tuple[Unit, Entry]]]:
     """Equal units side by side, no more of them than a bucket holds."""
     first = {unit: i for i, (unit, _) in reversed([*enumerate(units)])}
     part: list[tuple[Unit, Entry]] = []
     held_bytes = 0
     for unit, entry in sorted(units, key=lambda pair: first[pair[0]]):
-        if part and held_bytes + unit.bytes > BYTES:
+        if part and held_bytes + unit.bytes > limit:
             yield part
             part, held_bytes = [], 0
         part.append((unit, entry))

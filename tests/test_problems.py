@@ -68,6 +68,7 @@ def test_whatever_shares_a_bucket_is_what_it_is_alone(monkeypatch, seed, choice)
     assert {len(b.units) for w in schedule(spec) for b in w.buckets} == {1}
     waves.schedule.cache_clear()
     monkeypatch.setattr(waves, "BYTES", 2**40)
+    monkeypatch.setattr(waves, "CPU_BYTES", 2**40)
     monkeypatch.setattr(waves, "padded", lambda n: 1)
     found = ifjax.transport_maps(p, spec)
     assert all(len(w.buckets) == 1 for w in schedule(spec))
@@ -84,7 +85,8 @@ def test_whatever_shares_a_bucket_is_what_it_is_alone(monkeypatch, seed, choice)
 
 
 def schedule(spec):
-    return waves.schedule(spec.plan, spec.method, frozenset(), "cpu")
+    limit = waves.bucket_bytes("cpu")
+    return waves.schedule(spec.plan, spec.method, frozenset(), "cpu", limit)
 
 
 def test_a_warm_and_a_cold_start_share_a_bucket(monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ifjax
-from ifjax import waves
+from ifjax import maps, problems, waves
 from tests import reference
 
 WIDTHS = {"mlp": (8, 6, 8, 6), "vgg": (6, 8), "res": (6, 8)}
@@ -89,12 +89,27 @@ def test_no_bucket_holds_more_than_the_limit_or_its_largest_group(monkeypatch):
     (whole,) = schedule(spec)[0].buckets
     sizes = [unit.bytes for unit in whole.units]
     for limit in (min(sizes), 2 * max(sizes), 3 * max(sizes) - 1):
-        waves.schedule.cache_clear()
-        monkeypatch.setattr(waves, "BYTES", limit)
-        parts = [[unit.bytes for unit in bucket.units] for bucket in schedule(spec)[0].buckets]
+        (wave,) = waves.schedule(spec.plan, spec.method, frozenset(), "cpu", limit)
+        parts = [[unit.bytes for unit in bucket.units] for bucket in wave.buckets]
         assert all(len(part) == 1 or sum(part) <= limit for part in parts)
         assert sorted(itertools.chain.from_iterable(parts)) == sorted(sizes)
         assert len(parts) <= np.ceil(len(sizes) / max(limit // max(sizes), 1)) + 1
+
+
+def test_a_cpu_stacks_small_groups_only_and_one_program_all(monkeypatch):
+    """Large groups fill its cores alone; under jit every bucket would be compiled once more."""
+    monkeypatch.setattr(waves, "CPU_BYTES", 0)
+    p = {f"w{i}": jnp.ones((4, 4)) for i in range(4)}
+    spec = ifjax.trace(lambda p, x: (x @ p["w0"] @ p["w1"], x @ p["w2"] @ p["w3"]), p, p["w0"])
+    spec = spec.spec(0.5, solver="nearest")
+    calls = []
+    monkeypatch.setattr(
+        maps, "read", lambda i, b: calls.append(len(b.units)) or problems.read(i, b)
+    )
+    ifjax.transport_maps(p, spec)
+    jax.jit(functools.partial(ifjax.transport_maps, spec=spec))(p)
+    assert calls == [1, 1, 2]
+    assert waves.bucket_bytes("tpu", *p.values()) == waves.BYTES
 
 
 def test_the_bytes_of_a_group_are_those_of_its_arrays():
