@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from ifjax.graph.shrink import check_small
 from ifjax.spec import FusionSpec
 from ifjax.tree import check_finite, leaves_by_path
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 SIZES = "files.json"  # lengths of all files of a checkpoint, so that a truncated one is found out
 
@@ -60,9 +64,9 @@ def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None
         with _checkpointer(alone) as writer:
             writer.save(
                 whole,
-                args=ocp.args.Composite(
-                    params=ocp.args.PyTreeSave(params),  # type: ignore[call-arg]
-                    spec=ocp.args.JsonSave(json.loads(spec.to_json())),  # type: ignore[call-arg]
+                args=_orbax().args.Composite(
+                    params=_orbax().args.PyTreeSave(params),
+                    spec=_orbax().args.JsonSave(json.loads(spec.to_json())),
                 ),
             )
         if alone or jax.process_index() == 0:
@@ -120,7 +124,7 @@ def load(
         with _checkpointer(all(x.is_fully_addressable for x in places)) as reader:
             text = reader.restore(
                 path,
-                args=ocp.args.Composite(spec=ocp.args.JsonRestore()),  # type: ignore[call-arg]
+                args=_orbax().args.Composite(spec=_orbax().args.JsonRestore()),
             )
             spec = FusionSpec.from_json(json.dumps(text["spec"]))
             params = _restore(reader, path, sharding)
@@ -172,8 +176,15 @@ def _check_sizes(path: Path) -> None:
             )
 
 
+@functools.cache
+def _orbax() -> Any:
+    """orbax, imported at its first use: it takes as long as half of what else is imported."""
+    return importlib.import_module("orbax.checkpoint")
+
+
 def _checkpointer(alone: bool) -> ocp.Checkpointer:
     """Of this process, or of all together."""
+    ocp = _orbax()
     processes = ocp.options.MultiprocessingOptions()
     if alone and jax.process_count() > 1:
         me = jax.process_index()
@@ -201,10 +212,10 @@ def _restore(reader: ocp.Checkpointer, path: Path, sharding: Any) -> dict[str, A
     abstract = jax.tree_util.tree_map_with_path(placed, items["params"].tree)
     restored = reader.restore(
         path,
-        args=ocp.args.Composite(
-            params=ocp.args.PyTreeRestore(  # type: ignore[call-arg]
+        args=_orbax().args.Composite(
+            params=_orbax().args.PyTreeRestore(
                 item=abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                restore_args=_orbax().checkpoint_utils.construct_restore_args(abstract),
             )
         ),
     )

@@ -113,7 +113,7 @@ def test_nothing_is_left_where_saving_fails(network, tmp_path: Path, monkeypatch
     def fail(*_args, **_options):
         raise OSError("disk full")
 
-    monkeypatch.setattr("ifjax.checkpoint.ocp.Checkpointer.save", fail)
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.save", fail)
     with pytest.raises(OSError, match="disk full"):
         ifjax.save(tmp_path / "net", small, spec)
     assert not list(tmp_path.iterdir())
