@@ -236,9 +236,9 @@ def _problem(
     columns = functools.partial(_columns, found, mesh.settled(costs.factors(found)))
     if top:
         order = jax.lax.top_k(scores, n)[1]
-        # One sort for both, the others behind all targets: to compile it is half of what it takes.
-        place = mesh.settled(jnp.sort(order + n * (jnp.arange(n) >= m)))
-        targets, sources = place[:m], place[m:] - n if bucket.moved else None
+        targets, sources = mesh.settled(jnp.sort(order[:m])), None
+        if bucket.moved:
+            sources = mesh.settled(jnp.sort(order[m:]))
         features, points, mass = columns(sources), columns(targets), scores[targets]
     else:
         features, sources, at = columns(None), None, jax.random.fold_in(key, 1)
