@@ -23,7 +23,6 @@ from tqdm import tqdm
 import ifjax
 from ifjax import data, interop, report
 from ifjax.graph.divergence import output_divergence
-from ifjax.graph.drawing import to_mermaid
 
 METHODS = {"prune": "plain pruning", "fuse": "Intra-Fusion"}
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -96,7 +95,7 @@ def draw_map(args) -> None:
 
 def draw_graph(args) -> None:
     """The flowchart, to be put into a ``mermaid`` code block."""
-    text = to_mermaid(load(args.network)[2])
+    text = load(args.network)[2].to_mermaid()
     print(text)
     path = record.RESULTS / "pictures-graph.mmd"
     report.write_atomically(path, lambda file: file.write_text(text + "\n"))

@@ -24,7 +24,8 @@ from ifjax.graph.views import View
 from ifjax.independence import independence
 from ifjax.merge import flat
 from ifjax.spec import FusionSpec, Group, Plan
-from ifjax.tree import checked_leaves, leaves_by_path, with_leaves
+from ifjax.structure.leaves import checked_leaves
+from ifjax.tree import leaves_by_path, with_leaves
 
 METRICS = tuple(importance.NEEDS)
 

@@ -28,11 +28,13 @@ from ifjax.merge import (
 )
 from ifjax.mesh import on_mesh
 from ifjax.method import Method
-from ifjax.sharding import explicit_outputs, laid_like
+from ifjax.parallel.sharding import laid_like
+from ifjax.sharding import explicit_outputs
 from ifjax.solving import mapped
 from ifjax.spec import BatchNorm, FusionSpec, Group, Plan
+from ifjax.structure.leaves import checked_leaves
 from ifjax.transport import Transport
-from ifjax.tree import checked_leaves, is_concrete, leaves_by_path, promoted, with_leaves
+from ifjax.tree import is_concrete, leaves_by_path, promoted, with_leaves
 from ifjax.waves import Located
 
 

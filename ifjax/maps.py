@@ -22,8 +22,9 @@ from ifjax.problems import Bucket, Inputs, read
 from ifjax.sharding import explicit_maps
 from ifjax.solving import mapped, require, solve, taken
 from ifjax.spec import BatchNorm, FusionSpec, Group, Plan
+from ifjax.structure.leaves import checked_leaves
 from ifjax.transport import Transport
-from ifjax.tree import checked_leaves, is_concrete, promoted
+from ifjax.tree import is_concrete, promoted
 from ifjax.waves import BYTES, Entry, Located, Wave, bucket_bytes, in_order, schedule
 
 

@@ -26,8 +26,9 @@ from ifjax.method import Method
 from ifjax.recalibrate import checked_batches, reset_where_any
 from ifjax.schedule import at_widths
 from ifjax.spec import FusionSpec, Plan
+from ifjax.structure.leaves import checked_leaves
 from ifjax.transport import Transport
-from ifjax.tree import checked_leaves, is_concrete, promoted, with_leaves
+from ifjax.tree import is_concrete, promoted, with_leaves
 
 Maps = Mapping[str, Transport]
 

@@ -13,7 +13,8 @@ from ifjax.graph import expression as ex
 from ifjax.graph.trace import DependencyGraph
 from ifjax.graph.views import take_batched
 from ifjax.spec import FusionSpec
-from ifjax.tree import checked_leaves, with_leaves
+from ifjax.structure.leaves import checked_leaves
+from ifjax.tree import with_leaves
 
 
 def take(

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from ifjax.graph import expression as ex
 from ifjax.graph.kinds import Kind
 from ifjax.graph.roles import Role
 from ifjax.method import Method
+from ifjax.parallel.sharding import laid_like
 
 SCHEMA_VERSION = 2
 
@@ -287,15 +288,7 @@ class FusionSpec:
                 raise ValueError(f"{name}: not a leaf of the network this spec was made for")
             return jax.ShapeDtypeStruct(self.plan.shape(name), leaf.dtype)
 
-        from ifjax.sharding import laid_like
-
         return laid_like(jax.tree_util.tree_map_with_path(small, params), params)
-
-    def __matmul__(self, first: FusionSpec) -> FusionSpec:
-        """This spec after ``first``; see `ifjax.compose`."""
-        from ifjax.compose import compose
-
-        return compose(self, first)
 
     def small_inputs(self, *inputs: Any) -> tuple[Any, ...]:
         """The abstract inputs of the small function: state at its small widths, the rest as it is.
@@ -384,9 +377,7 @@ class FusionSpec:
 
     def __str__(self) -> str:
         """Channels, weights and FLOPs of every cut group, before and after."""
-        from ifjax.graph.printing import spec_table
-
-        return spec_table(self)
+        return spec_table(self.plan, self.method)
 
 
 def _to_lists(leaves: Sequence[Leaf]) -> list[list[Any]]:
@@ -398,3 +389,43 @@ def _from_lists(values: Sequence[Any]) -> tuple[Leaf, ...]:
         Leaf(path, tuple(shape), dtype, tuple(ex.from_json(a) for a in axes))
         for path, shape, dtype, axes in values
     )
+
+
+def spec_table(plan: Plan, method: Method) -> str:
+    """Channels, weights and FLOPs that every cut group saves alone, and the totals of all."""
+    rows = [("group", "neurons", "weights saved", "FLOPs saved")]
+    for group in plan.groups:
+        if group.kept != group.size:
+            weights, flops = savings(plan, group, group.kept)
+            neurons = f"{group.size} -> {group.kept}"
+            rows.append((group.name, neurons, f"{weights:,}", f"{flops:,}"))
+    (w0, w1), (f0, f1) = (plan.weights({}), plan.weights()), (plan.flops({}), plan.flops())
+    saved = [f"{1 - b / a:.1%} fewer" if a else "none" for a, b in ((w0, w1), (f0, f1))]
+    return "\n".join(
+        [
+            f"FusionSpec ({method.method}): weights {w0:,} -> {w1:,} ({saved[0]}), "
+            f"FLOPs {f0:,} -> {f1:,} ({saved[1]})",
+            *align(rows),
+        ]
+    )
+
+
+def savings(plan: Plan, group: Group, kept: int = 0) -> tuple[int, int]:
+    """Weights and FLOPs that cutting this group alone to ``kept`` neurons removes."""
+    widths = {group.name: kept}
+    paths = {m.path for m in group.members if m.role not in ("mean", "variance")}
+    weights = sum(math.prod(plan.shape(p, {})) - math.prod(plan.shape(p, widths)) for p in paths)
+    flops = 0
+    for product in plan.products:
+        if any(group.name in ex.atoms(e) for e in product):
+            sizes = [(ex.size(e), ex.size(e, widths)) for e in product]
+            flops += 2 * (math.prod(a for a, _ in sizes) - math.prod(b for _, b in sizes))
+    return weights, flops
+
+
+def align(rows: Sequence[tuple[str, ...]]) -> Iterable[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        first, *rest = zip(row, columns, strict=True)
+        yield "  " + "  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]).rstrip()

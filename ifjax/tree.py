@@ -1,4 +1,4 @@
-"""Parameter trees as leaves by path, checked against a plan."""
+"""Parameter trees as leaves by path."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
-
-from ifjax.spec import Plan
 
 
 def is_concrete(*values: Any) -> bool:
@@ -31,58 +29,10 @@ def leaves_by_path(params: PyTree) -> dict[str, Any]:
     return leaves
 
 
-def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Any]:
-    """Leaves by path, if they are those of the plan.
-
-    Args:
-      params: the full parameter tree.
-      plan: what it should look like.
-
-    Returns:
-      Arrays by path.
-
-    Raises:
-      ValueError: naming the first leaf that is missing, unexpected, of another shape or kind, or
-        not finite (outside of jit).
-    """
-    leaves = leaves_by_path(params)
-    missing = [p for p in plan.leaf if p not in leaves]
-    if missing:
-        roles = {m.path: m.role for g in plan.groups for m in g.members}
-        if all(roles.get(path) in ("mean", "variance") for path in missing):
-            hint = (
-                "batch statistics change their width too, pass the whole tree, for flax.linen "
-                '{"params": ..., "batch_stats": ...}'
-            )
-        else:
-            hint = f"the parameters have {len(leaves)} leaves, the spec was made for others"
-        raise ValueError(
-            f"{missing[0]}: expected a leaf of shape {plan.leaf[missing[0]].shape}, got none "
-            f"({len(missing)} of the spec's {len(plan.leaves)} leaves are missing); {hint}"
-        )
-    for path, leaf in leaves.items():
-        if path not in plan.leaf:
-            raise ValueError(f"{path}: not a leaf of the network this spec was made for")
-        want = plan.leaf[path]
-        if not hasattr(leaf, "shape") or tuple(leaf.shape) != want.shape:
-            got = getattr(leaf, "shape", type(leaf).__name__)
-            raise ValueError(f"{path}: expected shape {want.shape}, got {got}")
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        if floating != _is_floating(want.dtype):
-            raise ValueError(f"{path}: expected dtype {want.dtype}, got {leaf.dtype}")
-    check_finite(leaves)
-    _check_variances(leaves, plan)
-    return leaves
-
-
-def _is_floating(dtype: str) -> bool:
-    return not dtype.startswith("key") and bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
-
-
 def check_finite(leaves: Mapping[str, Any]) -> None:
     """Raises ValueError at the first leaf that holds NaN or infinity, outside of jit."""
     floating = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    for path, count in _values(floating, _not_finite, _finite_sum).items():
+    for path, count in numbers_of(floating, _not_finite, _finite_sum).items():
         if count:
             raise ValueError(
                 f"{path}: expected finite weights, got {count} of {floating[path].size} that are "
@@ -90,15 +40,7 @@ def check_finite(leaves: Mapping[str, Any]) -> None:
             )
 
 
-def _check_variances(leaves: Mapping[str, Any], plan: Plan) -> None:
-    variances = {norm.variance: leaves[norm.variance] for norm in plan.norms}
-    lowest = _values(variances, _lowest)
-    for norm in plan.norms:
-        if not lowest.get(norm.variance, 0) >= -norm.eps:
-            raise ValueError(f"{norm.variance}: expected variances, got a negative number")
-
-
-def _values(
+def numbers_of(
     leaves: Mapping[str, Any],
     function: Callable[[Any, Any], Any],
     passes: Callable[[np.ndarray], bool] = lambda x: False,
@@ -134,7 +76,8 @@ def _not_finite(numpy: Any, x: Any) -> Any:
     return numpy.sum(~numpy.isfinite(x))
 
 
-def _lowest(numpy: Any, x: Any) -> Any:
+def lowest(numpy: Any, x: Any) -> Any:
+    """The lowest number of an array, 0 where all are positive; by numpy or jax.numpy."""
     return numpy.min(x.astype(jnp.promote_types(x.dtype, "float32")), initial=0)
 
 

@@ -8,25 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ifjax.graph import selecting
+from ifjax.graph.coupling import Coupling, PinnedAxis
+from ifjax.graph.drawing import to_mermaid
+from ifjax.graph.intersection import intersect
+from ifjax.graph.printing import graph_table
+from ifjax.graph.verify import Verification, verify
 from ifjax.method import Method
 from ifjax.spec import FusionSpec, Group, Member, Plan
-
-
-@dataclasses.dataclass(frozen=True)
-class PinnedAxis:
-    """An axis of a leaf that cannot be cut, or only in part.
-
-    Attributes:
-      path: path of the leaf.
-      axis: the axis.
-      size: its size.
-      reason: what pins it, with the source line.
-    """
-
-    path: str
-    axis: int
-    size: int
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +39,11 @@ class DependencyGraph:
     def groups(self) -> tuple[Group, ...]:
         """All groups, in the order of their first producer."""
         return self.plan.groups
+
+    @property
+    def coupling(self) -> Coupling:
+        """Structure, pinned axes and unused leaves alone."""
+        return Coupling(self.plan, self.pinned, self.unused)
 
     def spec(
         self,
@@ -130,28 +123,20 @@ class DependencyGraph:
 
     def verify(
         self, apply_fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any
-    ) -> Any:
+    ) -> Verification:
         """Permutes every group and compares the function's output; see `ifjax.graph.verify`."""
-        from ifjax.graph.verify import verify
-
-        return verify(self, apply_fn, params, *inputs, **options)
+        return verify(self.plan, apply_fn, params, *inputs, **options)
 
     def to_mermaid(self, *, most: int = 12) -> str:
         """The graph as a Mermaid flowchart; see `ifjax.graph.drawing.to_mermaid`."""
-        from ifjax.graph.drawing import to_mermaid
-
-        return to_mermaid(self, most=most)
+        return to_mermaid(self.coupling, most=most)
 
     def __and__(self, other: DependencyGraph) -> DependencyGraph:
         """The graph that is safe for both functions of one parameter tree."""
         if not isinstance(other, DependencyGraph):
             return NotImplemented
-        from ifjax.graph.intersection import intersect
-
-        return intersect(self, other)
+        return DependencyGraph(*intersect(self.coupling, other.coupling))
 
     def __str__(self) -> str:
         """A table of groups, and what is pinned."""
-        from ifjax.graph.printing import graph_table
-
-        return graph_table(self)
+        return graph_table(self.coupling, self.literals)

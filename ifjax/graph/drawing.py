@@ -6,13 +6,9 @@ import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from ifjax.graph.printing import cost
-from ifjax.spec import Group
-
-if TYPE_CHECKING:
-    from ifjax.graph.dependency import DependencyGraph
+from ifjax.graph.coupling import Coupling
+from ifjax.spec import Group, savings
 
 _NUMBER = re.compile(r"(\d+)")
 _LINE = re.compile(r" at \S+:\d+(:\d+)? \(.*\)$")  # of the source
@@ -23,7 +19,7 @@ classDef leaf fill:#F4F4F4,stroke:#888,color:#000
 classDef pinned fill:#fff,stroke:#D55E00,color:#000,stroke-dasharray:4"""
 
 
-def to_mermaid(graph: DependencyGraph, *, most: int = 12) -> str:
+def to_mermaid(graph: Coupling, *, most: int = 12) -> str:
     r"""Draw the graph as a Mermaid flowchart, which GitHub and most notebooks render.
 
     A rounded box is a group, with its size and how many biases, scales and statistics go along; a
@@ -33,7 +29,7 @@ def to_mermaid(graph: DependencyGraph, *, most: int = 12) -> str:
     reason.
 
     Args:
-        graph: the graph.
+        graph: the structure, and what is pinned.
         most: the number of group boxes, of leaf boxes at each, and of reasons; the rest is counted.
             The groups with the most weights are drawn.
 
@@ -47,7 +43,7 @@ def to_mermaid(graph: DependencyGraph, *, most: int = 12) -> str:
         >>> import ifjax, jax.numpy as jnp
         >>> params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
         >>> graph = ifjax.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 3)))
-        >>> print("\n".join(to_mermaid(graph).splitlines()[:6]))
+        >>> print("\n".join(graph.to_mermaid().splitlines()[:6]))
         flowchart LR
           g0("a<br>8 neurons"):::neuron
           l0["a<br>3 x 8"]:::leaf
@@ -57,8 +53,8 @@ def to_mermaid(graph: DependencyGraph, *, most: int = 12) -> str:
     """
     if most < 1:
         raise ValueError(f"expected to draw at least 1 group, got most={most!r}")
-    classes = _group_classes(graph.groups)
-    weights = {i: cost(graph.plan, groups[0])[0] * len(groups) for i, groups in classes.items()}
+    classes = _group_classes(graph.plan.groups)
+    weights = {i: savings(graph.plan, groups[0])[0] * len(groups) for i, groups in classes.items()}
     drawn = sorted(sorted(classes, key=lambda i: -weights[i])[:most])
     lines = [f"  {_group_box(i, classes[i])}" for i in drawn]
     lines += _leaf_lines(graph, {i: classes[i] for i in drawn}, most)
@@ -98,9 +94,7 @@ def _group_box(number: int, groups: Sequence[Group]) -> str:
     return f'g{number}("{_label(text)}"):::{group.kind}'
 
 
-def _leaf_lines(
-    graph: DependencyGraph, classes: dict[int, list[Group]], most: int
-) -> Iterable[str]:
+def _leaf_lines(graph: Coupling, classes: dict[int, list[Group]], most: int) -> Iterable[str]:
     """Boxes of kernels, and the arrows between them and the groups."""
     shown: dict[str, set[tuple[int, str]]] = defaultdict(set)
     for number, groups in classes.items():
@@ -118,7 +112,9 @@ def _leaf_lines(
     left_out = Counter[int]()
     numbers = itertools.count()
     order = {leaf.path: place for place, leaf in enumerate(graph.plan.leaves)}
-    position = {m.path: m.position for g in graph.groups for m in g.members if m.role == "producer"}
+    position = {
+        m.path: m.position for g in graph.plan.groups for m in g.members if m.role == "producer"
+    }
     last = max(position.values(), default=0) + 1
     for paths in sorted(boxes.values(), key=lambda p: (position.get(p[0], last), order[p[0]])):
         ends = sorted(shown[paths[0]])
@@ -141,7 +137,7 @@ def _leaf_lines(
         yield f'  l{next(numbers)}["{count} more leaves"]:::leaf --- g{number}'
 
 
-def _pinned_box(graph: DependencyGraph, most: int) -> list[str]:
+def _pinned_box(graph: Coupling, most: int) -> list[str]:
     """What cannot be cut, by the reason without its source line."""
     reasons: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for pinned in graph.pinned:

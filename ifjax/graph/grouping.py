@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ifjax.graph import expression as ex
 from ifjax.graph.axes import AxisStore
-from ifjax.graph.dependency import DependencyGraph, PinnedAxis
+from ifjax.graph.coupling import Coupling, PinnedAxis
 from ifjax.graph.flow import Axes
 from ifjax.graph.kinds import Kind
 from ifjax.graph.norms import Norm
@@ -45,7 +45,7 @@ def build(
     facts: Facts,
     state: Sequence[tuple[Described, Axes]] = (),
     carried: Sequence[str] = (),
-) -> DependencyGraph:
+) -> Coupling:
     """Names the groups, gathers their members, and freezes the axes of all leaves.
 
     Args:
@@ -120,7 +120,7 @@ def build(
         carried=tuple(carried),
     )
     unused = tuple(path for i, path in enumerate(paths) if i not in roles.live)
-    return DependencyGraph(plan, tuple(pinned), unused)
+    return Coupling(plan, tuple(pinned), unused)
 
 
 def _marks(

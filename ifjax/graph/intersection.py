@@ -9,7 +9,7 @@ from typing import Any
 from ifjax.graph import expression as ex
 from ifjax.graph.axes import AxisStore
 from ifjax.graph.batching import batch_axes
-from ifjax.graph.dependency import DependencyGraph
+from ifjax.graph.coupling import Coupling
 from ifjax.graph.flow import Axes
 from ifjax.graph.grouping import Facts, build
 from ifjax.graph.kinds import Kind, joint_kind
@@ -17,7 +17,7 @@ from ifjax.graph.roles import Roles
 from ifjax.spec import BatchNorm, Group, Leaf
 
 
-def intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
+def intersect(a: Coupling, b: Coupling) -> Coupling:
     """Unifies the axes of every leaf in both graphs; what either pins or ties stays so."""
     if [(x.path, x.shape) for x in a.plan.leaves] != [(x.path, x.shape) for x in b.plan.leaves]:
         mine = {x.path: x.shape for x in a.plan.leaves}
@@ -32,7 +32,7 @@ def intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
     atoms: dict[str, int] = {}
     state: dict[str, tuple[Leaf, Axes]] = {}
 
-    def nodes(graph: DependencyGraph, side: str) -> list[Axes]:
+    def nodes(graph: Coupling, side: str) -> list[Axes]:
         def atom(a: ex.Atom) -> int:
             return atoms.setdefault(side + a.name, store.fresh(a.size))
 
@@ -75,7 +75,7 @@ def intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
     position: dict[tuple[int, int], int] = {}
     for graph in (b, a):
         index = {leaf.path: i for i, leaf in enumerate(graph.plan.leaves)}
-        for group in graph.groups:
+        for group in graph.plan.groups:
             for member in group.members:
                 key = (index[member.path], member.axis)
                 of[key] = member.role
@@ -93,7 +93,7 @@ def intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
     leaves = [(x.path, x.shape, x.dtype) for x in a.plan.leaves]
     held: dict[int, list[tuple[str, Group]]] = defaultdict(list)
     for side, graph in (("a:", a), ("b:", b)):
-        for group in graph.groups:
+        for group in graph.plan.groups:
             for root in store.classes(atoms[side + group.name]):
                 held[root].append((side, group))
     inexact = {root for root, groups in held.items() if not all(g.exact for _, g in groups)}
@@ -121,10 +121,10 @@ def intersect(a: DependencyGraph, b: DependencyGraph) -> DependencyGraph:
     )
     norms = tuple(n for n in a.plan.norms if _foldable_in(b, n))
     norms += tuple(n for n in b.plan.norms if n not in norms and _foldable_in(a, n))
-    return dataclasses.replace(graph, plan=dataclasses.replace(graph.plan, norms=norms))
+    return graph._replace(plan=dataclasses.replace(graph.plan, norms=norms))
 
 
-def _foldable_in(graph: DependencyGraph, norm: BatchNorm) -> bool:
+def _foldable_in(graph: Coupling, norm: BatchNorm) -> bool:
     """Whether a function allows a norm of another one of the same parameters to be folded.
 
     It does where it has the same norm, does not use the kernel at all, or normalises the kernel's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from ifjax.graph import expression as ex
 from ifjax.graph.analysis import Arguments, analyse, path_name, struct
 from ifjax.graph.axes import AxisStore
 from ifjax.graph.batching import batch_axes
-from ifjax.graph.dependency import DependencyGraph, PinnedAxis
+from ifjax.graph.dependency import DependencyGraph
 from ifjax.graph.exactness import inexact_classes
 from ifjax.graph.flow import Axes
 from ifjax.graph.grouping import Facts, build
@@ -22,8 +21,6 @@ from ifjax.graph.kinds import Kind, find_products, kind_of
 from ifjax.graph.literals import fixed_numbers
 from ifjax.graph.norms import find_norms
 from ifjax.graph.roles import find_roles
-
-__all__ = ["DependencyGraph", "PinnedAxis", "trace"]
 
 
 def trace(
@@ -123,12 +120,12 @@ def trace(
         for (path, x), axes in zip(given, analysis.inputs, strict=True)
         if path in held
     ]
-    graph = build(
+    found = build(
         analysis.store, analysis.leaves, analysis.macs, leaves, facts, follows, tuple(carried)
     )
-    names = {group.size: group.name for group in reversed(graph.groups)}
+    names = {group.size: group.name for group in reversed(found.plan.groups)}
     literals = (f"{w}, the width of {names[n]}" for n, w in fixed_numbers(analysis.frame, names))
-    return dataclasses.replace(graph, literals=tuple(literals))
+    return DependencyGraph(*found, literals=tuple(literals))
 
 
 def _predicate(state: Any) -> Callable[[str], bool]:

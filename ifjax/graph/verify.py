@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,6 @@ from ifjax.graph import expression as ex
 from ifjax.graph.analysis import Arguments, mirrors, path_name
 from ifjax.graph.views import take_batched
 from ifjax.spec import KEYS, Group, Plan
-
-if TYPE_CHECKING:
-    from ifjax.graph.trace import DependencyGraph
 
 NOISE = 1e-7  # relative change of the weights that a permutation's effect is judged against
 NOISE_FLOAT32 = 1e-6  # the same for a function that does not run in float64
@@ -48,7 +45,7 @@ class Verification:
 
 
 def verify(
-    graph: DependencyGraph,
+    plan: Plan,
     apply_fn: Callable[..., Any],
     params: Any,
     *inputs: Any,
@@ -64,7 +61,7 @@ def verify(
     are not used: a branch that is initialised with zeros would hide a wrong group.
 
     Args:
-      graph: the graph to check.
+      plan: leaves and groups to check.
       apply_fn: the function that was traced, without dropout.
       params: its parameters, or their structs.
       *inputs: its inputs; structs and arrays that hold one value alone are replaced by normal
@@ -89,7 +86,6 @@ def verify(
       >>> graph.verify(apply, params, jnp.ones((1, 4))).ok
       True
     """
-    plan = graph.plan
     check_paths(params, plan)
     rng = np.random.default_rng(seed)
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
@@ -131,7 +127,7 @@ def verify(
         changes: dict[str, float] = {}
         unverified: list[str] = []
         current = dict(zip(paths, values, strict=True))
-        for group in graph.groups:
+        for group in plan.groups:
             order = np.stack([_derangement(group.size, rng) for _ in range(math.prod(group.batch))])
             order = order.reshape(*group.batch, group.size)
             moved = {}

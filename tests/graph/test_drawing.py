@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import pytest
 
 import ifjax
-from ifjax.graph.drawing import to_mermaid
 from ifjax.models import CifarResNet
 
 BOX = re.compile(r'^  (\w+)(\["(.*)"\]|\("(.*)"\)):::(\w+)( --- (\w+))?$')
@@ -52,7 +51,7 @@ def chain(widths):
 
 
 def test_a_chain_is_drawn_as_it_is():
-    boxes, arrows = parse(to_mermaid(chain((3, 8, 9, 2))))
+    boxes, arrows = parse(chain((3, 8, 9, 2)).to_mermaid())
     names = {lines[0]: box for box, (lines, _) in boxes.items()}
     first, second = (b for b, (_, kind) in boxes.items() if kind == "neuron")
     assert boxes[first][0] == ["layer0", "8 neurons"]
@@ -74,7 +73,7 @@ def test_a_chain_is_drawn_as_it_is():
 
 
 def test_repeated_layers_share_a_box():
-    boxes, _ = parse(to_mermaid(chain((3, *[8] * 20, 2))))
+    boxes, _ = parse(chain((3, *[8] * 20, 2)).to_mermaid())
     assert sum(kind == "neuron" for _, kind in boxes.values()) == 1
     labels = [lines[0] for lines, _ in boxes.values()]
     # The first and the last kernel have shapes of their own.
@@ -86,7 +85,7 @@ def test_repeated_layers_share_a_box():
 
 def test_what_is_left_out_is_counted():
     graph = chain((3, *range(10, 30), 2))
-    boxes, _ = parse(to_mermaid(graph, most=5))
+    boxes, _ = parse(graph.to_mermaid(most=5))
     groups = {lines[0]: lines for lines, kind in boxes.values() if kind == "neuron"}
     assert len(groups) == 6
     assert "15 more groups" in groups
@@ -100,7 +99,7 @@ def test_leaves_beyond_the_limit_are_counted():
     def apply(params, x):
         return [x @ params["in"] @ w for name, w in params.items() if name != "in"]
 
-    boxes, arrows = parse(to_mermaid(ifjax.trace(apply, params, jnp.ones((1, 3))), most=4))
+    boxes, arrows = parse(ifjax.trace(apply, params, jnp.ones((1, 3))).to_mermaid(most=4))
     (group,) = (b for b, (_, kind) in boxes.items() if kind == "neuron")
     labels = {boxes[b][0][0] for arrow in arrows for b in arrow if b != group}
     assert len(labels) == 5
@@ -111,7 +110,7 @@ def test_a_residual_network_stays_readable():
     module = CifarResNet.standard(20, 10)
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
-    text = to_mermaid(ifjax.trace(module.apply, variables, x))
+    text = ifjax.trace(module.apply, variables, x).to_mermaid()
     boxes, arrows = parse(text)
     assert len(boxes) < 25
     inner = "params/layer1_[0-2]/conv1/kernel (3 of them)"
@@ -130,10 +129,10 @@ def test_names_cannot_break_the_syntax():
     def apply(params, x):
         return x @ params['a"]<b>#1'] @ params["c"]
 
-    boxes, _ = parse(to_mermaid(ifjax.trace(apply, params, jnp.ones((1, 3)))))
+    boxes, _ = parse(ifjax.trace(apply, params, jnp.ones((1, 3))).to_mermaid())
     assert "a#quot;]#lt;b#gt;#35;1" in {lines[0] for lines, _ in boxes.values()}
 
 
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match="most=0"):
-        to_mermaid(chain((2, 3, 2)), most=0)
+        chain((2, 3, 2)).to_mermaid(most=0)

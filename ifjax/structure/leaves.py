@@ -1,0 +1,68 @@
+"""The leaves of a parameter tree, checked against a structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from ifjax.spec import Plan
+from ifjax.tree import check_finite, leaves_by_path, lowest, numbers_of
+
+
+def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Any]:
+    """Leaves by path, if they are those of the plan.
+
+    Args:
+      params: the full parameter tree.
+      plan: what it should look like.
+
+    Returns:
+      Arrays by path.
+
+    Raises:
+      ValueError: naming the first leaf that is missing, unexpected, of another shape or kind, or
+        not finite (outside of jit).
+    """
+    leaves = leaves_by_path(params)
+    missing = [p for p in plan.leaf if p not in leaves]
+    if missing:
+        roles = {m.path: m.role for g in plan.groups for m in g.members}
+        if all(roles.get(path) in ("mean", "variance") for path in missing):
+            hint = (
+                "batch statistics change their width too, pass the whole tree, for flax.linen "
+                '{"params": ..., "batch_stats": ...}'
+            )
+        else:
+            hint = f"the parameters have {len(leaves)} leaves, the spec was made for others"
+        raise ValueError(
+            f"{missing[0]}: expected a leaf of shape {plan.leaf[missing[0]].shape}, got none "
+            f"({len(missing)} of the spec's {len(plan.leaves)} leaves are missing); {hint}"
+        )
+    for path, leaf in leaves.items():
+        if path not in plan.leaf:
+            raise ValueError(f"{path}: not a leaf of the network this spec was made for")
+        want = plan.leaf[path]
+        if not hasattr(leaf, "shape") or tuple(leaf.shape) != want.shape:
+            got = getattr(leaf, "shape", type(leaf).__name__)
+            raise ValueError(f"{path}: expected shape {want.shape}, got {got}")
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        if floating != _is_floating(want.dtype):
+            raise ValueError(f"{path}: expected dtype {want.dtype}, got {leaf.dtype}")
+    check_finite(leaves)
+    _check_variances(leaves, plan)
+    return leaves
+
+
+def _is_floating(dtype: str) -> bool:
+    return not dtype.startswith("key") and bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+
+
+def _check_variances(leaves: Mapping[str, Any], plan: Plan) -> None:
+    variances = {norm.variance: leaves[norm.variance] for norm in plan.norms}
+    least = numbers_of(variances, lowest)
+    for norm in plan.norms:
+        if not least.get(norm.variance, 0) >= -norm.eps:
+            raise ValueError(f"{norm.variance}: expected variances, got a negative number")
