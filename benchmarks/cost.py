@@ -1,4 +1,4 @@
-"""How fast `ifjax.costs.cost_matrix` is, and what it takes, beside other ways to write it.
+"""How fast `ifjax.transport.costs.cost_matrix` is, and what it takes, beside other ways.
 
 Billions of features of pairs per second of a processor (n x m x d over processor time, which other
 work on the machine disturbs least) and of wall time, and temporaries relative to features and cost.
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import record
 
-from ifjax import costs
+from ifjax.transport import costs
 
 SIZES = {"one": (1, 512, 256, 2304), "bucket": (16, 128, 64, 1152)}
 CHUNK = 16

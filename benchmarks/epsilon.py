@@ -35,8 +35,10 @@ import record
 from tqdm import tqdm
 
 import ifjax
-from ifjax import batch_norm, costs, importance, transport
-from ifjax.merge import describing, merge_kind, merge_neurons, places, rows
+from ifjax.fusion import batch_norm
+from ifjax.fusion.merge import describing, merge_kind, merge_neurons, places, rows
+from ifjax.importance import metrics as importance
+from ifjax.transport import costs, transport
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import reference

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import record
 
 import ifjax
-from ifjax import costs, transport
+from ifjax.transport import costs, transport
 
 SIZES = {"full": (14336, 4096), "half": (7168, 2048), "small": (768, 256)}
 

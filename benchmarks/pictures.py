@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import ifjax
 from ifjax import data, interop, report
-from ifjax.graph.divergence import output_divergence
+from ifjax.activations.divergence import output_divergence
 
 METHODS = {"prune": "plain pruning", "fuse": "Intra-Fusion"}
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import ifjax
-from ifjax import costs, fuse, maps, waves
+from ifjax.fusion import fuse
+from ifjax.fusion import transport_maps as maps
+from ifjax.fusion.execution import program as waves
+from ifjax.transport import costs
 
 # Where the parts are called: the module, the function, and what it does.
 PARTS = (

@@ -33,8 +33,9 @@ import numpy as np
 from tqdm import tqdm
 
 import ifjax
-from ifjax import costs, data, interop, solvers, transport
+from ifjax import data, interop
 from ifjax.report import canvas
+from ifjax.transport import costs, solvers, transport
 
 sys.path.insert(0, str(Path(__file__).parent))
 import record

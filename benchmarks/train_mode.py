@@ -5,7 +5,7 @@ in the middle block of every stage, one at a time; cross-entropy on test images 
 
 * eval: with the running statistics, the same for any refit;
 * train: with batch statistics, as the first step of fine-tuning sees it, with the norms refit (see
-  `ifjax.batch_norm`);
+  `ifjax.fusion.batch_norm`);
 * train, identity: the same with the norms left as the identity (scale one, mean zero, variance
   one), as the reference implementation leaves them; eval is the same, train is not;
 * spread: the standard deviation of a fused channel's normalised output that the refit predicts

@@ -6,22 +6,22 @@ small = ifjax.fuse_params(params, spec)
 apply_small = ifjax.shrink(apply_fn, spec)
 """
 
-from ifjax.calibrate import Stats, batch_stats, collect_stats
-from ifjax.carry import fuse_tree, kept_mask
+from ifjax.activations.batch_statistics import reset_statistics
+from ifjax.activations.statistics import Stats, batch_stats, collect_stats
 from ifjax.checkpoint import load, save
-from ifjax.compose import compact, compose, compose_maps
-from ifjax.fuse import apply_maps, fuse_params
+from ifjax.fusion.fuse import apply_maps, fuse_params
+from ifjax.fusion.fuse_tree import fuse_tree, kept_mask
+from ifjax.fusion.take import take
+from ifjax.fusion.transport_maps import neuron_scores, transport_maps
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph, trace
-from ifjax.maps import neuron_scores, transport_maps
-from ifjax.method import Method
-from ifjax.model_fusion import align_models, fuse_models
-from ifjax.recalibrate import reset_statistics
-from ifjax.schedule import Round, iterated, onward
-from ifjax.selection import take
-from ifjax.sharding import small_shardings
-from ifjax.spec import FusionSpec
-from ifjax.transport import Transport
+from ifjax.model_fusion.fuse_models import align_models, fuse_models
+from ifjax.spec.compose import compact, compose, compose_maps
+from ifjax.spec.method import Method
+from ifjax.spec.rounds import Round, iterated, onward
+from ifjax.spec.shardings import small_shardings
+from ifjax.spec.spec import FusionSpec
+from ifjax.transport.transport import Transport
 
 __all__ = [
     "DependencyGraph",

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from ifjax.graph.shrink import check_small
-from ifjax.spec import FusionSpec
+from ifjax.spec.spec import FusionSpec
 from ifjax.tree import check_finite, leaves_by_path
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ os.environ.setdefault("XLA_FLAGS", xla.flags(devices=8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jaxtyping
 import pytest
 
 # Models that tests/test_zoo.py imports as far as their frameworks are installed; no tests.
@@ -43,3 +44,11 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared files at {folder}; set IFJAX_SHARED to where they are")
     return folder
+
+
+@pytest.fixture(scope="module")
+def unchecked():
+    """Without type checks at run time: wrong arguments reach our own errors, loops run at speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield

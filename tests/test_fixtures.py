@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import ifjax
-from ifjax import maps
-from ifjax.merge import matrices
+from ifjax.fusion import transport_maps as maps
+from ifjax.fusion.merge import matrices
 from tests import reference
 
 CASES = [

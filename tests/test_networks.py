@@ -78,7 +78,7 @@ def test_take_and_shrink_equal_zeroing(network):
         small = ifjax.take(full, graph, keep)
         got = ifjax.shrink(module.apply, spec)(small, x)
         leaves = {leaf.path: leaf for leaf in graph.plan.leaves}
-        from ifjax.graph import expression as ex
+        from ifjax.structure import axis as ex
         from ifjax.tree import leaves_by_path, with_leaves
 
         zeroed = {path: np.array(value) for path, value in leaves_by_path(full).items()}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ifjax import solvers
+from ifjax.transport import solvers
 from tests import benchmark_module
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 import ifjax
-from ifjax import data, importance, models
+from ifjax import data, models
+from ifjax.importance import metrics as importance
 from ifjax.training import stages
 from ifjax.training.config import Importance
 from ifjax.training.curves import read

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ifjax.graph import expression as ex
 from ifjax.graph.analysis import Arguments
 from ifjax.graph.shrink import shrink
 from ifjax.graph.verify import general_position
-from ifjax.spec import FusionSpec
+from ifjax.spec.spec import FusionSpec
+from ifjax.structure import axis as ex
 from ifjax.tree import leaves_by_path
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from ifjax.carry import fuse_tree
 from ifjax.frameworks.agreement import outer, require_agreement
-from ifjax.fuse import apply_maps
-from ifjax.graph import expression as ex
+from ifjax.fusion.fuse import apply_maps
+from ifjax.fusion.fuse_tree import fuse_tree
+from ifjax.fusion.transport_maps import transport_maps
 from ifjax.graph.analysis import path_name
-from ifjax.maps import transport_maps
-from ifjax.spec import FusionSpec, Plan
-from ifjax.transport import Transport
+from ifjax.spec.spec import FusionSpec, Plan
+from ifjax.structure import axis as ex
+from ifjax.transport.transport import Transport
 
 Axes = Callable[[str], Sequence[ex.Expression]]
 

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ifjax.graph.axes import AxisStore
-from ifjax.graph.flow import Axes, Context, Control, Frame, Reason, interpret, walk
-from ifjax.graph.literals import Count, follow_counts
-from ifjax.graph.rules import rule_of
+from ifjax.graph.facts.literals import Count, follow_counts
+from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.rules import rule_of
+from ifjax.jaxprs.walk import Axes, Context, Control, Frame, Reason, interpret, walk
 
 LeafAxes = Callable[[AxisStore, str, jax.ShapeDtypeStruct], Axes]
 

@@ -6,14 +6,14 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from ifjax.graph import expression as ex
-from ifjax.graph.axes import AxisStore
 from ifjax.graph.coupling import Coupling, PinnedAxis
-from ifjax.graph.flow import Axes
-from ifjax.graph.kinds import Kind
-from ifjax.graph.norms import Norm
-from ifjax.graph.roles import Roles
-from ifjax.spec import BatchNorm, Group, Leaf, Member, Plan
+from ifjax.graph.facts.kinds import Kind
+from ifjax.graph.facts.norms import Norm
+from ifjax.graph.facts.roles import Roles
+from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.walk import Axes
+from ifjax.spec.spec import BatchNorm, Group, Leaf, Member, Plan
+from ifjax.structure import axis as ex
 
 Described = tuple[str, tuple[int, ...], str]  # path, shape, dtype
 

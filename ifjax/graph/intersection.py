@@ -6,15 +6,15 @@ import dataclasses
 from collections import defaultdict
 from typing import Any
 
-from ifjax.graph import expression as ex
-from ifjax.graph.axes import AxisStore
-from ifjax.graph.batching import batch_axes
 from ifjax.graph.coupling import Coupling
-from ifjax.graph.flow import Axes
+from ifjax.graph.facts.batching import batch_axes
+from ifjax.graph.facts.kinds import Kind, joint_kind
+from ifjax.graph.facts.roles import Roles
 from ifjax.graph.grouping import Facts, build
-from ifjax.graph.kinds import Kind, joint_kind
-from ifjax.graph.roles import Roles
-from ifjax.spec import BatchNorm, Group, Leaf
+from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.walk import Axes
+from ifjax.spec.spec import BatchNorm, Group, Leaf
+from ifjax.structure import axis as ex
 
 
 def intersect(a: Coupling, b: Coupling) -> Coupling:

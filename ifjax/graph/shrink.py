@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from ifjax.graph import compat
-from ifjax.graph import expression as ex
 from ifjax.graph.analysis import Analysis, Arguments, LeafAxes, analyse, path_name, struct
-from ifjax.graph.axes import AxisStore, Factors, Free, Segments
-from ifjax.graph.flow import Axes, Context, Frame, constant_axes, frames_of, walk
-from ifjax.graph.literals import follow_counts
-from ifjax.graph.rules import rule_of
-from ifjax.graph.rules.rule import Derive, Resize
-from ifjax.spec import FusionSpec, Leaf, Plan
+from ifjax.graph.facts.literals import follow_counts
+from ifjax.jaxprs import compat
+from ifjax.jaxprs.axis_store import AxisStore, Factors, Free, Segments
+from ifjax.jaxprs.rules import rule_of
+from ifjax.jaxprs.rules.rule import Derive, Resize
+from ifjax.jaxprs.walk import Axes, Context, Frame, constant_axes, frames_of, walk
+from ifjax.spec.spec import FusionSpec, Leaf, Plan
+from ifjax.structure import axis as ex
 
 
 def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]:

@@ -9,18 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ifjax.graph import expression as ex
 from ifjax.graph.analysis import Arguments, analyse, path_name, struct
-from ifjax.graph.axes import AxisStore
-from ifjax.graph.batching import batch_axes
-from ifjax.graph.dependency import DependencyGraph
-from ifjax.graph.exactness import inexact_classes
-from ifjax.graph.flow import Axes
+from ifjax.graph.facts.batching import batch_axes
+from ifjax.graph.facts.exactness import inexact_classes
+from ifjax.graph.facts.kinds import Kind, find_products, kind_of
+from ifjax.graph.facts.literals import fixed_numbers
+from ifjax.graph.facts.norms import find_norms
+from ifjax.graph.facts.roles import find_roles
+from ifjax.graph.graph import DependencyGraph
 from ifjax.graph.grouping import Facts, build
-from ifjax.graph.kinds import Kind, find_products, kind_of
-from ifjax.graph.literals import fixed_numbers
-from ifjax.graph.norms import find_norms
-from ifjax.graph.roles import find_roles
+from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.walk import Axes
+from ifjax.structure import axis as ex
 
 
 def trace(

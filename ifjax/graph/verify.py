@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ifjax.graph import expression as ex
 from ifjax.graph.analysis import Arguments, mirrors, path_name
-from ifjax.graph.views import take_batched
-from ifjax.spec import KEYS, Group, Plan
+from ifjax.spec.spec import KEYS, Group, Plan
+from ifjax.structure import axis as ex
+from ifjax.structure.batch_view import take_batched
 
 NOISE = 1e-7  # relative change of the weights that a permutation's effect is judged against
 NOISE_FLOAT32 = 1e-6  # the same for a function that does not run in float64

@@ -29,7 +29,7 @@ from ifjax.models.widths import (
     check_widths,
     leaf_shape,
 )
-from ifjax.spec import FusionSpec
+from ifjax.spec.spec import FusionSpec
 
 Stem = Literal["cifar", "imagenet"]
 _ResNet = TypeVar("_ResNet", bound="ResNet")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from ifjax.graph import expression as ex
 from ifjax.models.widths import Variables, check_widths, leaf_shape, scaled
+from ifjax.structure import axis as ex
 
 Shortcut = Literal["A", "B"]
 

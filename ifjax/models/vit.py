@@ -22,7 +22,7 @@ from ifjax.models.widths import (
     leaf_shape,
     scaled,
 )
-from ifjax.spec import FusionSpec
+from ifjax.spec.spec import FusionSpec
 
 _xavier = nn.initializers.xavier_uniform()
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import flax.linen as nn
 import jax
 
-from ifjax.spec import FusionSpec
+from ifjax.spec.spec import FusionSpec
 
 Variables = Mapping[str, Any]
 """A linen variables tree: ``{"params": ..., "batch_stats": ...}`` of arrays or shape structs."""

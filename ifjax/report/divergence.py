@@ -18,8 +18,8 @@ def plot_divergence(
 
     Args:
         results: records with ``"layer"`` and ``"method"`` (text), ``"distance"`` and ``"cosine"``,
-            as :class:`ifjax.graph.divergence.Divergence` defines them; layers in the order in which
-            they first occur.
+            as :class:`ifjax.activations.divergence.Divergence` defines them; layers in the order
+            in which they first occur.
         path: where to write; the suffix names the format (``.png``, ``.svg``, ``.pdf``).
         title: stands above the plot.
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 import ifjax
-from ifjax import data, importance
-from ifjax.calibrate import Stats, batch_stats, collect_stats
-from ifjax.maps import neuron_scores
+from ifjax import data
+from ifjax.activations.statistics import Stats, batch_stats, collect_stats
+from ifjax.fusion.transport_maps import neuron_scores
+from ifjax.importance import metrics as importance
 from ifjax.training.config import Config
 from ifjax.training.evaluate import Evaluation
 from ifjax.training.loss import cross_entropy

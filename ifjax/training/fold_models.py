@@ -7,7 +7,7 @@ import jax
 
 import ifjax
 from ifjax import data
-from ifjax.calibrate import Stats
+from ifjax.activations.statistics import Stats
 from ifjax.training.compression import calibrate, calibration_batches
 from ifjax.training.config import Config, user_error
 from ifjax.training.evaluate import Evaluation

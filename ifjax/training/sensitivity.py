@@ -7,7 +7,7 @@ from typing import Any
 
 import ifjax
 from ifjax import data
-from ifjax.calibrate import Stats
+from ifjax.activations.statistics import Stats
 from ifjax.training.config import Config
 from ifjax.training.evaluate import Evaluation
 from ifjax.training.network import Network

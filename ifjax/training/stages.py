@@ -11,7 +11,7 @@ import jax
 
 import ifjax
 from ifjax import data, training
-from ifjax.calibrate import Stats
+from ifjax.activations.statistics import Stats
 from ifjax.training import compression, fold_models, sensitivity
 from ifjax.training.config import Config, user_error
 from ifjax.training.curves import add, open_curves

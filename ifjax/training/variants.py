@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import ifjax
 from ifjax import report
-from ifjax.spec import Group
+from ifjax.spec.spec import Group
 from ifjax.training.config import Config, UserError, user_error
 
 METHODS = {"prune": "plain pruning", "fuse": "Intra-Fusion"}

@@ -7,7 +7,7 @@ import pytest
 
 import ifjax
 from ifjax.frameworks.agreement import outer, require_agreement
-from ifjax.graph.expression import Atom, Pinned, Product, Sum
+from ifjax.structure.axis import Atom, Pinned, Product, Sum
 
 HEADS, SIZE = Atom("heads", 4), Atom("size", 6)
 CUT = {"heads": 3, "size": 2}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ifjax
-from ifjax.graph import expression as ex
+from ifjax.structure import axis as ex
 from ifjax.tree import leaves_by_path, with_leaves
 
 TOLERANCE = 1e-9

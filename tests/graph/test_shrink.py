@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 import ifjax
-from ifjax.graph.axes import AxisStore
+from ifjax.jaxprs.axis_store import AxisStore
 from tests.graph.laws import array, arrays, kept
 
 

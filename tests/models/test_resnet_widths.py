@@ -3,8 +3,8 @@ from __future__ import annotations
 import jax
 import pytest
 
-from ifjax.graph.expression import Atom, Pinned, Sum
 from ifjax.models.resnet_widths import ResNetWidths, check_shortcut, pads_around, standard_pads
+from ifjax.structure.axis import Atom, Pinned, Sum
 
 
 def test_pads_around_reads_the_small_segments():

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import ifjax
-from ifjax.graph import expression as ex
 from ifjax.graph.analysis import Arguments, mirrors, path_name
+from ifjax.structure import axis as ex
 from ifjax.tree import leaves_by_path, with_leaves
 from tests.graph.laws import independent, kept, shuffled, zeroed
 from tests.zoo.model import Model

@@ -1,0 +1,198 @@
+"""What every layer of a network puts out, and how far that moves when the network is compressed."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ifjax.graph.analysis import Arguments, path_name
+from ifjax.jaxprs import compat
+
+_CONTRACTIONS = ("dot_general", "conv_general_dilated")
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_CALLS = (
+    *("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+)
+
+
+class _Value(NamedTuple):
+    """An array, whether it depends on the inputs, and the leaf that it was made from."""
+
+    array: Any
+    data: bool
+    leaf: str | None
+
+
+class Divergence(NamedTuple):
+    """How a layer's output differs from the dense network's.
+
+    Attributes:
+        distance: ``||z - z_dense|| / ||z_dense||``; 0 where both are 0.
+        cosine: of the angle between the two, which a common factor does not change; 1 where both
+            are 0, and 0 where one is.
+    """
+
+    distance: float
+    cosine: float
+
+
+def layer_outputs(
+    apply_fn: Callable[..., Any], params: PyTree, *inputs: Any
+) -> OrderedDict[str, Array]:
+    """Evaluate a function and collect what its contractions with weights put out.
+
+    A layer is a matrix product or convolution of something that depends on the inputs with
+    something that depends on the parameters alone. Those inside of jitted, rematerialised and
+    custom-derivative functions are seen; those inside of loops and branches are not.
+
+    Args:
+        apply_fn: any function ``apply_fn(params, *inputs)``.
+        params: its parameters.
+        *inputs: arrays; Python values that are not arrays are static.
+
+    Returns:
+        Outputs by the path of the weight, in the order of the function; where a weight is used
+        again, by the path followed by ``#2`` and so on. Pure: may be jitted.
+
+    Example:
+        >>> params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+        >>> found = layer_outputs(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((5, 3)))
+        >>> {name: array.shape for name, array in found.items()}
+        {'a': (5, 4), 'b': (5, 2)}
+    """
+    arguments = Arguments.split(inputs)
+
+    def function(params: PyTree, *arrays: Any) -> Any:
+        return apply_fn(params, *arguments.join(arrays))
+
+    jaxpr = jax.make_jaxpr(function)(params, *arguments.arrays)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    values = [_Value(x, False, path_name(path)) for path, x in leaves]
+    values += [_Value(x, True, None) for x in arguments.arrays]
+    found: list[tuple[str, Array]] = []
+    _evaluate(jaxpr, values, found)
+    seen = Counter[str]()
+    outputs: OrderedDict[str, Array] = OrderedDict()
+    for name, array in found:
+        seen[name] += 1
+        outputs[name if seen[name] == 1 else f"{name}#{seen[name]}"] = array
+    return outputs
+
+
+def output_divergence(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    apply_small: Callable[..., Any],
+    small: PyTree,
+    batches: Iterable[tuple[Any, ...]],
+) -> dict[str, Divergence]:
+    r"""Measure how far each layer of a compressed network has moved from the dense network's.
+
+    .. math::
+        \frac{\lVert z_l - z_l^{dense} \rVert_2}{\lVert z_l^{dense} \rVert_2}
+        \quad \text{and} \quad
+        \frac{\langle z_l, z_l^{dense} \rangle}
+             {\lVert z_l \rVert_2 \lVert z_l^{dense} \rVert_2}
+
+    over all batches, positions and channels of the output z of layer l, each network run on its
+    own activations. Layers whose own width was cut are left out: fusion mixes their neurons, so
+    that there is nothing to compare one by one; what the cut does shows in the layers that read
+    them.
+
+    Args:
+        apply_fn: the dense network, ``apply_fn(params, *inputs)``.
+        params: its parameters.
+        apply_small: the compressed network, as :func:`ifjax.shrink` gives it.
+        small: its parameters.
+        batches: tuples of inputs; batches of one shape compile once.
+
+    Returns:
+        The divergence of every layer that is as wide in both, in the order of the function.
+
+    Raises:
+        ValueError: if there is no batch, or the two have no layer in common.
+
+    Example:
+        >>> apply_fn = lambda p, x: x @ p["a"] @ p["b"]
+        >>> params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+        >>> small = {"a": jnp.ones((3, 3)), "b": jnp.ones((3, 2))}
+        >>> found = output_divergence(apply_fn, params, apply_fn, small, [(jnp.ones((5, 3)),)])
+        >>> {name: (round(x.distance, 6), round(x.cosine, 6)) for name, x in found.items()}
+        {'b': (0.25, 1.0)}
+    """
+
+    @jax.jit
+    def products(params: PyTree, small: PyTree, inputs: tuple[Any, ...]) -> Any:
+        dense = layer_outputs(apply_fn, params, *inputs)
+        other = layer_outputs(apply_small, small, *inputs)
+        return OrderedDict(
+            (name, (_dot(other[name] - z, other[name] - z), _dot(other[name], z),
+                    _dot(other[name], other[name]), _dot(z, z)))
+            for name, z in dense.items()
+            if name in other and other[name].shape == z.shape
+        )  # fmt: skip
+
+    sums: dict[str, np.ndarray] = {}
+    for inputs in batches:
+        for name, parts in jax.device_get(products(params, small, inputs)).items():
+            sums[name] = sums.get(name, np.zeros(4)) + np.array(parts, np.float64)
+    if not sums:
+        raise ValueError(
+            "expected at least one batch, and a layer that is as wide in both networks; found none"
+        )
+    return {name: _divergence(*parts) for name, parts in sums.items()}
+
+
+def _dot(x: Array, y: Array) -> Array:
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.vdot(x.astype(dtype), y.astype(dtype)).real
+
+
+def _divergence(change: float, inner: float, other: float, dense: float) -> Divergence:
+    if dense == 0 or other == 0:
+        same = dense == other
+        distance = 0.0 if same else 1.0 if dense else float("inf")
+        return Divergence(distance, float(same))
+    return Divergence(float(np.sqrt(change / dense)), float(inner / np.sqrt(other * dense)))
+
+
+def _evaluate(jaxpr: Any, inputs: Sequence[_Value], found: list[tuple[str, Array]]) -> list[_Value]:
+    inner, constvars, constants = compat.unpack(jaxpr)
+    values = dict(zip(inner.invars, inputs, strict=True))
+    values |= {v: _Value(c, False, None) for v, c in zip(constvars, constants, strict=True)}
+
+    def read(atom: Any) -> _Value:
+        if isinstance(atom, compat.Literal):
+            return _Value(atom.val, False, None)
+        return values[atom]
+
+    for equation in inner.eqns:
+        operands = [read(v) for v in equation.invars]
+        body = _body(equation)
+        if body is not None:
+            results = _evaluate(body, operands, found)
+        else:
+            arrays = compat.bind(equation, [x.array for x in operands])
+            data = any(x.data for x in operands)
+            leaves = [x.leaf for x in operands if x.leaf is not None and not x.data]
+            weights = [x.leaf for x in operands if not x.data]
+            is_layer = equation.primitive.name in _CONTRACTIONS and len(weights) == 1
+            if is_layer and weights[0] is not None:
+                found.append((weights[0], arrays[0]))
+            results = [_Value(x, data, leaves[0] if leaves and not data else None) for x in arrays]
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(v) for v in inner.outvars]
+
+
+def _body(equation: Any) -> Any:
+    """The jaxpr of a call whose operands are its inputs, one by one."""
+    if equation.primitive.name not in _CALLS:
+        return None
+    return next(equation.params[key] for key in _BODIES if key in equation.params)

@@ -1,0 +1,392 @@
+"""Statistics of a network on data, which some importances need, streamed over batches.
+
+Everything is a sum over examples: statistics of several batches add up, and `jax.lax.psum` adds
+them over devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ifjax.activations.layer_inputs import Reading, readings, vary, varying
+from ifjax.fusion.merge import flat
+from ifjax.graph.analysis import Arguments, is_array
+from ifjax.graph.trace import DependencyGraph
+from ifjax.importance import metrics as importance
+from ifjax.importance.independence import independence
+from ifjax.spec.spec import FusionSpec, Group, Plan
+from ifjax.structure import axis as ex
+from ifjax.structure.batch_view import View
+from ifjax.structure.leaves import checked_leaves
+from ifjax.tree import leaves_by_path, with_leaves
+
+METRICS = tuple(importance.NEEDS)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["gradients", "fisher", "chip", "count"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """Sums over examples, for the importances that need more than weights; a pytree.
+
+    ``ifjax.Stats(gradients=grads)`` hands in gradients of one's own, for ``importance="taylor"``.
+    Statistics of other batches are added with ``+``, those of other devices with `jax.lax.psum`.
+
+    Attributes:
+      gradients: of the loss with respect to the parameters, a tree like them; leaves that are in
+        no group may be missing or None.
+      fisher: by group, squared derivatives of every example's loss with respect to a mask on the
+        neurons, ``[n]``.
+      chip: by group, channel independence of every example's feature maps, ``[n]``; or, where every
+        neuron has one value per example, the Gram matrix of these values over the examples,
+        ``[n, n]``.
+      count: number of examples; ``gradients / count`` is the gradient of their mean loss.
+    """
+
+    gradients: Any = None
+    fisher: Any = None
+    chip: Any = None
+    count: Any = 1.0
+
+    def __add__(self, other: Any) -> Stats:
+        """The statistics of both."""
+        if not isinstance(other, Stats):
+            return NotImplemented
+        if jax.tree.structure(self) != jax.tree.structure(other):
+            mine, theirs = (
+                [k for k in ("gradients", "fisher", "chip") if getattr(s, k) is not None]
+                for s in (self, other)
+            )
+            raise ValueError(
+                "only statistics of the same kinds, groups and parameters can be added; got "
+                f"{', '.join(mine) or 'none'} and {', '.join(theirs) or 'none'}"
+            )
+        return jax.tree.map(jnp.add, self, other)
+
+
+def collect_stats(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    graph: DependencyGraph | FusionSpec,
+    batches: Iterable[Any],
+    *,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    metrics: Sequence[str] | None = None,
+    chunk: int | None = None,
+) -> Stats:
+    r"""Statistics of a network over batches of data, in constant memory.
+
+    With L_b the loss of example b of N and m a mask, one where nothing is masked, on what the
+    consumers of a group read:
+
+    * ``"taylor"`` needs the gradient of the mean loss; the score of neuron i is
+      :math:`|\sum_j w_{ij} \, \partial L / \partial w_{ij}|` in every kernel: to first order, what
+      the loss changes by when these weights are set to zero (Molchanov et al.).
+    * ``"fisher"``: :math:`\frac{1}{N} \sum_b (\partial L_b / \partial m_i)^2`, one mask for all
+      consumers of the group (Liu et al., whose factor 1/2 and division by the memory that a channel
+      takes are left out). Where none consumes it (queries and keys, which meet in a product), the
+      mask is on all that produces it, biases included: on both factors, so that all neurons of the
+      group count four times.
+    * ``"chip"``: :math:`\frac{1}{N} \sum_b \|A_b\|_* - \|A_b \text{ without row } i\|_*`, with A_b
+      the ``[n, positions]`` matrix of the feature maps that enter the group's consumers, side by
+      side where these read several (Sui et al.). Where a neuron has one value per example (dense
+      layers), a matrix of one example says nothing of independence, and the examples take the place
+      of the positions: A is ``[n, N]`` over all the data, its nuclear norm divided by N. Entries of
+      a group with batch axes (the dimensions of every head) share their scores: A holds the maps of
+      all of them side by side.
+
+    The statistics are those of the given parameters: in ``order="sequential"`` they still are where
+    earlier groups have been fused before a group's turn.
+
+    One program is compiled per shape of a batch; batches that are sharded over a mesh stay so. For
+    `jax.pmap` and `jax.shard_map` see `batch_stats`.
+
+    Args:
+      apply_fn: any function ``apply_fn(params, *inputs)``; options that are no arrays are bound
+        with `functools.partial`. For fisher and chip it is evaluated on one example at a time (axis
+        0 of every input, kept with length one), so that it should be the eval-mode function.
+      params: the full parameters.
+      graph: for a spec, statistics of the groups that it cuts; for a graph, of all its neurons.
+      batches: yields tuples of inputs; with ``loss_fn`` pairs ``(inputs, targets)`` of such a tuple
+        and what the loss needs besides, with the examples on axis 0 of every array.
+      loss_fn: ``loss_fn(outputs, targets)`` is the scalar mean loss; for taylor and fisher.
+      metrics: which of ``"taylor"``, ``"fisher"``, ``"chip"`` to collect for; None for that of the
+        spec.
+      chunk: how many examples fisher and chip go through at a time; None for the whole batch. They
+        hold the activations, and fisher the consumers' gradients, of so many examples.
+
+    Returns:
+      The sums over all examples.
+
+    Raises:
+      ValueError: for no batches, no or unknown metrics, no loss where one is needed, arrays that
+        differ in their number of examples, or a group whose consumers cannot be seen.
+      TypeError: for a batch of another form.
+
+    References:
+      Molchanov et al., `Importance Estimation for Neural Network Pruning
+      <https://arxiv.org/abs/1906.10771>`_, CVPR 2019; Liu et al., `Group Fisher Pruning for
+      Practical Network Compression <https://arxiv.org/abs/2108.00708>`_, ICML 2021; Sui et al.,
+      `CHIP: CHannel Independence-based Pruning for Compact Neural Networks
+      <https://arxiv.org/abs/2110.13981>`_, NeurIPS 2021.
+
+    Example:
+      >>> import ifjax, jax, jax.numpy as jnp
+      >>> params = {"w1": jnp.eye(4, 8), "w2": jnp.ones((8, 2))}
+      >>> apply = lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"]
+      >>> spec = ifjax.trace(apply, params, jnp.ones((1, 4))).spec(0.5, importance="fisher")
+      >>> batches = [((jnp.ones((3, 4)),), jnp.zeros((3, 2)))] * 2
+      >>> loss = lambda y, t: jnp.mean((y - t) ** 2)
+      >>> stats = ifjax.collect_stats(apply, params, spec, batches, loss_fn=loss)
+      >>> stats.fisher["w1"].shape, int(stats.count)
+      ((8,), 6)
+    """
+    chosen = _checked_metrics(metrics, graph, loss_fn)
+    checked_leaves(params, graph.plan)
+
+    @jax.jit
+    def step(params: Any, batch: Any) -> Stats:
+        return batch_stats(
+            apply_fn, params, graph, batch, loss_fn=loss_fn, metrics=chosen, chunk=chunk
+        )
+
+    total = None
+    for batch in batches:
+        _checked_batch(batch, loss_fn)
+        found = step(params, batch)
+        total = found if total is None else _added(total, found)
+    if total is None:
+        raise ValueError("collect_stats needs at least one batch, got none")
+    return total
+
+
+def batch_stats(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    graph: DependencyGraph | FusionSpec,
+    batch: Any,
+    *,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    metrics: Sequence[str] | None = None,
+    chunk: int | None = None,
+) -> Stats:
+    """The statistics of one batch: `collect_stats` as a pure function.
+
+    Inside `jax.pmap` or `jax.shard_map` it is the statistics of the device's own examples; the sum
+    over all devices is ``jax.lax.psum(batch_stats(...), axis_name)``.
+
+    Args:
+      apply_fn: as for `collect_stats`, like all arguments but ``batch``.
+      params: the full parameters.
+      graph: a spec or a graph.
+      batch: a tuple of inputs, or with ``loss_fn`` a pair of it and the targets.
+      loss_fn: the scalar mean loss of outputs and targets.
+      metrics: which metrics to collect for.
+      chunk: how many examples at a time.
+
+    Returns:
+      The sums over the batch.
+
+    Raises:
+      ValueError, TypeError: as `collect_stats`.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = {"w1": jnp.eye(4, 8), "w2": jnp.ones((8, 2))}
+      >>> apply = lambda p, x: (x @ p["w1"]) @ p["w2"]
+      >>> graph = ifjax.trace(apply, params, jnp.ones((1, 4)))
+      >>> batch_stats(apply, params, graph, (jnp.ones((3, 4)),), metrics=["chip"]).chip["w1"].shape
+      (8, 8)
+    """
+    chosen = _checked_metrics(metrics, graph, loss_fn)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, or None for the whole batch; got {chunk!r}")
+    inputs, targets, count = _checked_batch(batch, loss_fn)
+    leaves = checked_leaves(params, graph.plan)
+    mesh_axes = varying(batch)
+    params = jax.tree.map(lambda x: vary(x, mesh_axes), params)
+    groups = _groups(graph)
+
+    def loss(params: Any, inputs: Any, targets: Any) -> Array:
+        value = loss_fn(apply_fn(params, *inputs), targets)  # type: ignore[misc]
+        if jnp.shape(value) != ():
+            raise ValueError(f"loss_fn must return a scalar, got shape {jnp.shape(value)}")
+        return value
+
+    def over_examples(function: Callable[..., Any]) -> Any:
+        """Applies a function of one example, as a batch of one, to all; stacks the results."""
+        arguments = Arguments.split((inputs, targets))
+
+        def one(arrays: Sequence[Array]) -> Any:
+            return function(*arguments.join([x[None] for x in arrays]))
+
+        if chunk is None:
+            return jax.vmap(one)(arguments.arrays)
+        return jax.lax.map(one, arguments.arrays, batch_size=chunk)
+
+    gradients = fisher = chip = None
+    if "taylor" in chosen:
+        moving = {p: x for p, x in leaves_by_path(params).items() if _is_float(leaves[p])}
+        found = jax.grad(
+            lambda moving: loss(with_leaves(params, leaves | moving), inputs, targets)
+        )(moving)
+        sums = {p: count * x.astype(_wide(x)) for p, x in found.items()}
+        gradients = with_leaves(params, dict.fromkeys(leaves) | sums)
+    if "fisher" in chosen:
+        ones = {g.name: jnp.ones((*g.batch, g.size), _wide(*_kernels(g, leaves))) for g in groups}
+        masks = {name: vary(x, mesh_axes) for name, x in ones.items()}
+
+        def sensitivity(inputs: Any, targets: Any) -> Any:
+            def masked_loss(masks: Any) -> Array:
+                return loss(_masked(params, graph.plan, groups, masks), inputs, targets)
+
+            return jax.tree.map(jnp.square, jax.grad(masked_loss)(masks))
+
+        fisher = jax.tree.map(lambda x: x.sum(0), over_examples(sensitivity))
+    if "chip" in chosen:
+
+        def independent(inputs: Any, targets: Any) -> Any:
+            del targets
+            seen = readings(apply_fn, params, graph.plan, *inputs)
+            return {g.name: _independence(g.name, seen) for g in groups}
+
+        found = over_examples(independent)
+        chip = {}
+        for group in groups:
+            x = found[group.name]
+            x = x.sum(0) if x.ndim == 2 else jnp.einsum("bnk,bmk->nm", x, x)
+            # what its consumers read is one matrix for all entries of a batch
+            chip[group.name] = jnp.broadcast_to(x, (*group.batch, *x.shape))
+    return Stats(gradients, fisher, chip, jnp.asarray(count, jnp.float32))
+
+
+def _independence(name: str, seen: Sequence[Reading]) -> Array:
+    """Scores ``[n]`` of one example; or ``[n, k]``, the neurons' single values."""
+    found, done = [], set()
+    for reading in seen:
+        at = (id(reading.value), reading.axis)
+        if name in reading.groups and at not in done:
+            done.add(at)
+            found += reading.rows(name)
+    if not found:
+        raise ValueError(
+            f"group {name}: importance 'chip' needs the activations that enter its consumers, and "
+            "none of them is a contraction with a weight outside of a loop; choose another "
+            "importance, exclude the group, or pass scores"
+        )
+    maps = jnp.concatenate([x.astype(_wide(x)) for x in found], axis=1)
+    return maps if all(x.shape[1] == 1 for x in found) else independence(maps)
+
+
+def _masked(params: PyTree, plan: Plan, groups: Sequence[Group], masks: dict[str, Array]) -> PyTree:
+    """The parameters with a mask on the consumers of every group."""
+    leaves = leaves_by_path(params)
+    for group in groups:
+        for m in _masking(group):
+            view = View(plan.leaf[m.path].axes, group.along)
+            one = functools.partial(_times, name=group.name, axis=m.axis, axes=view.rest())
+            x, mask = leaves[m.path], masks[group.name]
+            if group.batch:
+                x = view.back(jax.vmap(one)(view.front(x, {}), flat(group, mask)), {})
+            else:
+                x = one(x, mask)
+            leaves[m.path] = x
+    return with_leaves(params, leaves)
+
+
+def _times(x: Array, mask: Array, name: str, axis: int, axes: tuple[ex.Expression, ...]) -> Array:
+    """An array with its neurons along one axis multiplied by a mask."""
+
+    def apply(x: Array, axis: int) -> Array:
+        return x * mask.reshape([-1 if i == axis else 1 for i in range(x.ndim)]).astype(x.dtype)
+
+    return ex.transform(x, axis, axes[axis], name, apply)
+
+
+def _masking(group: Group) -> list[Any]:
+    """The members that a mask goes on: consumers, or where there are none all that adds up."""
+    consumers = [m for m in group.members if m.role == "consumer"]
+    added = [m for m in group.members if m.role in ("producer", "additive", "mean")]
+    return consumers or added or list(group.members)
+
+
+def _kernels(group: Group, leaves: Any) -> list[Any]:
+    return [leaves[m.path] for m in _masking(group)]
+
+
+def _groups(graph: DependencyGraph | FusionSpec) -> list[Group]:
+    """The groups that a spec cuts, or all neurons of a graph."""
+    if isinstance(graph, FusionSpec):
+        return graph.plan.in_order()
+    return [g for g in graph.groups if g.kind != "free"]
+
+
+def _checked_metrics(
+    metrics: Sequence[str] | None, graph: DependencyGraph | FusionSpec, loss_fn: Any
+) -> tuple[str, ...]:
+    """The metrics to collect for."""
+    if metrics is None:
+        metrics = [graph.method.importance] if isinstance(graph, FusionSpec) else []
+    if isinstance(metrics, str) or not metrics or not set(metrics) <= set(METRICS):
+        raise ValueError(
+            f"metrics: expected a sequence of some of {', '.join(METRICS)} (the default is the "
+            f"importance of the spec), got {metrics!r}; other importances need no statistics"
+        )
+    needy = [m for m in metrics if m in ("taylor", "fisher")]
+    if needy and loss_fn is None:
+        raise ValueError(
+            f"importance {needy[0]!r} needs a loss: pass loss_fn=loss, with loss(outputs, targets) "
+            "the scalar mean loss, and batches that yield (inputs, targets)"
+        )
+    return tuple(metrics)
+
+
+def _checked_batch(batch: Any, loss_fn: Any) -> tuple[tuple[Any, ...], Any, int]:
+    """Inputs, targets and number of examples of a batch."""
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    inputs, targets = batch if loss_fn is not None and pair else (batch, None)
+    if not isinstance(inputs, tuple | list) or (loss_fn is not None and not pair):
+        form = "a tuple of inputs" if loss_fn is None else "a pair ((input, ...), targets)"
+        got = type(batch).__name__
+        if pair:
+            got = f"({', '.join(type(x).__name__ for x in batch)})"
+        raise TypeError(f"expected a batch to be {form}, got {got}")
+    leaves = jax.tree.leaves((tuple(inputs), targets))
+    for x in leaves:
+        if not is_array(x):
+            raise TypeError(
+                f"expected arrays in a batch, got {type(x).__name__}; bind options of the function "
+                "with functools.partial"
+            )
+    sizes = {x.shape[:1] for x in leaves}
+    if len(sizes) != 1 or () in sizes or (0,) in sizes:
+        shapes = [tuple(x.shape) for x in leaves]
+        raise ValueError(
+            "expected the examples, at least one, on axis 0 of every array of a batch, got shapes "
+            f"{shapes}"
+        )
+    return tuple(inputs), targets, leaves[0].shape[0]
+
+
+@jax.jit
+def _added(a: Stats, b: Stats) -> Stats:
+    return a + b
+
+
+def _is_float(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
+def _wide(*arrays: Any) -> Any:
+    """At least float32."""
+    return jnp.result_type(jnp.float32, *arrays)

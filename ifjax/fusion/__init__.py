@@ -1,0 +1,1 @@
+"""Intra-Fusion: scores, transport maps, merged weights."""

@@ -1,0 +1,194 @@
+"""Batch norms: folded into their kernels before fusion, and refit afterwards.
+
+A batch norm with scale g, offset b, mean mu and variance v after a kernel W is, in eval mode, the
+affine map a (W x - mu) + b with a = g / sqrt(v + eps). Folding writes it as W_f x - mu_f + b with
+W_f = a W, mu_f = a mu: kernel, bias and mean are scaled, and what is left of the norm has unit
+slope. Any linear map A of the neurons can then be applied to W_f, mu_f and b alike. Afterwards the
+norm is refit: with any slope alpha and any spread s, kernel A W_f / alpha, mean A mu_f / alpha,
+scale s sign(alpha) and variance s^2 / alpha^2 - eps are the same function in eval mode, exactly.
+
+s is what makes train mode continue from there: the standard deviation of the fused norm's output.
+alpha is chosen so that weights keep their units: it is A |a| with the sign of the target's a. Then
+a kernel row is an average of the rows (up to sign) that went into it, neurons that are equal keep
+their kernel, mean and variance, and the optimizer's moments of the kept neurons go on fitting.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ifjax.spec.spec import BatchNorm
+
+
+def fold(leaves: Mapping[str, Any], norms: Iterable[BatchNorm]) -> dict[str, Any]:
+    """Scales kernels, biases and means so that the norms' slope is one; the rest is unchanged.
+
+    Args:
+      leaves: arrays by path, at least float32.
+      norms: the batch norms to fold.
+
+    Returns:
+      New leaves by path. Scale and variance still hold their values, for `spread` and `refit`.
+    """
+    folded = dict(leaves)
+    for norm in norms:
+        paths = [p for p in (norm.bias, norm.mean) if p is not None]
+        kernel, *vectors = _scaled(
+            leaves[norm.kernel],
+            [leaves[p] for p in paths],
+            leaves[norm.scale],
+            leaves[norm.variance],
+            norm.axis,
+            norm.eps,
+        )
+        folded.update(zip(paths, vectors, strict=True))
+        folded[norm.kernel] = kernel
+    return folded
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "eps"))
+def _scaled(
+    kernel: Array, vectors: list[Array], scale: Array, variance: Array, axis: int, eps: float
+) -> list[Array]:
+    a = scale / jnp.sqrt(variance + eps)
+    return [kernel * _along(a, axis, kernel.ndim), *(v * a for v in vectors)]
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "eps"))
+def slope(
+    kernel: Float[Array, "*shape"],
+    scale: Float[Array, " n"],
+    variance: Float[Array, " n"],
+    axis: int,
+    eps: float,
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Size and sign of a = g / sqrt(v + eps); the size of a dead channel is zero.
+
+    Args:
+      kernel: folded: a channel with a row of zeros is dead.
+      scale: g.
+      variance: v.
+      axis: the output axis of the kernel.
+      eps: of the norm.
+
+    Returns:
+      Size and sign; the sign of zero is plus.
+    """
+    size = jnp.where(_row_norms(kernel, axis) > 0, jnp.abs(scale), 0)
+    return size / jnp.sqrt(variance + eps), jnp.where(scale < 0, -1.0, 1.0)
+
+
+@functools.partial(jax.jit, static_argnames=("axis",))
+def spread(
+    folded_kernel: Float[Array, "*shape"], scale: Float[Array, " n"], axis: int
+) -> Float[Array, "*shape"]:
+    """The kernel with rows of norm |g|: its Gram matrix models the covariance of the norm's output.
+
+    The correlation of two channels before the norm is modelled by the cosine of their kernels, so
+    that after it channel i has standard deviation |g_i|. A linear map of the rows gives rows whose
+    norms are the standard deviations after fusion.
+
+    Args:
+      folded_kernel: the kernel after `fold`.
+      scale: g, one per output channel.
+      axis: the output axis of the kernel.
+
+    Returns:
+      An array of the kernel's shape.
+    """
+    factors = spread_factors(folded_kernel, scale, axis)
+    return folded_kernel * _along(factors, axis, folded_kernel.ndim)
+
+
+@functools.partial(jax.jit, static_argnames=("axis",))
+def spread_factors(
+    folded_kernel: Float[Array, "*shape"], scale: Float[Array, " n"], axis: int
+) -> Float[Array, " n"]:
+    """What `spread` multiplies the rows of the kernel by; zero for rows of zeros."""
+    length = _row_norms(folded_kernel, axis)
+    return jnp.where(length > 0, jnp.abs(scale) / jnp.where(length > 0, length, 1), 0)
+
+
+def unfold(
+    leaves: Mapping[str, Any],
+    norm: BatchNorm,
+    spread_rows: Float[Array, "*shape"],
+    alpha: Float[Array, " m"],
+    dtype: Any = jnp.float32,
+) -> dict[str, Any]:
+    """A folded and fused norm with the slope alpha, and the kernel before it divided by alpha.
+
+    Args:
+      leaves: folded and fused arrays by path.
+      norm: the batch norm.
+      spread_rows: `spread` after the map A of the kernel's output axis.
+      alpha: the slope wanted; where it is zero, one.
+      dtype: that the variance is stored in; the scale is fitted to the rounded variance.
+
+    Returns:
+      The leaves that change, by path.
+    """
+    paths = [p for p in (norm.kernel, norm.bias, norm.mean) if p is not None]
+    arrays, scale, variance = _unfolded(
+        [leaves[p] for p in paths], spread_rows, alpha, norm.axis, norm.eps, dtype
+    )
+    found = dict(zip(paths, arrays, strict=True))
+    return {**found, norm.scale: scale, norm.variance: variance}
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "eps", "dtype"))
+def _unfolded(
+    arrays: list[Array], spread_rows: Array, alpha: Array, axis: int, eps: float, dtype: Any
+) -> tuple[list[Array], Array, Array]:
+    alpha = jnp.where(alpha == 0, 1, alpha)
+    kernel, *vectors = arrays
+    kernel = kernel / _along(alpha, axis, kernel.ndim)
+    scale, variance = refit(spread_rows, alpha, axis, eps, dtype)
+    return [kernel, *(v / alpha for v in vectors)], scale, variance
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "eps", "dtype"))
+def refit(
+    spread_rows: Float[Array, "*shape"],
+    alpha: Float[Array, " m"],
+    axis: int,
+    eps: float,
+    dtype: Any = jnp.float32,
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    """Scale and variance that give a norm the slope alpha.
+
+    scale_j = s_j sign(alpha_j), variance_j = s_j^2 / alpha_j^2 - eps with
+    s_j^2 = sum_ik A_ji A_jk |g_i g_k| rho_ik, where rho is the cosine of the kernels; at least
+    eps alpha_j^2, so that no variance is negative. Eval mode is exact for any s_j.
+
+    Args:
+      spread_rows: `spread` after the map A of the kernel's output axis.
+      alpha: the slope of every channel, not zero.
+      axis: the output axis of the kernel.
+      eps: of the norm.
+      dtype: that the variance is stored in; the scale is fitted to the rounded variance.
+
+    Returns:
+      Scale and variance.
+    """
+    before = jnp.square(_row_norms(spread_rows, axis) / alpha)  # the variance of what is normalised
+    # a dead channel (all its rows zero) gets any slope, but not 0/0
+    before = jnp.where(before > jnp.maximum(eps, 1e-12), before, eps if eps > 0 else 1.0)
+    variance = (before - eps).astype(dtype).astype(before.dtype)
+    return alpha * jnp.sqrt(variance + eps), variance
+
+
+def _along(vector: Float[Array, " n"], axis: int, ndim: int) -> Array:
+    """A vector shaped to multiply along one axis."""
+    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def _row_norms(kernel: Float[Array, "*shape"], axis: int) -> Float[Array, " n"]:
+    rest = tuple(i for i in range(kernel.ndim) if i != axis)
+    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=rest))

@@ -1,0 +1,1 @@
+"""How the problems of many groups are solved together, fast."""

@@ -1,0 +1,163 @@
+"""What a user gives besides the parameters, checked; and whether the solvers converged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from ifjax.activations.statistics import Stats
+from ifjax.importance import metrics as importance
+from ifjax.spec.method import Method
+from ifjax.spec.spec import FusionSpec, Group, Plan
+from ifjax.transport.transport import Transport
+from ifjax.tree import is_concrete, leaves_by_path
+
+Scores = Mapping[str, ArrayLike]
+
+
+def check_spec(spec: Any) -> None:
+    """Raises TypeError for anything but a spec: a graph has a plan too."""
+    if not isinstance(spec, FusionSpec):
+        raise TypeError(
+            f"expected a FusionSpec, as graph.spec(...) gives it, got {type(spec).__name__}"
+        )
+
+
+def known_group(plan: Plan, name: str) -> Group:
+    """The group of a name; ValueError where there is none."""
+    if name not in plan.group:
+        known = ", ".join(list(plan.group)[:5]) or "none"
+        raise ValueError(f"unknown group {name!r}; the groups are {known} ...")
+    return plan.group[name]
+
+
+def checked_scores(scores: Scores | None, plan: Plan) -> dict[str, Array]:
+    """Scores ``[*batch, n]``, finite and at least float32; no gradient flows into them."""
+    if not isinstance(scores, Mapping | None):
+        raise TypeError(f"expected scores by group name, got {type(scores).__name__}")
+    result = {}
+    for name, value in (scores or {}).items():
+        group = known_group(plan, name)
+        finite = not is_concrete(value) or bool(np.all(np.isfinite(np.asarray(value))))
+        value = jnp.asarray(value)
+        if jnp.issubdtype(value.dtype, jnp.complexfloating):
+            raise ValueError(f"scores of group {name}: expected real numbers, got {value.dtype}")
+        shape = (*group.batch, group.size)
+        if value.shape not in (shape, (group.size,)):
+            raise ValueError(f"scores of group {name}: expected shape {shape}, got {value.shape}")
+        if not finite:
+            raise ValueError(f"scores of group {name}: expected finite numbers, got NaN or inf")
+        value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        result[name] = jax.lax.stop_gradient(jnp.broadcast_to(value, shape))
+    return result
+
+
+def checked_stats(
+    stats: Stats | None, plan: Plan, method: Method, scores: Mapping[str, Any]
+) -> Stats | None:
+    """What the method's importance needs of the statistics, for the groups without scores.
+
+    Gradients by path of the kernels, everything at least float32; None where it needs nothing.
+    """
+    field = importance.NEEDS.get(method.importance)
+    groups = [g for g in plan.in_order() if g.name not in scores]
+    if field is None or not groups:
+        return None
+    if not isinstance(stats, Stats | None):
+        raise TypeError(
+            f"expected stats to be ifjax.Stats, got {type(stats).__name__}; gradients of your own "
+            "go in as ifjax.Stats(gradients=grads)"
+        )
+    found = None if stats is None else getattr(stats, field)
+    if stats is None or found is None:
+        own = " or stats=ifjax.Stats(gradients=grads)" if field == "gradients" else ""
+        raise ValueError(
+            f"importance {method.importance!r} needs {field} of the network on data, and the "
+            f"statistics hold none: pass stats=ifjax.collect_stats(apply_fn, params, spec, "
+            f"batches, loss_fn=loss_fn){own}"
+        )
+    if is_concrete(stats.count) and not float(stats.count) > 0:
+        raise ValueError(f"expected statistics of at least one example, got count {stats.count}")
+    wanted: dict[str, tuple[tuple[int, ...], ...]]
+    if field == "gradients":
+        found = leaves_by_path(found)
+        kernels = (m.path for g in groups for m in _describing(g))
+        wanted = {path: (plan.leaf[path].shape,) for path in dict.fromkeys(kernels)}
+        hint = 'a tree like the parameters, for flax.linen {"params": grads}'
+    else:
+        found = dict(found)
+        ranks = (1, 2) if field == "chip" else (1,)
+        wanted = {g.name: tuple((*g.batch, *(g.size,) * rank) for rank in ranks) for g in groups}
+        hint = "statistics collected for this spec"
+    result = {}
+    for name, shapes in wanted.items():
+        got = jnp.shape(found[name]) if name in found else "none"
+        if got not in shapes:
+            raise ValueError(
+                f"{field} of {name}: expected shape {' or '.join(map(str, shapes))}, got {got}; "
+                f"stats.{field} must be {hint}"
+            )
+        if is_concrete(found[name]) and not bool(np.all(np.isfinite(np.asarray(found[name])))):
+            raise ValueError(f"{field} of {name}: expected finite numbers, got NaN or inf")
+        value = jnp.asarray(found[name])
+        result[name] = jax.lax.stop_gradient(value.astype(jnp.promote_types(value.dtype, "f4")))
+    return Stats(**{field: result}, count=stats.count)
+
+
+def _describing(group: Group) -> list[Any]:
+    return [m for m in group.members if m.role in ("producer", "consumer")] or [*group.members]
+
+
+def checked_indices(plan: Plan, name: str, index: Any) -> Any:
+    """Integers in the range of a known group, ``[k]`` or ``[*batch, k]``."""
+    group = known_group(plan, name)
+    n, batch = group.size, group.batch
+    if is_concrete(index):
+        index = np.asarray(index)
+    shaped = index.ndim == 1 or (index.ndim == 1 + len(batch) and index.shape[:-1] == batch)
+    if not shaped or index.size == 0 or not jnp.issubdtype(index.dtype, jnp.integer):
+        each = f", or {(*batch, 'k')} of them" if batch else ""
+        raise ValueError(
+            f"group {name}: expected a vector of at least one integer index{each}, got "
+            f"{index.dtype} of shape {index.shape}"
+        )
+    if is_concrete(index) and not ((index >= 0) & (index < n)).all():
+        raise ValueError(f"group {name}: expected indices in [0, {n}), got {index.tolist()}")
+    return index
+
+
+def check_maps(maps: Mapping[str, Transport], plan: Plan) -> None:
+    """Raises ValueError unless every group that is cut has a map of its shape."""
+    for name, found in maps.items():
+        known_group(plan, name)
+        if not isinstance(found, Transport):
+            raise TypeError(
+                f"group {name}: expected an ifjax.Transport, as ifjax.transport_maps gives it, "
+                f"got {type(found).__name__}"
+            )
+    for name, kept in plan.widths.items():
+        shape = (*plan.group[name].batch, plan.group[name].size, kept)
+        if name not in maps or maps[name].map.shape != shape:
+            got = maps[name].map.shape if name in maps else "none"
+            raise ValueError(f"group {name}: expected a transport map of shape {shape}, got {got}")
+
+
+def check_converged(maps: Mapping[str, Transport], method: Method) -> None:
+    """Raises where a solver has not converged, outside of jit."""
+    if not all(is_concrete(*found) for found in maps.values()):
+        return
+    failed = [name for name, found in maps.items() if not np.all(found.converged)]
+    if failed:
+        found = maps[failed[0]]
+        raise RuntimeError(
+            f"solver {method.solver!r} did not converge for {len(failed)} of {len(maps)} groups, "
+            f"first {failed[0]}: marginal error {float(np.max(found.marginal_error)):.2g} after "
+            f"{int(np.max(found.iterations))} iterations at epsilon {method.epsilon}; use a larger "
+            "epsilon, or solver='exact'"
+        )

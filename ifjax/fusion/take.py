@@ -1,0 +1,65 @@
+"""Re-indexing the neurons of groups: permutations, and plain structural pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from ifjax.fusion.inputs import checked_indices
+from ifjax.graph.trace import DependencyGraph
+from ifjax.spec.spec import FusionSpec
+from ifjax.structure import axis as ex
+from ifjax.structure.batch_view import take_batched
+from ifjax.structure.leaves import checked_leaves
+from ifjax.tree import with_leaves
+
+
+def take(
+    params: PyTree,
+    graph: DependencyGraph | FusionSpec,
+    selections: Mapping[str, Any],
+) -> PyTree:
+    """Re-indexes the neurons of groups, in every leaf that holds them.
+
+    A permutation leaves the function unchanged; a subset is plain structural pruning.
+
+    Args:
+      params: the full parameter tree.
+      graph: the graph of the function, or a spec made from it.
+      selections: by group name, indices ``[k]`` of the neurons to keep, in the order wanted; for a
+        group with batch axes also ``[*batch, k]``, a choice for every layer, expert or head.
+
+    Returns:
+      A tree of the same structure and dtypes.
+
+    Raises:
+      ValueError: for an unknown group, indices that are not integers in range or of another shape,
+        or parameters of another network.
+
+    Example:
+      >>> import ifjax, jax, jax.numpy as jnp
+      >>> params = {"w1": jnp.arange(6.0).reshape(2, 3), "w2": jnp.arange(3.0).reshape(3, 1)}
+      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 2)))
+      >>> take(params, graph, {"w1": [2, 0]})["w1"].tolist()
+      [[2.0, 0.0], [5.0, 3.0]]
+    """
+    plan = graph.plan
+    result = dict(checked_leaves(params, plan))
+    chosen = {name: checked_indices(plan, name, index) for name, index in selections.items()}
+    sizes: dict[str, int] = {}
+    for group in plan.in_order([plan.group[name] for name in chosen]):
+        index = chosen[group.name]
+        if index.ndim > 1:
+            del chosen[group.name]
+            for path in dict.fromkeys(m.path for m in group.members):
+                result[path] = take_batched(result[path], plan.leaf[path].axes, group, index, sizes)
+            sizes[group.name] = index.shape[-1]
+    for path, leaf in plan.leaf.items():
+        for axis, expression in enumerate(leaf.axes):
+            if any(name in chosen for name in ex.atoms(expression)):
+                index = ex.indices(expression, chosen, sizes)
+                result[path] = jnp.take(result[path], index, axis)
+    return with_leaves(params, result)

@@ -1,0 +1,1 @@
+"""What is known of a function besides its axes: roles, kinds, norms, batch axes, exactness."""

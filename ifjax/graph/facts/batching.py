@@ -1,0 +1,205 @@
+"""Axes that number independent copies of a class: layers of a scan, experts, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ifjax.jaxprs.axis_store import AxisStore, Factors, Segments
+from ifjax.jaxprs.rules import elementwise
+from ifjax.jaxprs.walk import Axes, Frame, Loop, frames_of
+
+# Primitives in which what lies at one position of an axis that passes through stays there.
+PASSING = set(elementwise.NAMES) | {
+    *("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "pad"),
+    *("concatenate", "split", "stack", "unstack", "tile", "iota", "random_bits", "random_wrap"),
+    *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"),
+    *("argmax", "argmin"),
+}
+MOVING = {"rev": "dimensions", "sort": "dimension", "cumsum": "axis", "cumprod": "axis"}
+MOVING |= {"cummax": "axis", "cummin": "axis", "cumlogsumexp": "axis"}
+
+
+def batch_axes(
+    store: AxisStore,
+    leaves: Sequence[Axes],
+    frame: Frame | None = None,
+    known: Mapping[int, Collection[int]] | None = None,
+) -> dict[int, list[int]]:
+    """Axes that accompany a class exactly once in every array that holds it.
+
+    The neurons of such a class can be permuted and cut at every position of these axes by
+    themselves, the same number everywhere. Not so where the axis is free in a contraction over the
+    class, or where data moves along it. What a scan stacks is accompanied by its steps; its
+    constants and carries are not.
+
+    Args:
+      store: the axis store.
+      leaves: axes of the parameter leaves.
+      frame: the frame of the function.
+      known: without a frame, what is known to accompany the classes in all arrays but the leaves.
+
+    Returns:
+      Representatives of the batch axes by representative of the class, outermost first as in the
+      first leaf that holds it; classes without are left out.
+    """
+    search = _Search(store)
+    for axes in leaves:
+        search.array(axes, [])
+    if frame is not None:
+        search.frame(frame, [])
+    if known is not None:
+        for root in search.found:
+            search.found[root] &= {*known.get(root, ())}
+    first: dict[int, list[int]] = {}
+    for axes in leaves:
+        for root in search.held(axes):
+            first.setdefault(root, search.order(axes))
+    result = {
+        root: sorted(found, key=first[root].index)
+        for root, found in search.found.items()
+        if found and root in first
+    }
+    for root, found in result.items():  # of two that batch each other only the inner one is batched
+        result[root] = [
+            b
+            for b in found
+            if root not in result.get(b, ()) or first[b].index(b) < first[b].index(root)
+        ]
+    return {root: found for root, found in result.items() if found}
+
+
+class _Search:
+    """Companions that remain possible for every class seen so far."""
+
+    def __init__(self, store: AxisStore) -> None:
+        self.store = store
+        self.found: dict[int, set[int]] = {}
+        self._divisors: dict[int, frozenset[int]] = {}
+        self._mentioned: dict[int, tuple[int, ...]] = {}
+
+    def held(self, axes: Axes) -> set[int]:
+        """Classes along an array."""
+        return {root for node in axes for root in self.store.classes(node)}
+
+    def order(self, axes: Axes) -> list[int]:
+        """Everything along an array, outermost first."""
+        return [root for node in axes for root in self.mentioned(node)]
+
+    def divisors(self, node: int) -> frozenset[int]:
+        """What is exactly one factor of the axis, or of all its segments."""
+        root = self.store.find(node)
+        if root not in self._divisors:
+            form = self.store.form(root)
+            if isinstance(form, Segments):
+                parts = [self.divisors(s) for s in self.store.segments(root)]
+                found = frozenset.intersection(*parts)
+            elif isinstance(form, Factors):
+                parts = [self.divisors(f) for f in self.store.factors(root)]
+                every = [d for part in parts for d in part]
+                found = frozenset(d for d in every if every.count(d) == 1)
+                spread = [m for f in self.store.factors(root) for m in {*self.mentioned(f)}]
+                found = frozenset(d for d in found if spread.count(d) == 1)
+            else:
+                found = frozenset({root} if root != self.store.one else ())
+            self._divisors[root] = found
+        return self._divisors[root]
+
+    def mentioned(self, node: int) -> tuple[int, ...]:
+        """Everything along the axis."""
+        root = self.store.find(node)
+        if root not in self._mentioned:
+            form = self.store.form(root)
+            if isinstance(form, Factors | Segments):
+                found = tuple(m for n in form.nodes for m in self.mentioned(n))
+            else:
+                found = (root,)
+            self._mentioned[root] = found
+        return self._mentioned[root]
+
+    def array(self, axes: Axes, steps: Sequence[int]) -> None:
+        """Narrows what accompanies the classes along an array, in loops over ``steps``."""
+        held = {root for root in self.held(axes) if self.found.get(root, True)}
+        if not held:
+            return
+        counted = [*map(self.divisors, axes), *({self.store.find(s)} for s in steps)]
+        mentions = [*map(self.mentioned, axes), *((self.store.find(s),) for s in steps)]
+        once = {
+            d
+            for i, part in enumerate(counted)
+            for d in part
+            if not any(d in other for j, other in enumerate(mentions) if j != i)
+        }
+        for root in held:
+            found = self.found.get(root)
+            self.found[root] = (once if found is None else found & once) - {root}
+
+    def forbid(self, roots: set[int], axes: Sequence[int]) -> None:
+        """Some axes batch none of the classes."""
+        bad = {m for node in axes for m in self.mentioned(node)}
+        for root in roots:
+            if self.found.get(root):
+                self.found[root] -= bad
+
+    def frame(self, frame: Frame, steps: Sequence[int]) -> None:
+        """Reads the arrays of a frame and of its calls.
+
+        What a loop does not make itself, its constants and first carries, is an array outside of
+        it as well, where the steps do not accompany it.
+        """
+        for axes in frame.axes.values():
+            self.array(axes, steps)
+        for i, equation in enumerate(frame.jaxpr.eqns):
+            note = frame.notes.get(i)
+            inner = frames_of(note)
+            own = [note.steps] if isinstance(note, Loop) and note.steps is not None else []
+            for called in inner:
+                self.frame(called, [*steps, *own])
+            if not inner:
+                self.equation(equation, [frame.read(v, self.store) for v in equation.invars])
+
+    def equation(self, equation: Any, ins: Sequence[Axes]) -> None:
+        """Forbids what an equation mixes: it may come back to the same axis afterwards."""
+        name, p = equation.primitive.name, equation.params
+        if name == "dot_general":
+            inner, batch = p["dimension_numbers"]
+            for k, (one, other) in enumerate(((ins[0], ins[1]), (ins[1], ins[0]))):
+                joined = {*inner[k], *batch[k]}
+                free = [a for i, a in enumerate(one) if i not in joined]
+                used = {*inner[1 - k], *batch[1 - k]}
+                beside = [a for i, a in enumerate(other) if i not in used]
+                self.forbid(self.held(tuple(one[i] for i in joined)), [*free, *beside])
+                contracted = [one[i] for i in inner[k]]
+                self.forbid(self.held((*free, *(one[i] for i in batch[k]))), contracted)
+        elif name == "conv_general_dilated":
+            numbers = p["dimension_numbers"]
+            lhs, rhs = ins
+            features, kernel_out = lhs[numbers.lhs_spec[1]], rhs[numbers.rhs_spec[0]]
+            spatial = [lhs[i] for i in numbers.lhs_spec[2:]]
+            spatial += [rhs[i] for i in numbers.rhs_spec[2:]]
+            self.forbid(self.held(lhs) | self.held(rhs), spatial)
+            shared = self.divisors(features) & self.divisors(kernel_out)
+            batch = lhs[numbers.lhs_spec[0]]
+            outer = {*self.mentioned(kernel_out), *self.mentioned(batch)} - shared
+            inner = {*self.mentioned(features)} - shared
+            self.forbid(self.held((features, rhs[numbers.rhs_spec[1]])), [*outer])
+            self.forbid(self.held((kernel_out, batch)), [*inner])
+        elif name in MOVING:
+            over = p[MOVING[name]]
+            self._move(ins, [over] if isinstance(over, int) else over)
+        elif name.startswith("reduce_window"):
+            self._move(ins[:1], [i for i, n in enumerate(p["window_dimensions"]) if n != 1])
+        elif name in ("gather", "dynamic_slice"):
+            shape = equation.invars[0].aval.shape
+            self._move(ins[:1], [i for i, n in enumerate(p["slice_sizes"]) if n != shape[i]])
+        elif name == "dynamic_update_slice":
+            shapes = [v.aval.shape for v in equation.invars[:2]]
+            pairs = enumerate(zip(*shapes, strict=True))
+            self._move(ins[:2], [i for i, (m, n) in pairs if m != n])
+        elif name not in PASSING:
+            for axes in ins:
+                self.forbid(self.held(axes), axes)
+
+    def _move(self, arrays: Sequence[Axes], over: Sequence[int]) -> None:
+        for axes in arrays:
+            self.forbid(self.held(axes), [axes[i] for i in over])

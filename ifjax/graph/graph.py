@@ -1,0 +1,142 @@
+"""The dependency graph: groups of axes that must be cut together, and what is made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ifjax.graph.coupling import Coupling, PinnedAxis
+from ifjax.graph.drawing import to_mermaid
+from ifjax.graph.intersection import intersect
+from ifjax.graph.printing import graph_table
+from ifjax.graph.verify import Verification, verify
+from ifjax.spec import widths as selecting
+from ifjax.spec.method import Method
+from ifjax.spec.spec import FusionSpec, Group, Member, Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class DependencyGraph:
+    """What hangs together in a function.
+
+    Attributes:
+      plan: leaves, groups, batch norms; every group at full width.
+      pinned: axes that cannot be cut, and why.
+      literals: numbers in the function that equal a group's width and do not follow it, with their
+        source lines: to be looked at where the function means the width by them.
+      unused: paths of leaves that reach no output; they are cut with their group where they share
+        one with a leaf that does.
+    """
+
+    plan: Plan
+    pinned: tuple[PinnedAxis, ...]
+    unused: tuple[str, ...]
+    literals: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups, in the order of their first producer."""
+        return self.plan.groups
+
+    @property
+    def coupling(self) -> Coupling:
+        """Structure, pinned axes and unused leaves alone."""
+        return Coupling(self.plan, self.pinned, self.unused)
+
+    def spec(
+        self,
+        sparsity: float | Mapping[str, float] | None = None,
+        *,
+        keep: int | Mapping[str, int] | None = None,
+        include: selecting.Selector = None,
+        exclude: selecting.Selector = None,
+        round_to: int = 1,
+        protect: str | Sequence[str] = (),
+        **method: Any,
+    ) -> FusionSpec:
+        """Says how many neurons of which groups are to be kept, and how they are computed.
+
+        m = max(1, floor(n (1 - sparsity) + 1e-9)) of a group's n neurons are kept.
+
+        Args:
+          sparsity: fraction of neurons to remove, in [0, 1); or a mapping from globs on group names
+            (``fnmatchcase``, first match wins) to fractions; groups that none matches are kept.
+          keep: absolute number of neurons to keep, or a mapping from globs; it goes before
+            ``sparsity`` where both match.
+          include: globs or a predicate on `Group`; only these groups are cut. Groups of kind
+            ``"free"`` are cut only where their exact name is given.
+          exclude: globs or a predicate; these groups are not cut.
+          round_to: kept neurons are the nearest positive multiple of it that is not above n.
+          protect: globs on leaf paths; groups that any of these leaves holds are not cut, see
+            `couplings`.
+          **method: fields of `ifjax.Method`.
+
+        Returns:
+          The spec.
+
+        Raises:
+          ValueError: for a pattern that matches nothing, a sparsity outside [0, 1), a number of
+            neurons that the group does not have, an unknown method option, a group asked for by
+            name that a protected leaf holds, or where a positive sparsity would remove nothing.
+        """
+        known = {f.name for f in dataclasses.fields(Method)}
+        for name in method:
+            if name not in known:
+                raise ValueError(
+                    f"unknown option {name!r} of spec; expected one of {', '.join(sorted(known))}"
+                )
+        kept = self.couplings(protect) if protect else None
+        groups = selecting.widths(self.groups, sparsity, keep, include, exclude, round_to, kept)
+        return FusionSpec(dataclasses.replace(self.plan, groups=groups), Method(**method))
+
+    def couplings(self, leaves: str | Sequence[str]) -> dict[str, tuple[Member, ...]]:
+        """The groups whose cutting changes some leaves, and where these hold them.
+
+        Args:
+          leaves: globs on leaf paths.
+
+        Returns:
+          By group name, the axes of these leaves that would become narrower.
+
+        Raises:
+          ValueError: if a glob matches no leaf.
+
+        Example:
+          >>> import ifjax, jax.numpy as jnp
+          >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
+          >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
+          >>> {name: [m.role for m in found] for name, found in graph.couplings("w2").items()}
+          {'w1': ['consumer']}
+        """
+        globs = [leaves] if isinstance(leaves, str) else list(leaves)
+        chosen = set()
+        for glob in globs:
+            found = {x for x in self.plan.leaf if x == glob or fnmatch.fnmatchcase(x, glob)}
+            if not found:
+                some = ", ".join(list(self.plan.leaf)[:3])
+                raise ValueError(f"pattern {glob!r} matches none of the leaves, such as {some}")
+            chosen |= found
+        held = {g.name: tuple(m for m in g.members if m.path in chosen) for g in self.groups}
+        return {name: members for name, members in held.items() if members}
+
+    def verify(
+        self, apply_fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any
+    ) -> Verification:
+        """Permutes every group and compares the function's output; see `ifjax.graph.verify`."""
+        return verify(self.plan, apply_fn, params, *inputs, **options)
+
+    def to_mermaid(self, *, most: int = 12) -> str:
+        """The graph as a Mermaid flowchart; see `ifjax.graph.drawing.to_mermaid`."""
+        return to_mermaid(self.coupling, most=most)
+
+    def __and__(self, other: DependencyGraph) -> DependencyGraph:
+        """The graph that is safe for both functions of one parameter tree."""
+        if not isinstance(other, DependencyGraph):
+            return NotImplemented
+        return DependencyGraph(*intersect(self.coupling, other.coupling))
+
+    def __str__(self) -> str:
+        """A table of groups, and what is pinned."""
+        return graph_table(self.coupling, self.literals)

@@ -1,0 +1,1 @@
+"""Importance of neurons: what a score is read from, and the metrics."""

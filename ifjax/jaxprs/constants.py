@@ -1,0 +1,123 @@
+"""Integers that a function computes from constants alone: what a static index selects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.core import Tracer
+
+from ifjax.jaxprs import compat
+
+LIMIT = 4096  # elements of an array that is still evaluated
+
+Numbers = dict[Any, np.ndarray]
+
+
+def _broadcast(equation: Any, x: Any) -> Any:
+    shape = [1] * len(equation.params["shape"])
+    for n, d in zip(x.shape, equation.params["broadcast_dimensions"], strict=True):
+        shape[d] = n
+    return np.broadcast_to(x.reshape(shape), equation.params["shape"])
+
+
+def _iota(equation: Any) -> Any:
+    shape, dim = equation.params["shape"], equation.params["dimension"]
+    return np.indices(shape, sparse=True)[dim] + np.zeros(shape, int)
+
+
+def _slice(equation: Any, x: Any) -> Any:
+    p = equation.params
+    bounds = zip(p["start_indices"], p["limit_indices"], p["strides"] or (1,) * x.ndim, strict=True)
+    return x[tuple(slice(*b) for b in bounds)]
+
+
+def _elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda equation, *operands: function(*operands)
+
+
+def _select(which: Any, *cases: Any) -> Any:
+    chosen, *arrays = np.broadcast_arrays(np.clip(which, 0, len(cases) - 1).astype(int), *cases)
+    return np.take_along_axis(np.stack(arrays), chosen[None], 0)[0]
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "broadcast_in_dim": _broadcast,
+    "iota": _iota,
+    "slice": _slice,
+    "reshape": lambda equation, x: x.reshape(equation.params["new_sizes"]),
+    "squeeze": lambda equation, x: x.squeeze(tuple(equation.params["dimensions"])),
+    "transpose": lambda equation, x: x.transpose(equation.params["permutation"]),
+    "rev": lambda equation, x: np.flip(x, tuple(equation.params["dimensions"])),
+    "concatenate": lambda equation, *xs: np.concatenate(xs, equation.params["dimension"]),
+    **{
+        name: _elementwise(function)
+        for name, function in {
+            **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "rem": np.fmod},
+            **{"max": np.maximum, "min": np.minimum, "neg": np.negative, "select_n": _select},
+            **{"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal},
+            **{
+                "rem": np.fmod,
+                "eq": np.equal,
+                "ne": np.not_equal,
+                "and": np.bitwise_and,
+                "or": np.bitwise_or,
+            },
+            "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
+        }.items()
+    },
+    **dict.fromkeys(("convert_element_type", "copy", "stop_gradient"), _elementwise(lambda x: x)),
+}
+
+
+def numbers(variables: Sequence[Any], values: Sequence[Any]) -> Numbers:
+    """Those of the values that are known integers, by variable."""
+    found = {}
+    for variable, value in zip(variables, values, strict=True):
+        number = as_number(value)
+        if number is not None:
+            found[variable] = number
+    return found
+
+
+def as_number(value: Any) -> np.ndarray | None:
+    """The value as an array, where it is a known integer or truth value of moderate size."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        dtype = np.result_type(value) if isinstance(value, bool | int) else np.dtype(object)
+    if isinstance(value, Tracer) or not _is_whole(dtype) or np.size(value) > LIMIT:
+        return None
+    return np.asarray(value)
+
+
+def _is_whole(dtype: Any) -> bool:
+    return getattr(dtype, "kind", None) in ("i", "u", "b")  # dtypes of keys have no kind
+
+
+def evaluate(equation: Any, known: Mapping[Any, np.ndarray]) -> Numbers:
+    """The results of an equation that are known, given which of its operands are.
+
+    Args:
+      equation: an equation of a jaxpr.
+      known: values of variables.
+
+    Returns:
+      Values of the result, or nothing.
+    """
+    function = FUNCTIONS.get(equation.primitive.name)
+    if function is None:
+        return {}
+    (result,) = equation.outvars
+    if not _is_whole(result.aval.dtype) or result.aval.size > LIMIT:
+        return {}
+    operands = []
+    for atom in equation.invars:
+        literal = isinstance(atom, compat.Literal)
+        value = as_number(atom.val) if literal else known.get(atom)
+        if value is None:
+            return {}
+        operands.append(value)
+    with np.errstate(all="ignore"):  # integers wrap around
+        value = function(equation, *operands)
+    return {result: np.asarray(value, result.aval.dtype)}

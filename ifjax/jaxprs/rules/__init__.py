@@ -1,0 +1,50 @@
+"""One rule per primitive: how axes flow through it, and how it is rebuilt at another width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ifjax.jaxprs.rules import (
+    calls,
+    control,
+    elementwise,
+    indexing,
+    linear,
+    matrices,
+    ordered,
+    random,
+    reductions,
+    shapes,
+)
+from ifjax.jaxprs.rules.rule import Rule, rebind
+from ifjax.jaxprs.walk import Axes, Context
+
+RULES: dict[str, Rule] = {
+    **elementwise.RULES,
+    **linear.RULES,
+    **shapes.RULES,
+    **indexing.RULES,
+    **reductions.RULES,
+    **ordered.RULES,
+    **matrices.RULES,
+    **random.RULES,
+    **calls.RULES,
+    **control.RULES,
+}
+
+
+def rule_of(primitive: str) -> Rule:
+    """The rule of a primitive; one without a rule of its own pins all that it touches."""
+    return RULES.get(primitive, UNKNOWN)
+
+
+def _pin_everything(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    for axes in operands:
+        context.pin(axes, "no rule for this primitive")
+    return [
+        context.pinned(getattr(v.aval, "shape", ()), "no rule for this primitive")
+        for v in equation.outvars
+    ]
+
+
+UNKNOWN = Rule(_pin_everything, rebind)

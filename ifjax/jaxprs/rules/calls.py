@@ -1,0 +1,200 @@
+"""Calls: jaxprs inside equations, walked with the axes of their operands."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ifjax.jaxprs import compat
+from ifjax.jaxprs.rules.rule import Derive, Resize, Rule
+from ifjax.jaxprs.walk import Axes, Context
+
+
+def _rule(param: str, wrap: Any = None) -> Rule:
+    """A rule that walks into ``params[param]``; ``wrap`` re-applies a transformation around it."""
+
+    def flow(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+        frame, outputs = context.call(equation.params[param], operands)
+        context.note = frame
+        return outputs
+
+    def rebuild(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+        def run(*args: Any) -> list[Any]:
+            return resize.call(resize.note, args)
+
+        return wrap(equation, run)(*values) if wrap else run(*values)
+
+    return Rule(flow, rebuild)
+
+
+def _checkpoint(equation: Any, run: Any) -> Any:
+    params = equation.params
+    return jax.checkpoint(run, policy=params["policy"], prevent_cse=params["prevent_cse"])
+
+
+def _is_inexact(variable: Any) -> bool:
+    return bool(jnp.issubdtype(variable.aval.dtype, jnp.inexact))
+
+
+def _custom_jvp(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+    """Keeps the custom derivative: its jaxpr is evaluated at the small widths as well."""
+    count = equation.params["num_consts"]
+
+    @jax.custom_jvp
+    def run(*args: Any) -> list[Any]:
+        return resize.call(resize.note, args)
+
+    @run.defjvp
+    def run_jvp(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+        zeros = [not _is_inexact(v) for v in equation.invars[count:]]
+        jaxpr, consts, out_zeros = compat.jvp_jaxpr(equation, zeros)
+        moving = [i for i, zero in enumerate(zeros) if not zero]
+        args = [*primals[count:], *(tangents[count:][i] for i in moving)]
+        axes = list(resize.inputs[count:])
+        axes += [axes[i] for i in moving]
+        results = [*resize.outputs]
+        results += [a for a, zero in zip(resize.outputs, out_zeros, strict=True) if not zero]
+        flat, _, _ = resize.derive(jaxpr, consts, axes, results, args)
+        outs, rest = flat[: len(out_zeros)], iter(flat[len(out_zeros) :])
+        pairs = zip(outs, out_zeros, strict=True)
+        return outs, [jnp.zeros_like(out) if zero else next(rest) for out, zero in pairs]
+
+    return run(*values)
+
+
+def _custom_vjp(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+    """Keeps the custom derivative: both its halves are traced at full width and rewritten.
+
+    Differentiation raises where one of them couples or pins what is cut; the function itself does
+    not depend on it.
+    """
+    moving = [i for i, v in enumerate(equation.invars) if _is_inexact(v)]
+    varying = [i for i, v in enumerate(equation.outvars) if _is_inexact(v)]
+
+    def forward_half(*args: Any) -> tuple[list[Any], Any]:
+        def primal(*moved: Any) -> tuple[list[Any], list[Any]]:
+            given = dict(enumerate(args)) | dict(zip(moving, moved, strict=True))
+            outs = compat.bind(equation, list(given.values()))
+            return [outs[i] for i in varying], outs
+
+        _, pullback, outs = jax.vjp(primal, *(args[i] for i in moving), has_aux=True)
+        return outs, pullback
+
+    def rewrite(function: Any, structs: Any, derive: Derive, *axes_and_args: Any) -> Any:
+        try:
+            jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*structs)
+            return shapes, *derive(jaxpr, (), *axes_and_args)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "no gradient at the widths of the spec: the derivative rule of the custom_vjp "
+                f"function at {compat.source_line(equation)} cannot be rewritten ({error}); "
+                "differentiate the full function, or leave what it holds uncut"
+            ) from error
+
+    @jax.custom_vjp
+    def run(*args: Any) -> list[Any]:
+        return resize.call(resize.note, args)
+
+    def forward(*args: Any) -> tuple[list[Any], Any]:
+        structs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars]
+        (outs, pullback), flat, axes, derive = rewrite(
+            forward_half, structs, resize.derive, resize.inputs, resize.outputs, args
+        )
+        residuals, tree = jax.tree.flatten(pullback)
+        n, k = len(outs), len(residuals)
+
+        def backward_half(*args: Any) -> Any:
+            return jax.tree.unflatten(tree, args[:k])(list(args[k:]))
+
+        def backward(*args: Any) -> list[Any]:
+            structs = [*residuals, *(outs[i] for i in varying)]
+            given = [*axes[n:], *(resize.outputs[i] for i in varying)]
+            wanted = [resize.inputs[i] for i in moving]
+            return rewrite(backward_half, structs, derive, given, wanted, args)[1]
+
+        return flat[:n], jax.tree_util.Partial(backward, *flat[n:])
+
+    def pull(backward: Any, cotangents: list[Any]) -> tuple[Any, ...]:
+        found = dict(zip(moving, backward(*(cotangents[i] for i in varying)), strict=True))
+        return tuple(found.get(i) for i in range(len(equation.invars)))
+
+    run.defvjp(forward, pull)
+    return run(*values)
+
+
+def shard_map(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """A sharded axis is devices x shard: the devices are pinned, all shards are cut alike."""
+    p, store = equation.params, context.store
+
+    def devices(spec: Any, axis: int) -> int:
+        names = spec[axis] if axis < len(spec) else None
+        names = (names,) if isinstance(names, str) else names or ()
+        return math.prod(p["mesh"].shape[name] for name in names)
+
+    def split(node: int, count: int) -> int:
+        if count == 1:
+            return node
+        shard = store.fresh(store.size(node) // count)
+        context.unify(node, store.product([*context.pinned([count], "split over devices"), shard]))
+        return shard
+
+    def joined(node: int, count: int) -> int:
+        return store.product([*context.pinned([count], "split over devices"), node])
+
+    inside = [
+        tuple(split(a, devices(spec, i)) for i, a in enumerate(axes))
+        for axes, spec in zip(operands, p["in_specs"], strict=True)
+    ]
+    context.note, outputs = context.call(p["jaxpr"], inside)
+    return [
+        tuple(joined(a, devices(spec, i)) for i, a in enumerate(axes))
+        for axes, spec in zip(outputs, p["out_specs"], strict=True)
+    ]
+
+
+def rebuild_shard_map(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+    """Maps the body at the small widths over the same devices."""
+    p = equation.params
+
+    def run(*args: Any) -> list[Any]:
+        return resize.call(resize.note, args)
+
+    mapped = jax.shard_map(
+        run,
+        mesh=p["mesh"],
+        in_specs=tuple(p["in_specs"]),
+        out_specs=list(p["out_specs"]),
+        axis_names=frozenset(p["newly_manual_axes"]),
+        check_vma=p["check_vma"],
+    )
+    return mapped(*values)
+
+
+def collective(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Entries of equal position on several devices meet: axes pass on."""
+    if any(isinstance(name, int) for name in equation.params.get("axes", ())):
+        for axes in operands:
+            context.pin(axes, "over an axis of the array")
+        return [context.pinned(v.aval.shape, "over an axis of the array") for v in equation.outvars]
+    return operands
+
+
+COLLECTIVES = "psum psum_invariant pmax pmin ppermute pvary pcast"
+
+RULES = {
+    "jit": _rule("jaxpr"),
+    "pjit": _rule("jaxpr"),
+    "closed_call": _rule("call_jaxpr"),
+    "core_call": _rule("call_jaxpr"),
+    "remat": _rule("jaxpr", _checkpoint),
+    "remat2": _rule("jaxpr", _checkpoint),
+    "checkpoint": _rule("jaxpr", _checkpoint),
+    "custom_jvp_call": Rule(_rule("call_jaxpr").flow, _custom_jvp),
+    "custom_vjp_call": Rule(_rule("call_jaxpr").flow, _custom_vjp),
+    "shard_map": Rule(shard_map, rebuild_shard_map),
+    "name": Rule(collective),  # jax.ad_checkpoint.checkpoint_name
+    **dict.fromkeys(COLLECTIVES.split(), Rule(collective)),
+}

@@ -1,0 +1,148 @@
+"""Control flow: scan, while and cond, whose bodies are walked once and evaluated at small widths.
+
+A body states equations between axes, which hold in every step, so that one walk is enough: what a
+loop carries has the axes it came with, and all branches agree on their results.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jax import lax
+
+from ifjax.jaxprs import compat
+from ifjax.jaxprs.rules.rule import Resize, Rule
+from ifjax.jaxprs.walk import Axes, Branches, Context, Frame, Loop, loop_parts
+
+
+def _same(context: Context, arrays: Sequence[Axes], others: Sequence[Axes]) -> None:
+    """Unifies arrays axis by axis."""
+    for axes, more in zip(arrays, others, strict=True):
+        for a, b in zip(axes, more, strict=True):
+            context.unify(a, b)
+
+
+def scan(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Carries keep their axes; stacked arrays lose the axis of the steps, results gain it.
+
+    The axis of the steps is one axis in all arrays. It is pinned where a step uses what the one
+    before has left, and passes on where the steps are independent (`jax.lax.map`).
+    """
+    p = equation.params
+    counts = (0, *compat.scan_counts(equation))
+    _, consts, carries, stacked = loop_parts(counts, operands)
+    leading = [axes[0] for axes in stacked]
+    steps = leading[0] if leading else context.store.fresh(p["length"])
+    for node in leading[1:]:
+        context.unify(steps, node)
+    if carries or compat.unpack(p["jaxpr"])[0].effects:
+        context.pin([steps], "each step follows the one before")
+    before = len(context.macs)
+    slices = [axes[1:] for axes in stacked]
+    body, outputs = context.call(p["jaxpr"], [*consts, *carries, *slices])
+    context.macs[before:] = [(steps, *axes) for axes in context.macs[before:]]
+    n = len(carries)
+    _same(context, carries, outputs[:n])
+    context.note = Loop(body, None, counts, steps)
+    return [*carries, *((steps, *axes) for axes in outputs[n:])]
+
+
+def rebuild_scan(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+    """Scans the body at the small widths."""
+    loop: Loop = resize.note
+    assert loop.steps is not None
+    p, n = equation.params, loop.counts[2]
+    _, consts, carries, stacked = loop_parts(loop.counts, values)
+
+    def step(carries: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+        outputs = resize.call(loop.body, [*consts, *carries, *slices])
+        return outputs[:n], outputs[n:]
+
+    length = resize.size(loop.steps)
+    carries, results = lax.scan(
+        step, carries, stacked, length, reverse=p["reverse"], unroll=p["unroll"]
+    )
+    return [*carries, *results]
+
+
+def while_(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Carries keep their axes. Work inside counts once, for the number of steps is not known."""
+    p = equation.params
+    counts = p["cond_nconsts"], p["body_nconsts"], len(equation.outvars)
+    tests, consts, carries, _ = loop_parts(counts, operands)
+    condition, decided = context.call(p["cond_jaxpr"], [*tests, *carries])
+    body, outputs = context.call(p["body_jaxpr"], [*consts, *carries])
+    _same(context, carries, outputs)
+    for axes in carries:  # a batched loop decides per entry of the leading axes
+        _same(context, decided, [axes[: len(decided[0])]])
+    context.note = Loop(body, condition, counts)
+    return carries
+
+
+def rebuild_while(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+    """Loops over the body at the small widths.
+
+    A loop that was batched decides per entry: entries that are done keep their values.
+    """
+    del equation
+    loop: Loop = resize.note
+    condition = loop.condition
+    assert condition is not None
+    rank = len(compat.unpack(condition.jaxpr)[0].outvars[0].aval.shape)
+    tests, consts, carries, _ = loop_parts(loop.counts, values)
+
+    def decide(carries: list[Any]) -> Any:
+        return resize.call(condition, [*tests, *carries])[0]
+
+    def body(carries: list[Any]) -> list[Any]:
+        after = resize.call(loop.body, [*consts, *carries])
+        if not rank:
+            return after
+        going = decide(carries)
+        masks = [lax.broadcast_in_dim(going, x.shape, range(rank)) for x in after]
+        return [lax.select(*parts) for parts in zip(masks, after, carries, strict=True)]
+
+    return lax.while_loop(lambda carries: decide(carries).any(), body, carries)
+
+
+def cond(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Branches take the same operands and agree on the results; the heaviest counts as work."""
+    before = len(context.macs)
+    frames: list[Frame] = []
+    results: list[Axes] = []
+    work: list[list[Axes]] = []
+    for branch in equation.params["branches"]:
+        frame, outputs = context.call(branch, operands[1:])
+        _same(context, results or outputs, outputs)
+        frames.append(frame)
+        results = results or outputs
+        work.append(context.macs[before:])
+        del context.macs[before:]
+    size = context.store.size
+    context.macs += max(work, key=lambda macs: sum(math.prod(map(size, m)) for m in macs))
+    context.note = Branches(tuple(frames))
+    return results
+
+
+def rebuild_cond(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+    """Chooses among the branches at the small widths."""
+    branches = [functools.partial(_branch, resize, frame) for frame in resize.note.frames]
+    platforms = equation.params.get("branches_platforms")
+    if platforms is None:
+        return lax.switch(values[0], branches, *values[1:])
+    named = [(p, b) for ps, b in zip(platforms, branches, strict=True) for p in ps or ("default",)]
+    return lax.platform_dependent(*values[1:], **dict(named))
+
+
+def _branch(resize: Resize, frame: Frame, *values: Any) -> list[Any]:
+    return resize.call(frame, values)
+
+
+RULES = {
+    "scan": Rule(scan, rebuild_scan),
+    "while": Rule(while_, rebuild_while),
+    "cond": Rule(cond, rebuild_cond),
+}

@@ -1,0 +1,110 @@
+"""Contractions: matrix products and convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ifjax.jaxprs import compat
+from ifjax.jaxprs.rules.rule import Resize, Rule
+from ifjax.jaxprs.walk import Axes, Context
+
+
+def dot_general(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Contracted and batch axes are unified; free axes pass on, lhs first."""
+    lhs, rhs = operands
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
+    shared = zip((*lhs_contract, *lhs_batch), (*rhs_contract, *rhs_batch), strict=True)
+    for i, j in shared:
+        context.unify(lhs[i], rhs[j])
+    batch = [lhs[i] for i in lhs_batch]
+    free = [a for i, a in enumerate(lhs) if i not in (*lhs_contract, *lhs_batch)]
+    free += [a for i, a in enumerate(rhs) if i not in (*rhs_contract, *rhs_batch)]
+    out = (*batch, *free)
+    context.macs.append((*out, *(lhs[i] for i in lhs_contract)))
+    return [out]
+
+
+def ragged_dot(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """As a matrix product, where runs of rows of the lhs meet a kernel each; rows are pinned."""
+    lhs, rhs, sizes = operands[:3]
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
+    ragged, groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
+    for axes in operands[2:]:
+        context.pin(axes, "sizes of ragged groups")
+    context.pin([lhs[i] for i in ragged], "ragged axis")
+    context.pin([rhs[i] for i in groups], "kernels of ragged groups")
+    shared = zip((*lhs_contract, *lhs_batch), (*rhs_contract, *rhs_batch), strict=True)
+    for i, j in shared:
+        context.unify(lhs[i], rhs[j])
+    out = [lhs[i] for i in lhs_batch]
+    if set(ragged) & set(lhs_contract):  # one product per group
+        out = [sizes[-1], *out]
+    out += [a for i, a in enumerate(lhs) if i not in (*lhs_contract, *lhs_batch)]
+    out += [a for i, a in enumerate(rhs) if i not in (*rhs_contract, *rhs_batch, *groups)]
+    context.macs.append((*out, *(lhs[i] for i in lhs_contract)))
+    return [tuple(out)]
+
+
+def conv(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Feature axes as in a matrix product; spatial axes pass through a window of one, or pin.
+
+    With G feature groups, lhs features = G x in, kernel outputs = G x out, output = G x out.
+    With G batch groups, lhs batch = G x n, kernel outputs = G x out, output batch = n.
+    """
+    lhs, rhs = operands
+    p, store = equation.params, context.store
+    numbers = p["dimension_numbers"]
+    out_shape = equation.outvars[0].aval.shape
+    out = [0] * len(out_shape)
+    batch = lhs[numbers.lhs_spec[0]]
+    features, kernel_in, kernel_out = (
+        lhs[numbers.lhs_spec[1]],
+        rhs[numbers.rhs_spec[1]],
+        rhs[numbers.rhs_spec[0]],
+    )
+    groups = p["feature_group_count"] * p["batch_group_count"]  # one of them is 1
+    group = store.fresh(groups)
+    if groups != 1:
+        width = store.fresh(store.size(kernel_out) // groups)
+        context.unify(kernel_out, store.product([group, width]))
+        context.note = group
+    if p["batch_group_count"] != 1:
+        whole, batch = batch, store.fresh(store.size(batch) // groups)
+        context.unify(whole, store.product([group, batch]))
+        group = store.one
+    context.unify(features, store.product([group, kernel_in]))
+    out[numbers.out_spec[0]] = batch
+    out[numbers.out_spec[1]] = kernel_out
+    spatial = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True)
+    for k, (i, j, o) in enumerate(spatial):
+        through = (
+            store.size(rhs[j]) == 1
+            and p["window_strides"][k] == 1
+            and p["lhs_dilation"][k] == 1
+            and tuple(p["padding"][k]) == (0, 0)
+        )
+        if through:
+            out[o] = lhs[i]
+        else:
+            context.pin([lhs[i], rhs[j]], "spatial axis of a convolution")
+            out[o] = context.pinned([out_shape[o]], "spatial axis of a convolution")[0]
+    kernel = [a for i, a in enumerate(rhs) if i != numbers.rhs_spec[0]]
+    context.macs.append((*out, *kernel))
+    return [tuple(out)]
+
+
+def rebuild_conv(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+    """The number of groups follows the width of the group axis."""
+    if resize.note is None:
+        return compat.bind(equation, values)
+    over_batch = equation.params["batch_group_count"] != 1
+    name = "batch_group_count" if over_batch else "feature_group_count"
+    return compat.bind(equation, values, **{name: resize.size(resize.note)})
+
+
+RULES = {
+    "dot_general": Rule(dot_general),
+    "ragged_dot_general": Rule(ragged_dot),
+    "conv_general_dilated": Rule(conv, rebuild_conv),
+}

@@ -1,0 +1,106 @@
+"""Everything in which the order along an axis matters, or its position: that axis is pinned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ifjax.jaxprs.rules.rule import Rule
+from ifjax.jaxprs.walk import Axes, Context
+
+
+def _over(equation: Any, name: str) -> list[int]:
+    """The axes that a parameter names, from the front."""
+    value, rank = equation.params[name], len(equation.invars[0].aval.shape)
+    return [int(i) % rank for i in (value if isinstance(value, tuple | list) else (value,))]
+
+
+def ordered(name: str) -> Any:
+    """A rule for primitives that depend on the order along ``params[name]``, of unchanged shape."""
+
+    def flow(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+        for axes in operands:
+            for a, b in zip(operands[0], axes, strict=True):
+                context.unify(a, b)
+        over = _over(equation, name)
+        context.pin([operands[0][i] for i in over], "the order along this axis matters")
+        return [operands[0] for _ in equation.outvars]
+
+    return flow
+
+
+def search(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """The result is a position along the axis, which is pinned."""
+    over = _over(equation, "axes")
+    context.pin([operands[0][i] for i in over], "searched along this axis")
+    return [tuple(a for i, a in enumerate(operands[0]) if i not in over)]
+
+
+def largest(name: str) -> Any:
+    """A rule for the k largest along ``params[name]``, and their positions."""
+
+    def flow(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+        (axis,) = _over(equation, name)
+        reason = "the largest along this axis are taken"
+        context.pin([operands[0][axis]], reason)
+        out = list(operands[0])
+        out[axis] = context.pinned([equation.outvars[0].aval.shape[axis]], reason)[0]
+        return [tuple(out) for _ in equation.outvars]
+
+    return flow
+
+
+def fourier(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Transformed axes, the last ones, are pinned; the others pass on."""
+    shape = equation.outvars[0].aval.shape
+    kept = len(shape) - len(equation.params["fft_lengths"])
+    context.pin(operands[0][kept:], "Fourier transform along this axis")
+    new = context.pinned(shape[kept:], "Fourier transform along this axis")
+    return [(*operands[0][:kept], *new)]
+
+
+def window(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """An axis with a window of one passes on; the others are pinned."""
+    p = equation.params
+    arrays = [a for a in operands if a]  # initial values are scalars
+    out = []
+    for i, n in enumerate(equation.outvars[0].aval.shape):
+        nodes = [axes[i] for axes in arrays]
+        steps = [p[k][i] for k in STEPS if p.get(k) is not None]
+        if set(steps) == {1} and tuple(p["padding"][i]) == (0, 0):
+            for node in nodes[1:]:
+                context.unify(nodes[0], node)
+            out.append(nodes[0])
+        else:
+            context.pin(nodes, "a window moves along this axis")
+            out.append(context.pinned([n], "a window moves along this axis")[0])
+    return [tuple(out) for _ in equation.outvars]
+
+
+def fold(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """A reduction by a function of the caller, who may count on the order."""
+    arrays = operands[: len(operands) // 2]
+    over = _over(equation, "dimensions")
+    for axes in arrays:
+        for a, b in zip(arrays[0], axes, strict=True):
+            context.unify(a, b)
+    context.pin([arrays[0][i] for i in over], "reduced in order along this axis")
+    kept = tuple(a for i, a in enumerate(arrays[0]) if i not in over)
+    return [kept for _ in equation.outvars]
+
+
+STEPS = ("window_dimensions", "window_strides", "base_dilation")
+WINDOW = "reduce_window reduce_window_sum reduce_window_max reduce_window_min"
+GRADIENT = "select_and_scatter_add select_and_gather_add"
+CUMULATIVE = "cumsum cumprod cummax cummin cumlogsumexp"
+
+RULES = {
+    **dict.fromkeys(("argmax", "argmin"), Rule(search)),
+    **dict.fromkeys(f"{WINDOW} {GRADIENT}".split(), Rule(window)),
+    **dict.fromkeys(CUMULATIVE.split(), Rule(ordered("axis"))),
+    "rev": Rule(ordered("dimensions")),
+    "sort": Rule(ordered("dimension")),
+    "top_k": Rule(largest("axis")),
+    "approx_top_k": Rule(largest("reduction_dimension")),
+    "fft": Rule(fourier),
+    "reduce": Rule(fold),
+}

@@ -1,0 +1,21 @@
+"""Reductions: the reduced axes go, the others pass on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ifjax.jaxprs.rules.rule import Rule
+from ifjax.jaxprs.walk import Axes, Context
+
+
+def reduce(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Reduced axes go, for the order along them does not matter; the others pass on."""
+    del context
+    over = equation.params["axes"]
+    kept = tuple(a for i, a in enumerate(operands[0]) if i not in over)
+    return [kept for _ in equation.outvars]
+
+
+REDUCE = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor"
+
+RULES = dict.fromkeys(REDUCE.split(), Rule(reduce))

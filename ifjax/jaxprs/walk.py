@@ -1,0 +1,332 @@
+"""Walks a jaxpr once and lets the rule of every primitive relate the axes of its operands."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ifjax.jaxprs import compat
+from ifjax.jaxprs import constants as static
+from ifjax.jaxprs.axis_store import AxisStore
+
+Axes = tuple[int, ...]
+# calls whose operands are the inputs of the jaxpr, one by one
+TRANSPARENT = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call"}
+TRANSPARENT |= {"remat", "remat2", "checkpoint"}
+MAX_RUNS = 64  # runs of equal slices along an axis of a constant, before it is pinned instead
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """Why something is pinned: the primitive, what about it, and lazily the source line."""
+
+    text: str
+    equations: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        """The reason with the source line of the equation, or of the innermost call with one."""
+        line = next(filter(None, map(compat.source_line, self.equations)), "")
+        return f"{self.text} at {line}" if line else self.text
+
+
+@dataclasses.dataclass
+class Frame:
+    """One walk through one jaxpr: the axes of its variables and what the rules noted."""
+
+    jaxpr: Any
+    constants: list[Any]
+    axes: dict[Any, Axes] = dataclasses.field(default_factory=dict)
+    notes: dict[int, Any] = dataclasses.field(default_factory=dict)
+    numbers: static.Numbers = dataclasses.field(default_factory=dict)
+
+    def read(self, atom: Any, store: AxisStore) -> Axes:
+        """Axes of a variable or literal."""
+        if isinstance(atom, compat.Literal):
+            return tuple(store.fresh(n) for n in np.shape(atom.val))
+        return self.axes[atom]
+
+    def number(self, atom: Any) -> np.ndarray | None:
+        """Value of an integer variable or literal that depends on constants alone."""
+        if isinstance(atom, compat.Literal):
+            return static.as_number(atom.val)
+        return self.numbers.get(atom)
+
+
+@dataclasses.dataclass
+class Loop:
+    """What a walked scan or while notes: operands are tests, constants, carries, stacked arrays.
+
+    Attributes:
+      body: takes constants, carries and a slice of every stacked array.
+      condition: of a while; takes tests and carries.
+      counts: numbers of tests, constants and carries.
+      steps: axis of the steps of a scan.
+    """
+
+    body: Frame
+    condition: Frame | None
+    counts: tuple[int, int, int]
+    steps: int | None = None
+
+
+def loop_parts(counts: Sequence[int], operands: Sequence[Any]) -> list[list[Any]]:
+    """Tests, constants, carries and stacked arrays among a loop's operands."""
+    ends = [0, *itertools.accumulate(counts), len(operands)]
+    return [list(operands[a:b]) for a, b in itertools.pairwise(ends)]
+
+
+@dataclasses.dataclass
+class Branches:
+    """What a walked cond notes: each branch takes all operands but the first, which chooses."""
+
+    frames: tuple[Frame, ...]
+
+
+def frames_of(note: Any) -> list[Frame]:
+    """The frames in what a rule has noted."""
+    match note:
+        case Frame():
+            return [note]
+        case Loop(body, condition):
+            return [body] if condition is None else [body, condition]
+        case Branches(frames):
+            return list(frames)
+    return []
+
+
+@dataclasses.dataclass
+class Context:
+    """What a rule may do: relate axes, pin them, walk into a call, leave a note for rebuilding."""
+
+    store: AxisStore
+    rule: Callable[[str], Any]
+    equation: Any = None
+    note: Any = None
+    macs: list[Axes] = dataclasses.field(default_factory=list)
+    callers: tuple[Any, ...] = ()
+    frame: Frame | None = None
+
+    def number(self, atom: Any) -> np.ndarray | None:
+        """Value of an integer operand that depends on constants alone."""
+        return None if self.frame is None else self.frame.number(atom)
+
+    def reason(self, text: str) -> Reason:
+        """A reason that names this equation's primitive and source line."""
+        return Reason(f"{self.equation.primitive.name}: {text}", (self.equation, *self.callers))
+
+    def unify(self, a: int, b: int) -> None:
+        """States that two axes hold the same neurons."""
+        if a != b:
+            self.store.unify(a, b, self.reason("axes regrouped without a common factor"))
+
+    def pin(self, nodes: Sequence[int], text: str) -> None:
+        """Fixes axes, with the reason."""
+        for node in nodes:
+            self.store.pin(node, self.reason(text))
+
+    def pinned(self, shape: Sequence[int], text: str) -> Axes:
+        """Fresh axes that cannot be cut."""
+        reason = self.reason(text)
+        return tuple(self.store.pinned(n, reason) for n in shape)
+
+    def fresh(self, shape: Sequence[int]) -> Axes:
+        """Fresh free axes."""
+        return tuple(self.store.fresh(n) for n in shape)
+
+    def call(self, jaxpr: Any, inputs: Sequence[Axes]) -> tuple[Frame, list[Axes]]:
+        """Walks the jaxpr of a call; returns its frame, to be noted, and its outputs' axes."""
+        equation, note, callers = self.equation, self.note, self.callers
+        self.callers = (equation, *callers)
+        inner, _, _ = compat.unpack(jaxpr)
+        here = self.frame if equation.primitive.name in TRANSPARENT else None
+        given: static.Numbers = {}
+        if here is not None:
+            known = zip(inner.invars, map(here.number, equation.invars), strict=True)
+            given = {v: x for v, x in known if x is not None}
+        frame, outputs = walk(self, jaxpr, inputs, numbers=given)
+        if here is not None:
+            results = zip(equation.outvars, map(frame.number, inner.outvars), strict=True)
+            here.numbers.update({v: x for v, x in results if x is not None})
+        self.equation, self.note, self.callers = equation, note, callers
+        return frame, outputs
+
+
+def walk(
+    context: Context,
+    jaxpr: Any,
+    inputs: Sequence[Axes],
+    constants: Sequence[Any] = (),
+    numbers: static.Numbers | None = None,
+) -> tuple[Frame, list[Axes]]:
+    """Relates the axes of all variables of a jaxpr.
+
+    Args:
+      context: holds the axis store and the rules.
+      jaxpr: open or closed.
+      inputs: axes of the jaxpr's inputs.
+      constants: values of the constant variables of an open jaxpr.
+      numbers: known integers among the inputs, by variable.
+
+    Returns:
+      The frame, and the axes of the outputs.
+    """
+    store = context.store
+    inner, constvars, values = compat.unpack(jaxpr)
+    values = values or list(constants)
+    frame = Frame(inner, values, numbers=static.numbers(constvars, values) | (numbers or {}))
+    outer, context.frame = context.frame, frame
+    for var, value in zip(constvars, values, strict=True):
+        frame.axes[var] = constant_axes(store, value)
+    frame.axes.update(zip(inner.invars, inputs, strict=True))
+    for i, equation in enumerate(inner.eqns):
+        context.equation, context.note = equation, None
+        operands = [frame.read(v, store) for v in equation.invars]
+        results = context.rule(equation.primitive.name).flow(context, equation, operands)
+        frame.axes.update(zip(equation.outvars, results, strict=True))
+        if context.note is not None:
+            frame.notes[i] = context.note
+        frame.numbers.update(static.evaluate(equation, frame.numbers))
+    context.frame = outer
+    return frame, [frame.read(v, store) for v in inner.outvars]
+
+
+def constant_axes(store: AxisStore, value: Any) -> Axes:
+    """Axes of a closed-over array: a free class per run of equal slices, pinned where too many.
+
+    A rotary table or a mask differs from slice to slice and is pinned; an array of zeros is not.
+    """
+    shape = np.shape(value)
+    if isinstance(value, Tracer) or not hasattr(value, "dtype"):
+        return tuple(store.pinned(n, "constant that is traced") for n in shape)
+    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        return tuple(store.pinned(n, "constant random key") for n in shape)
+    array = np.asarray(value)
+    axes = []
+    for axis, n in enumerate(shape):
+        if n < 2 or array.size == 0:
+            axes.append(store.fresh(n))
+            continue
+        slices = np.moveaxis(array, axis, 0).reshape(n, -1)
+        changes = (np.flatnonzero((slices[1:] != slices[:-1]).any(1)) + 1).tolist()
+        if len(changes) == n - 1 or len(changes) > MAX_RUNS:
+            axes.append(store.pinned(n, "constant whose values depend on the index"))
+        else:
+            axes.append(
+                store.sum([store.fresh(int(r)) for r in np.diff(np.array([0, *changes, n]))])
+            )
+    return tuple(axes)
+
+
+@dataclasses.dataclass
+class Control:
+    """How abstract values pass through loops and branches.
+
+    Attributes:
+      join: gets values of which one is taken, and the values that decide which; returns one value.
+      step: what a slice of a stacked array is.
+      stack: what the stacked results of all steps are.
+      settle: gets initial carries and the function from carries to the next ones; returns carries
+        that hold before every step. By default joins until nothing changes.
+      settling: positive while carries are being found: what is seen then need not hold in the end.
+    """
+
+    join: Callable[[Sequence[Any], Sequence[Any]], Any]
+    step: Callable[[Any], Any] = lambda value: value
+    stack: Callable[[Any], Any] = lambda value: value
+    settle: Callable[[list[Any], Callable[[list[Any]], list[Any]]], list[Any]] | None = None
+    settling: int = 0
+
+    def settled(self, carries: list[Any], run: Callable[[list[Any]], list[Any]]) -> list[Any]:
+        """Carries that hold before every step."""
+        if self.settle is not None:
+            return self.settle(carries, run)
+        self.settling += 1
+        after: list[Any] | None = None
+        while after != carries:
+            carries = carries if after is None else after
+            after = [self.join(pair, ()) for pair in zip(carries, run(carries), strict=True)]
+        self.settling -= 1
+        return carries
+
+
+def interpret(
+    frame: Frame,
+    store: AxisStore,
+    inputs: Sequence[Any],
+    transfer: Callable[[Any, list[Axes], list[Axes], list[Any]], list[Any]],
+    constant: Callable[[Any], Any],
+    visit: Callable[[Frame, int], None] | None = None,
+    control: Control | None = None,
+) -> list[Any]:
+    """Evaluates a walked jaxpr, calls included, on abstract values.
+
+    Args:
+      frame: the frame of `walk`.
+      store: the axis store of the walk.
+      inputs: abstract values of the inputs.
+      transfer: gets an equation, its operands' and results' axes, its operands' abstract values;
+        returns the results' abstract values.
+      constant: abstract value of a literal or constant.
+      visit: gets the frame and the number of an equation right before ``transfer`` gets it.
+      control: how values pass through loops and branches; without it these are equations like
+        others, and what is inside them is not seen.
+
+    Returns:
+      Abstract values of the outputs.
+    """
+    inner, constvars, _ = compat.unpack(frame.jaxpr)
+    values = dict(zip(constvars, map(constant, frame.constants), strict=True))
+    values.update(zip(inner.invars, inputs, strict=True))
+
+    def read(atom: Any) -> Any:
+        return constant(atom.val) if isinstance(atom, compat.Literal) else values[atom]
+
+    def run(inside: Frame, operands: Sequence[Any]) -> list[Any]:
+        return interpret(inside, store, operands, transfer, constant, visit, control)
+
+    for i, equation in enumerate(inner.eqns):
+        operands = [read(v) for v in equation.invars]
+        note = frame.notes.get(i)
+        if isinstance(note, Frame):
+            results = run(note, operands)
+        elif control is not None and isinstance(note, Branches):
+            taken = [run(branch, operands[1:]) for branch in note.frames]
+            results = [control.join(outs, operands[:1]) for outs in zip(*taken, strict=True)]
+        elif control is not None and isinstance(note, Loop):
+            results = _interpret_loop(note, operands, run, control)
+        else:
+            ins = [frame.read(v, store) for v in equation.invars]
+            outs = [frame.read(v, store) for v in equation.outvars]
+            if visit is not None:
+                visit(frame, i)
+            results = transfer(equation, ins, outs, operands)
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(v) for v in inner.outvars]
+
+
+def _interpret_loop(
+    loop: Loop,
+    operands: list[Any],
+    run: Callable[[Frame, Sequence[Any]], list[Any]],
+    control: Control,
+) -> list[Any]:
+    """Finds carries that hold before every step, then walks the body with them."""
+    tests, constants, carries, stacked = loop_parts(loop.counts, operands)
+    slices = [control.step(value) for value in stacked]
+
+    def advance(carries: list[Any]) -> list[Any]:
+        return run(loop.body, [*constants, *carries, *slices])
+
+    carries = control.settled(carries, lambda c: advance(c)[: len(c)])
+    decide = run(loop.condition, [*tests, *carries]) if loop.condition is not None else []
+    after = advance(carries)
+    n = len(carries)
+    pairs = zip(carries, after[:n], strict=True)
+    return [*(control.join(p, decide) for p in pairs), *map(control.stack, after[n:])]

@@ -1,0 +1,1 @@
+"""Networks trained apart, aligned and averaged."""

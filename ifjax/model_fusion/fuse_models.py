@@ -1,0 +1,390 @@
+"""Several networks of one architecture as one: aligned to the first by optimal transport, averaged.
+
+Networks that were trained apart hold alike neurons in different places, so that their plain average
+is noise. Every group of neurons of network k is transported to that of the first one, from the
+input to the output; then like is averaged with like.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ifjax.activations.batch_statistics import checked_batches, reset_where_any
+from ifjax.fusion import batch_norm
+from ifjax.graph.shrink import shrink
+from ifjax.graph.trace import DependencyGraph
+from ifjax.model_fusion.alignment import Network, alignment_order
+from ifjax.model_fusion.matching import Order, activation_costs, align
+from ifjax.spec.method import Method
+from ifjax.spec.rounds import at_widths
+from ifjax.spec.spec import FusionSpec, Plan
+from ifjax.structure.leaves import checked_leaves
+from ifjax.transport import solvers
+from ifjax.transport.transport import Transport
+from ifjax.tree import is_concrete, promoted, with_leaves
+
+Maps = Mapping[str, Transport]
+
+
+def fuse_models(
+    models: Sequence[PyTree],
+    graph: DependencyGraph,
+    *,
+    weights: Sequence[float | int | Array] | Array | None = None,
+    maps: Sequence[Maps] | None = None,
+    specs: Sequence[FusionSpec | None] | None = None,
+    apply_fn: Callable[..., Any] | None = None,
+    batches: Iterable[Any] | None = None,
+    **alignment: Any,
+) -> PyTree:
+    r"""One network from several of one architecture, at the size of the first one.
+
+    All are aligned to the first, see `align_models`, and averaged: with the plan T of a group, of
+    row sums r and column sums c, its neurons in network k become :math:`P_k = diag(c)^{-1} T^T`
+    times them, its consumers :math:`M_k = (diag(r)^{-1} T)^T` times them, and
+
+    .. math:: w = \sum_k \lambda_k A_k w_k, \quad A_1 = 1, \quad \sum_k \lambda_k = 1.
+
+    Networks that differ by a permutation of neurons that are all distinct give the first one back.
+
+    Batch norms that can be folded into their kernels are averaged folded, so that a kernel's scale,
+    which its norm takes away again, does not weigh. An average of neurons that do not agree varies
+    less than each of them (Jordan et al.); with the cosine of the kernels as correlation that is
+    made good in the variance: channels keep the mean of their standard deviations. Other running
+    statistics are averaged. All this is approximate; with ``apply_fn`` and ``batches`` all running
+    statistics are set to those of the fused network, as `reset_statistics` does.
+
+    Args:
+      models: the parameter trees, at least one; leaves that are not floating point, and dtypes, are
+        those of the first.
+      graph: of the full network, from `ifjax.trace`.
+      weights: one number per network, not negative, divided by their sum; None for equal ones.
+      maps: what `align_models` returned for these networks, instead of aligning them here.
+      specs: for networks that were cut: the spec of each, None for one that is whole. The result
+        has the widths of the first; its function is ``ifjax.shrink(apply_fn, specs[0])``.
+      apply_fn: the full network's eval-mode function.
+      batches: tuples of inputs.
+      **alignment: options of `align_models`.
+
+    Returns:
+      The fused parameters.
+
+    Raises:
+      ValueError: for no networks, one that is not of the graph or not finite, weights that are
+        negative or all zero, maps or specs of another network; or as `align_models`.
+      TypeError: for a single tree in the place of several, or for no graph.
+      RuntimeError: if a Sinkhorn solver did not converge (outside of jit).
+
+    References:
+      Singh and Jaggi, `Model Fusion via Optimal Transport <https://arxiv.org/abs/1910.05653>`_,
+      NeurIPS 2020; Theus et al., `Towards Meta-Pruning via Optimal Transport
+      <https://arxiv.org/abs/2402.07839>`_, ICLR 2024, section 4; Jordan et al., `REPAIR
+      <https://arxiv.org/abs/2211.08403>`_, ICLR 2023.
+
+    Example:
+      >>> import ifjax, jax, jax.numpy as jnp
+      >>> apply = lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"]
+      >>> one = {"w1": jnp.array([[1.0, 2.0], [0.0, 3.0]]), "w2": jnp.array([[5.0], [7.0]])}
+      >>> graph = ifjax.trace(apply, one, jnp.ones((1, 2)))
+      >>> two = ifjax.take(one, graph, {"w1": [1, 0]})
+      >>> ifjax.fuse_models([one, two], graph)["w2"].tolist()
+      [[5.0], [7.0]]
+    """
+    if maps is not None and alignment:
+        raise ValueError(f"maps are given, so that {', '.join(alignment)} would not be used")
+    plans, leaves = _checked_models(models, graph, specs)
+    shares = _checked_weights(weights, len(models))
+    data = _checked_data(apply_fn, batches)
+    if maps is None:
+        if alignment.get("on") == "activations":
+            alignment |= data
+        maps = align_models(models, graph, specs=specs, **alignment)
+    _check_maps(maps, plans)
+    fused = with_leaves(models[0], _averaged(leaves, plans, maps, shares))
+    if not data:
+        return fused
+    return reset_where_any(
+        _function(apply_fn, None if specs is None else specs[0]), fused, data["batches"]
+    )
+
+
+def align_models(
+    models: Sequence[PyTree],
+    graph: DependencyGraph,
+    *,
+    specs: Sequence[FusionSpec | None] | None = None,
+    on: str = "weights",
+    apply_fn: Callable[..., Any] | None = None,
+    batches: Iterable[Any] | None = None,
+    solver: str = "exact",
+    epsilon: float | int = 0.01,
+    cost_p: Order = 2.0,
+    sweeps: int = 1,
+) -> tuple[dict[str, Transport], ...]:
+    """Transports the neurons of every network after the first to those of the first one.
+
+    Groups are walked from the input to the output. Neuron i of network k is described by what it
+    has in producers, consumers, biases and offsets whose other axes are pinned or were aligned
+    before, batch norms folded in; the cost is the p-norm of its difference to neuron j of the first
+    network. Once all groups are aligned all of them count: ``sweeps`` more rounds start from there,
+    until nothing changes.
+
+    Neurons that number others (attention heads, experts) are compared by the sets of what is in
+    them, and every one is given one partner: its inside is aligned after it, so that an average
+    would be noise.
+
+    Args:
+      models: the parameter trees.
+      graph: of the full network.
+      specs: of networks that were cut, see `fuse_models`.
+      on: ``"weights"``, or ``"activations"`` for a cost of one minus the correlation of two
+        neurons' activations over ``batches``, as they enter the next kernels. Heads, what is inside
+        of them, and what only loops read are compared on weights all the same.
+      apply_fn: the full network's eval-mode function, for activations.
+      batches: tuples of inputs, a few hundred examples together, for activations.
+      solver: ``"exact"``, ``"sinkhorn"``, ``"sinkhorn_kernel"`` or ``"auto"``, see `ifjax.Method`;
+        both sides have uniform mass.
+      epsilon: of Sinkhorn, relative to the mean cost.
+      cost_p: order of the norm, at least 1, or ``"cosine"``.
+      sweeps: further rounds on all kernels.
+
+    Returns:
+      For every network after the first, the `Transport` of every group, ``map`` of shape
+      ``[*batch, n, m]``, n its own neurons, m those of the first network; heads and experts, as far
+      as they batch it, in the order of the first network.
+
+    Raises:
+      ValueError: for networks that are not of the graph, unknown options, or activations without
+        function and inputs.
+      ImportError: for ``solver="exact"`` without POT, where neither width divides the other.
+      RuntimeError: if a Sinkhorn solver did not converge (outside of jit).
+
+    Example:
+      >>> import ifjax, jax, jax.numpy as jnp
+      >>> apply = lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"]
+      >>> one = {"w1": jnp.array([[1.0, 2.0], [0.0, 3.0]]), "w2": jnp.array([[5.0], [7.0]])}
+      >>> graph = ifjax.trace(apply, one, jnp.ones((1, 2)))
+      >>> two = ifjax.take(one, graph, {"w1": [1, 0]})
+      >>> (maps,) = align_models([one, two], graph)
+      >>> maps["w1"].targets.tolist()
+      [1, 0]
+    """
+    plans, leaves = _checked_models(models, graph, specs)
+    _check_options(on, solver, epsilon, cost_p, sweeps)
+    data = _checked_data(apply_fn, batches)
+    if bool(data) != (on == "activations"):
+        raise ValueError(
+            f"on='activations' goes with apply_fn and batches; got on={on!r} "
+            f"{'with' if data else 'without'} them"
+        )
+    networks = [
+        Network(plan, batch_norm.fold(_promoted(x), plan.norms))
+        for x, plan in zip(leaves, plans, strict=True)
+    ]
+    function = functools.cache(functools.partial(_function, apply_fn))
+    result = []
+    for k, network in enumerate(networks[1:], 1):
+        costs = {}
+        if data:
+            ours, theirs = (
+                (function(None if specs is None else specs[i]), models[i], plans[i]) for i in (k, 0)
+            )
+            costs = activation_costs(ours, theirs, data["batches"])
+        found = align(
+            network,
+            networks[0],
+            costs,
+            solver=solver,
+            epsilon=float(epsilon),
+            cost_p=cost_p,
+            sweeps=sweeps,
+        )
+        _check_converged(found, k, solver, epsilon)
+        result.append(found)
+    return tuple(result)
+
+
+def _averaged(
+    leaves: Sequence[Mapping[str, Any]],
+    plans: Sequence[Plan],
+    maps: Sequence[Maps],
+    shares: Array,
+) -> dict[str, Array]:
+    """The leaves of all networks in the coordinates of the first, averaged, in its dtypes."""
+    norms = plans[0].norms
+    aligned: list[dict[str, Array]] = []
+    for x, plan, found in zip(leaves, plans, [{}, *maps], strict=True):
+        x = _promoted(x)
+        folded = batch_norm.fold(x, norms)
+        for norm in norms:
+            scale, variance = x[norm.scale], x[norm.variance]
+            size, _ = batch_norm.slope(folded[norm.kernel], scale, variance, norm.axis, norm.eps)
+            # Scale and variance are found anew, from the averages of these two.
+            folded |= {norm.scale: jnp.abs(scale), norm.variance: size}
+        network = Network(plan, folded, {name: t.map for name, t in found.items()})
+        aligned.append({path: network.mapped(path)[0] for path in x})
+    result = _mean(aligned, shares)
+    for norm in norms:
+        kernels = [x[norm.kernel] for x in aligned]
+        spreads = [x[norm.scale] for x in aligned]
+        sign = jnp.where(leaves[0][norm.scale] < 0, -1, 1)
+        dtype = jax.dtypes.canonicalize_dtype(leaves[0][norm.variance].dtype)
+        rows = _spread(kernels, spreads, shares, norm.axis)
+        alpha = result[norm.variance] * sign
+        kept = result[norm.scale]
+        result.update(batch_norm.unfold(result, norm, rows, alpha, dtype))
+        result[norm.scale] = _restored(result[norm.scale], kept, rows, norm.axis)
+    return {
+        path: result[path].astype(jax.dtypes.canonicalize_dtype(x.dtype)) if path in result else x
+        for path, x in leaves[0].items()
+    }
+
+
+def _promoted(leaves: Mapping[str, Any]) -> dict[str, Array]:
+    """The floating-point leaves, at least float32."""
+    floating = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return {path: promoted(x) for path, x in floating.items()}
+
+
+@jax.jit
+def _mean(trees: list[dict[str, Array]], shares: Array) -> dict[str, Array]:
+    def mean(*xs: Array) -> Array:
+        return sum(x * s.astype(x.dtype) for x, s in zip(xs, shares, strict=True))  # type: ignore
+
+    return jax.tree.map(mean, *trees)
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _spread(kernels: list[Array], spreads: list[Array], shares: Array, axis: int) -> Array:
+    """An average of kernels whose rows are as long as the norms' outputs spread.
+
+    The length of its rows is what the average spreads where the cosine of two kernels is the
+    correlation of their outputs.
+    """
+    rows = [batch_norm.spread(k, g, axis) for k, g in zip(kernels, spreads, strict=True)]
+    return _mean([{"rows": x} for x in rows], shares)["rows"]
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _restored(scale: Array, spread: Array, rows: Array, axis: int) -> Array:
+    """The scale with which a channel of the given rows spreads as it should."""
+    length = jnp.sqrt(jnp.sum(rows**2, [i for i in range(rows.ndim) if i != axis]))
+    return jnp.where(length > 0, scale * spread / jnp.where(length > 0, length, 1), scale)
+
+
+def _checked_models(models: Any, graph: Any, specs: Any) -> tuple[list[Plan], list[dict[str, Any]]]:
+    """The plan of every network at its widths, groups in the order of alignment; leaves by path."""
+    if not isinstance(graph, DependencyGraph):
+        raise TypeError(f"expected a graph, as ifjax.trace gives it, got {type(graph).__name__}")
+    if not isinstance(models, Sequence):
+        raise TypeError(
+            f"expected a sequence of parameter trees, got {type(models).__name__}; networks that "
+            "are stacked are [jax.tree.map(lambda x: x[i], stacked) for i in range(k)]"
+        )
+    if not models:
+        raise ValueError("expected at least one network, got none")
+    specs = [None] * len(models) if specs is None else list(specs)
+    if len(specs) != len(models):
+        raise ValueError(
+            f"expected a spec or None for each of {len(models)} networks, got {len(specs)}"
+        )
+    whole = dataclasses.replace(graph.plan, groups=tuple(alignment_order(graph.plan)))
+    plans, leaves = [], []
+    for k, (params, spec) in enumerate(zip(models, specs, strict=True)):
+        if spec is not None and not isinstance(spec, FusionSpec):
+            raise TypeError(f"specs[{k}]: expected a FusionSpec, got {type(spec).__name__}")
+        if spec is not None and spec.plan.leaves != graph.plan.leaves:
+            raise ValueError(f"specs[{k}]: made from another graph than the one given")
+        plan = whole if spec is None else at_widths(whole, spec.plan.widths)
+        try:
+            found = checked_leaves(params, plan)
+        except ValueError as error:
+            raise ValueError(f"models[{k}]: {error}") from error
+        plans.append(plan)
+        leaves.append(found)
+    return plans, leaves
+
+
+def _checked_weights(weights: Any, count: int) -> Array:
+    """Shares of sum one."""
+    if weights is None:
+        return jnp.full((count,), 1 / count)
+    if is_concrete(*(weights if isinstance(weights, Sequence) else [weights])):
+        found = np.asarray(weights, np.float64)
+        if found.shape != (count,):
+            raise ValueError(f"expected {count} weights, one per network, got shape {found.shape}")
+        if not (np.isfinite(found) & (found >= 0)).all() or found.sum() == 0:
+            raise ValueError(
+                "expected weights that are finite, not negative and not all zero, got "
+                f"{found.tolist()}"
+            )
+        return jnp.asarray(found / found.sum())
+    weights = jnp.asarray(weights)
+    return weights / weights.sum()
+
+
+def _checked_data(apply_fn: Any, batches: Any) -> dict[str, Any]:
+    """Function and batches, or neither."""
+    if (apply_fn is None) != (batches is None):
+        raise ValueError(
+            "expected apply_fn (the eval-mode function that was traced) and batches (tuples of "
+            f"inputs) together, got {'batches' if apply_fn is None else 'apply_fn'} alone"
+        )
+    if apply_fn is None:
+        return {}
+    return {"apply_fn": apply_fn, "batches": checked_batches(batches)}
+
+
+def _check_options(on: str, solver: str, epsilon: float | int, cost_p: Any, sweeps: int) -> None:
+    if on not in ("weights", "activations"):
+        raise ValueError(f"on must be one of weights, activations; got {on!r}")
+    solvers.require(solver)
+    if solver == "nearest":
+        raise ValueError(
+            "solver='nearest' leaves targets that no neuron is nearest to empty; networks are "
+            "aligned with 'exact', 'sinkhorn' or 'auto'"
+        )
+    Method(solver=solver, epsilon=epsilon, cost_p=cost_p)
+    if not isinstance(sweeps, int) or sweeps < 0:
+        raise ValueError(f"sweeps must be an integer that is not negative, got {sweeps!r}")
+
+
+def _check_maps(maps: Sequence[Maps], plans: Sequence[Plan]) -> None:
+    """Raises where a network has no map of its shape for a group."""
+    if len(maps) != len(plans) - 1:
+        raise ValueError(
+            f"expected maps for the {len(plans) - 1} networks after the first, got {len(maps)}"
+        )
+    for k, (found, plan) in enumerate(zip(maps, plans[1:], strict=True), 1):
+        for group, target in zip(plan.groups, plans[0].groups, strict=True):
+            shape = (*target.batch, group.size, target.size)
+            got = found[group.name].map.shape if group.name in found else "none"
+            if got != shape:
+                raise ValueError(
+                    f"models[{k}], group {group.name}: expected a map of shape {shape}, got {got}"
+                )
+
+
+def _check_converged(found: Maps, k: int, solver: str, epsilon: float | int) -> None:
+    """Raises where a solver has not converged, outside of jit."""
+    if all(is_concrete(*t) for t in found.values()):
+        for name, t in found.items():
+            if not np.all(t.converged):
+                raise RuntimeError(
+                    f"models[{k}], group {name}: solver {solver!r} did not converge, marginal "
+                    f"error {float(np.max(t.marginal_error)):.2g} at epsilon {epsilon}; use a "
+                    "larger epsilon, or solver='exact'"
+                )
+
+
+def _function(apply_fn: Any, spec: FusionSpec | None) -> Callable[..., Any]:
+    """The function of one network, at its widths; an object of its own, so that it is hashable."""
+    return functools.partial(apply_fn if spec is None else shrink(apply_fn, spec))

@@ -1,0 +1,282 @@
+"""The maps of an alignment: what neurons cost to be told apart, and who goes to whom."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from ifjax.activations.layer_inputs import readings
+from ifjax.model_fusion.alignment import Network, describing, entries, inside, sets
+from ifjax.spec.spec import Group, Plan
+from ifjax.transport import solvers, transport
+from ifjax.transport.costs import cost_matrix
+from ifjax.transport.transport import Transport
+from ifjax.tree import is_concrete, promoted
+
+Order = float | int | Literal["cosine"]  # of the norm that is a cost
+
+
+def align(
+    source: Network,
+    target: Network,
+    costs: Mapping[str, Array],
+    *,
+    solver: str,
+    epsilon: float,
+    cost_p: Order,
+    sweeps: int,
+) -> dict[str, Transport]:
+    """Fills in the maps of a network, group by group, and returns them with their diagnostics.
+
+    Args:
+      source: the network to be aligned; its plan's groups are in the order to go by.
+      target: the network to align it to.
+      costs: of the groups that are compared on activations.
+      solver: of `ifjax.transport.solvers.SOLVERS`.
+      epsilon: of Sinkhorn.
+      cost_p: order of the norm between the neurons' features.
+      sweeps: how often to go on from all groups aligned; fewer where nothing changes any more.
+    """
+    found: dict[str, Transport] = {}
+    for sweep in range(1 + sweeps):
+        before = dict(source.maps)
+        for group in source.plan.groups:
+            if group.name in costs:
+                cost = costs[group.name] if sweep == 0 else None
+            else:
+                cost = weight_cost(source, target, group, cost_p)
+            if cost is not None:
+                whole = bool(inside(source.plan, group))
+                result = _assigned(cost) if whole else _solved(cost, solver, epsilon)
+                batch = _batch(source, group)
+                found[group.name] = jax.tree.map(
+                    lambda x, batch=batch: x.reshape(*batch, *x.shape[1:]), result
+                )
+                source.maps[group.name] = found[group.name].map
+        after = source.maps
+        if is_concrete(*after.values()) and all(
+            name in before and np.allclose(before[name], plan, atol=1e-6)
+            for name, plan in after.items()
+        ):
+            break
+    return found
+
+
+def _batch(source: Network, group: Group) -> list[int]:
+    """Sizes of a group's batch axes, those that are groups aligned."""
+    return [
+        source.maps[name].shape[-1] if name in source.maps else n
+        for name, n in zip(group.along, group.batch, strict=True)
+    ]
+
+
+def weight_cost(
+    source: Network, target: Network, group: Group, p: Order
+) -> Float[Array, "batch n m"]:
+    """The distance between every neuron of one network and every neuron of the other.
+
+    Of neurons with entries of their own inside (heads), and where all that describes a group is
+    crossed by something that is not aligned: the distance between the sets of what they hold.
+    """
+    aligned, costs = source.maps.keys(), []
+    members = describing(source.plan, group, aligned)
+    if members:
+        pairs = ((entries(source, group, m), entries(target, group, m)) for m in members)
+        xs, ys = zip(*pairs, strict=True)
+        costs.append(_distance(list(xs), list(ys), p))
+    if not members or inside(source.plan, group):
+        both = zip(sets(source, group, aligned), sets(target, group, aligned), strict=True)
+        costs += [_set_distance(x, y, p) for x, y in both]
+    if not costs:
+        raise ValueError(
+            f"group {group.name}: nothing that its neurons could be compared on; expected a weight "
+            "between it and an input, an output or another group. Compare the networks with "
+            "on='activations', or pass maps"
+        )
+    return functools.reduce(jnp.add, costs)
+
+
+@functools.partial(jax.jit, static_argnames="p")
+def _distance(xs: list[Array], ys: list[Array], p: Order) -> Array:
+    x, y = jnp.concatenate(xs, -1), jnp.concatenate(ys, -1)
+    return jax.vmap(lambda x, y: cost_matrix(x, y, p))(x, y)
+
+
+@functools.partial(jax.jit, static_argnames="p")
+def _set_distance(
+    x: Float[Array, "batch n k d"], y: Float[Array, "batch m l d"], p: Order
+) -> Float[Array, "batch n m"]:
+    """Mean distance of every element to the nearest of the other set, both ways (Chamfer)."""
+
+    def pair(x: Array, y: Array) -> Array:
+        cost = cost_matrix(x, y, p)
+        return cost.min(0).mean() + cost.min(1).mean()
+
+    def one(sets: tuple[Array, Array]) -> Array:
+        x, y = sets
+        return jax.lax.map(lambda x: jax.lax.map(lambda y: pair(x, y), y), x)
+
+    return jax.lax.map(one, (x, y))
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "epsilon"))
+def _solved(cost: Float[Array, "batch n m"], solver: str, epsilon: float) -> Transport:
+    n, m = cost.shape[-2:]
+    a, b = (jnp.full((k,), 1 / k, cost.dtype) for k in (n, m))
+    solver = solvers.choose(solver, n, m, uniform=True)
+
+    def one(cost: Array) -> Transport:
+        none = jnp.zeros((m,), jnp.int32)
+        found = transport.solve(cost, a, b, none, solver=solver, epsilon=epsilon)
+        return found._replace(targets=jnp.argmax(found.map, axis=0).astype(jnp.int32))
+
+    return jax.vmap(one)(cost)
+
+
+@jax.jit
+def _assigned(cost: Float[Array, "batch n m"]) -> Transport:
+    """Every target has one source; sources that are left over are dropped.
+
+    Targets that are left over share their nearest source. No average: what is inside of the neurons
+    is not aligned yet.
+    """
+
+    def one(cost: Array) -> Transport:
+        n, m = cost.shape
+        shape = jax.ShapeDtypeStruct((m,), jnp.int32)
+        sources = jax.pure_callback(_assign, shape, cost, vmap_method="sequential")
+        plan = jax.nn.one_hot(sources, n, axis=0, dtype=cost.dtype) / m
+        total = jnp.sum(plan * cost)
+        return Transport(
+            map=plan,
+            targets=sources,
+            converged=jnp.isfinite(total),
+            iterations=jnp.int32(0),
+            marginal_error=jnp.zeros_like(total),
+            cost=total,
+            potential=jnp.zeros((n,), cost.dtype),
+        )
+
+    return jax.vmap(one)(cost)
+
+
+def _assign(cost: Any) -> Int[np.ndarray, " m"]:
+    cost = np.nan_to_num(np.asarray(cost, np.float64), nan=np.inf, posinf=1e300)
+    sources = np.argmin(cost, axis=0)
+    rows, columns = linear_sum_assignment(cost)
+    sources[columns] = rows
+    return sources.astype(np.int32)
+
+
+class Moments(NamedTuple):
+    """What a correlation is made of: means, and sums of products of what is left of them."""
+
+    count: Array
+    means: tuple[Array, Array]
+    squares: tuple[Array, Array]
+    products: Array
+
+    def __add__(self, other: Any) -> Moments:
+        """Of both samples (Chan et al., `Algorithms for computing the sample variance`, 1983)."""
+        count = self.count + other.count
+        dx, dy = (b - a for a, b in zip(self.means, other.means, strict=True))
+        by = self.count * other.count / count
+        share = other.count / count
+        return Moments(
+            count,
+            (self.means[0] + share * dx, self.means[1] + share * dy),
+            (
+                self.squares[0] + other.squares[0] + by * dx * dx,
+                self.squares[1] + other.squares[1] + by * dy * dy,
+            ),
+            self.products + other.products + by * jnp.outer(dx, dy),
+        )
+
+    def correlation(self) -> Float[Array, "n m"]:
+        """Between all neurons of both; 0 where one never moves."""
+        x, y = (jnp.sqrt(s) for s in self.squares)
+        spread = jnp.outer(x, y)
+        return jnp.where(spread > 0, self.products / jnp.where(spread > 0, spread, 1), 0)
+
+
+def activation_costs(
+    source: tuple[Callable[..., Any], Any, Plan],
+    target: tuple[Callable[..., Any], Any, Plan],
+    batches: Iterable[Any],
+) -> dict[str, Float[Array, "1 n m"]]:
+    """One minus the correlation of two networks' neurons over inputs, streamed in sums.
+
+    The mean over all contractions with weights that read a group. Groups that none is seen to read
+    (in loops), and those with a batch or with entries of their own inside, are left out.
+
+    Args:
+      source: function, parameters and plan of the network to be aligned.
+      target: those of the network to align it to.
+      batches: tuples of inputs.
+    """
+    plan = target[2]
+    names = frozenset(g.name for g in plan.groups if not g.batch and not inside(plan, g))
+    functions, plans = (source[0], target[0]), (source[2], plan)
+    total: Any = None
+    for inputs in batches:
+        found = _read_moments((source[1], target[1]), inputs, functions, plans, names)
+        total = found if total is None else _added(total, found)
+    return _uncorrelated(total)
+
+
+@functools.partial(jax.jit, static_argnames=("functions", "plans", "names"))
+def _read_moments(
+    params: tuple[Any, Any],
+    inputs: Any,
+    functions: tuple[Callable[..., Any], ...],
+    plans: tuple[Plan, ...],
+    names: frozenset[str],
+) -> dict[str, list[Moments]]:
+    """Of what is read of every group in both networks."""
+    networks = zip(functions, params, plans, strict=True)
+    seen = [_activations(*network, names, inputs) for network in networks]
+    return {n: [_moments(*xy) for xy in zip(*(s[n] for s in seen), strict=True)] for n in seen[0]}
+
+
+@jax.jit
+def _uncorrelated(total: dict[str, list[Moments]]) -> dict[str, Array]:
+    return {
+        name: 1 - jnp.mean(jnp.stack([m.correlation() for m in several]), axis=0)[None]
+        for name, several in total.items()
+    }
+
+
+@jax.jit
+def _added(a: Any, b: Any) -> Any:
+    return jax.tree.map(Moments.__add__, a, b, is_leaf=lambda x: isinstance(x, Moments))
+
+
+def _activations(
+    apply_fn: Callable[..., Any], params: Any, plan: Plan, names: frozenset[str], inputs: Any
+) -> dict[str, list[Array]]:
+    """What is read of every group, ``[n, samples]``, once where several weights read the same."""
+    found: dict[str, list[Array]] = {}
+    done = set()
+    for reading in readings(apply_fn, params, plan, *inputs):
+        at = (id(reading.value), reading.axis)
+        if at not in done:
+            done.add(at)
+            for name in names & set(reading.groups):
+                found.setdefault(name, []).extend(reading.rows(name))
+    return found
+
+
+def _moments(x: Float[Array, "n s"], y: Float[Array, "m s"]) -> Moments:
+    x, y = promoted(x), promoted(y)
+    means = x.mean(1), y.mean(1)
+    x, y = x - means[0][:, None], y - means[1][:, None]
+    products = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+    count = jnp.asarray(x.shape[1], x.dtype)
+    return Moments(count, means, ((x * x).sum(1), (y * y).sum(1)), products)

@@ -1,0 +1,1 @@
+"""What is asked for: methods, widths, specs, rounds."""

@@ -1,0 +1,65 @@
+"""Where small parameters lie on a mesh."""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from ifjax.parallel.sharding import divided, sharding_of
+from ifjax.spec.spec import FusionSpec, Plan
+from ifjax.tree import leaves_by_path
+
+
+def small_shardings(spec: FusionSpec, params: PyTree) -> PyTree:
+    """Where the small parameters lie: every leaf as the full one does, as far as widths divide.
+
+    For ``jax.jit(..., out_shardings=...)`` of `ifjax.fuse_params`, and for `ifjax.load`. Where the
+    small width of an axis is no multiple of the mesh axes that it was split over, the last of these
+    are dropped until it is: over them the axis is replicated. A warning names the leaf, and the
+    ``round_to`` of `DependencyGraph.spec` that avoids it.
+
+    Args:
+      spec: the spec.
+      params: the full parameters, their structs, or their shardings.
+
+    Returns:
+      A tree of the same structure with a `jax.sharding.Sharding` per leaf.
+
+    Raises:
+      ValueError: for a leaf that the spec has not.
+      TypeError: for a leaf without a sharding, or with one that is neither a `NamedSharding` nor
+        whole on every device; for arrays of a jitted function whose mesh is not explicit.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
+      >>> apply = lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"]
+      >>> spec = ifjax.trace(apply, params, jnp.ones((1, 4))).spec(0.5, solver="nearest")
+      >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ("devices",))
+      >>> split = {"w1": P(None, "devices"), "w2": P("devices")}
+      >>> params = jax.device_put(params, {k: NamedSharding(mesh, s) for k, s in split.items()})
+      >>> outputs = small_shardings(spec, params)
+      >>> fuse = jax.jit(ifjax.fuse_params, static_argnames="spec", out_shardings=outputs)
+      >>> fuse(params, spec=spec)["w1"].sharding.spec == split["w1"]
+      True
+    """
+    leaves = leaves_by_path(params)
+    for name in leaves:
+        if name not in spec.plan.leaf:
+            raise ValueError(f"{name}: not a leaf of the network this spec was made for")
+    full = {name: sharding_of(name, x) for name, x in leaves.items()}
+    small = divided(full, {name: spec.plan.shape(name) for name in leaves})
+    return jax.tree.unflatten(jax.tree.structure(params), list(small.values()))
+
+
+def explicit_outputs(spec: FusionSpec, params: PyTree, keep_shape: bool) -> PyTree:
+    """The `PartitionSpec` of every merged leaf, of parameters on a mesh with explicit axes."""
+    if keep_shape:
+        return jax.tree.map(lambda x: sharding_of("", x).spec, params)
+    return jax.tree.map(lambda x: x.spec, small_shardings(spec, params))
+
+
+def explicit_maps(plan: Plan) -> dict[str, P]:
+    """Of every transport: replicated."""
+    return {group.name: P() for group in plan.in_order()}

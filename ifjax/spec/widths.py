@@ -1,0 +1,136 @@
+"""Patterns on group names, and the widths they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ifjax.spec.spec import Group, Member
+
+Selector = str | Iterable[str] | Callable[[Group], bool] | None
+
+
+def widths(
+    groups: Sequence[Group],
+    sparsity: float | Mapping[str, float] | None,
+    keep: int | Mapping[str, int] | None,
+    include: Selector,
+    exclude: Selector,
+    round_to: int,
+    protect: Mapping[str, Sequence[Member]] | None = None,
+) -> tuple[Group, ...]:
+    """The groups with the number of neurons to keep; see `ifjax.DependencyGraph.spec`."""
+    if sparsity in (None, {}) and keep in (None, {}):
+        raise ValueError("spec needs a sparsity or keep: nothing says how many neurons to keep")
+    if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
+        raise ValueError(f"round_to must be a positive integer; got {round_to!r}")
+    fractions = _mapping(groups, sparsity, "sparsity")
+    counts = _mapping(groups, keep, "keep")
+    for pattern, value in fractions.items():
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, numbers.Real)
+            or not 0 <= float(value) < 1
+        ):
+            raise ValueError(f"sparsity must be a number in [0, 1); got {value!r} for {pattern!r}")
+    for pattern, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(f"keep must be a positive integer; got {value!r} for {pattern!r}")
+    named = {*fractions, *counts}
+    if isinstance(include, str):
+        named.add(include)
+    elif include is not None and not callable(include):
+        include = list(include)
+        named |= set(include)
+    taken = _selected(groups, include, "include", default=True)
+    left = _selected(groups, exclude, "exclude", default=False)
+    for name, members in (protect or {}).items():
+        if name in named & taken - left:
+            places = ", ".join(f"{m.path}[{m.axis}]" for m in members[:3])
+            raise ValueError(f"cutting group {name} changes protected leaves: {places}")
+        left = left | {name}
+    result = []
+    for group in groups:
+        cuttable = group.kind != "free" or group.name in named
+        kept = group.size
+        if group.name in taken and group.name not in left and cuttable:
+            count = _first(group, counts)
+            fraction = _first(group, fractions)
+            if count is not None:
+                if count > group.size:
+                    raise ValueError(
+                        f"group {group.name} has {group.size} neurons; cannot keep {count}"
+                    )
+                kept = int(count)
+            elif fraction:
+                kept = kept_neurons(group.size, fraction, round_to)
+        result.append(dataclasses.replace(group, kept=kept))
+    whole = {g.name: g.size for g in groups if g.name in taken - left}
+    wanted = any(fractions.values()) or any(_first(g, counts) not in (None, g.size) for g in groups)
+    if (wanted or (counts and not whole)) and all(g.kept == g.size for g in result):
+        raise ValueError(
+            f"sparsity {sparsity!r}, keep {keep!r} removes no neuron of any selected group: the "
+            "groups are too small for it, excluded, or not known to be neurons; print(graph) lists "
+            "them"
+        )
+    return tuple(result)
+
+
+def _mapping(groups: Sequence[Group], value: Any, what: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        return {"*": value}
+    for pattern in value:
+        _matches(groups, pattern, what)
+    return dict(value)
+
+
+def _first(group: Group, mapping: Mapping[str, Any]) -> Any:
+    return next((v for p, v in mapping.items() if _match(group, p)), None)
+
+
+def _match(group: Group, pattern: str) -> bool:
+    """A group's own name matches it, whatever brackets it holds."""
+    return group.name == pattern or fnmatchcase(group.name, pattern)
+
+
+def _matches(groups: Sequence[Group], pattern: str, what: str) -> set[str]:
+    found = {g.name for g in groups if _match(g, pattern)}
+    if not found:
+        names = [g.name for g in groups]
+        close = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]
+        raise ValueError(
+            f"{what} pattern {pattern!r} matches none of the {len(names)} groups; "
+            f"the nearest are {', '.join(map(repr, close)) or 'none'}"
+        )
+    return found
+
+
+def _selected(groups: Sequence[Group], selector: Selector, what: str, default: bool) -> set[str]:
+    if selector is None:
+        return {g.name for g in groups} if default else set()
+    if callable(selector):
+        return {g.name for g in groups if selector(g)}
+    patterns = [selector] if isinstance(selector, str) else list(selector)
+    return set().union(*(_matches(groups, p, what) for p in patterns))
+
+
+def kept_neurons(n: int, sparsity: float, round_to: int = 1) -> int:
+    """Neurons kept of n: max(1, floor(n (1 - sparsity) + 1e-9)), to a multiple of ``round_to``.
+
+    The nearest positive multiple that is not above n; n itself where none is.
+
+    >>> kept_neurons(64, 0.7), kept_neurons(64, 0.7, round_to=8), kept_neurons(3, 0.9)
+    (19, 16, 1)
+    """
+    m = max(1, math.floor(n * (1 - sparsity) + 1e-9))
+    if round_to > 1:
+        m = max(1, math.floor(m / round_to + 0.5)) * round_to
+        m = min(m, n // round_to * round_to) or n
+    return m

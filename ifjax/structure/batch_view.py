@@ -1,0 +1,181 @@
+"""A leaf with the axes that batch a group in front, where `jax.vmap` finds them; and back again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ifjax.spec.spec import Group
+from ifjax.structure import axis as ex
+from ifjax.structure.axis import Atom, Expression, Pinned, Product, Sum
+
+ONE = Pinned(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How the axes of a leaf that batch a group are brought to the front, as one axis.
+
+    Attributes:
+      axes: what lies along the leaf's axes.
+      names: the batch axes, outermost first; each lies along exactly one axis of the leaf.
+    """
+
+    axes: tuple[Expression, ...]
+    names: tuple[str, ...]
+
+    def rest(self) -> tuple[Expression, ...]:
+        """What lies along the axes of one entry of the batch."""
+        axes = self.axes
+        for name in self.names:
+            axes = tuple(without(e, name) for e in axes)
+        return axes
+
+    def front(self, x: Array, sizes: Mapping[str, int]) -> Array:
+        """Batched entries ``[batch, *rest]``.
+
+        Args:
+          x: the leaf.
+          sizes: present widths of groups that have been cut before.
+        """
+        axes = self.axes
+        for done, name in enumerate(reversed(self.names)):
+            at = next(i for i, e in enumerate(axes) if name in set(mentioned(e)))
+            x = _front(x, done + at, axes[at], name, sizes)
+            axes = tuple(without(e, name) for e in axes)
+        return x.reshape(-1, *x.shape[len(self.names) :])
+
+    def back(self, x: Array, sizes: Mapping[str, int]) -> Array:
+        """Inverse of `front`.
+
+        Args:
+          x: ``[batch, *rest]``.
+          sizes: present widths, of the group that was mapped too.
+        """
+        stages = [self.axes]
+        for name in reversed(self.names):
+            stages.append(tuple(without(e, name) for e in stages[-1]))
+        batch = [_size_of(self.axes, name, sizes) for name in self.names]
+        x = x.reshape(*batch, *x.shape[1:])
+        for done, name in enumerate(self.names):
+            axes = stages[len(self.names) - 1 - done]
+            at = next(i for i, e in enumerate(axes) if name in set(mentioned(e)))
+            x = _back(x, len(self.names) - 1 - done + at, axes[at], name, sizes)
+        return x
+
+
+def take_batched(
+    x: Array,
+    axes: tuple[Expression, ...],
+    group: Group,
+    index: Any,
+    sizes: Mapping[str, int],
+    only: int | None = None,
+) -> Array:
+    """Re-indexes a leaf by indices of their own for every entry of a group's batch.
+
+    Args:
+      x: the leaf.
+      axes: what lies along its axes.
+      group: a group with batch axes.
+      index: ``[*batch, k]``.
+      sizes: present widths of groups that have been cut before.
+      only: the leaf axis to re-index; all that hold the group without it.
+    """
+    view = View(axes, group.along)
+
+    def one(x: Array, index: Array) -> Array:
+        for axis, e in enumerate(view.rest()):
+            if only in (None, axis):
+                x = ex.transform(x, axis, e, group.name, lambda x, i: jnp.take(x, index, i), sizes)
+        return x
+
+    index = jnp.asarray(index)
+    taken = jax.vmap(one)(view.front(x, sizes), index.reshape(-1, index.shape[-1]))
+    return view.back(taken, {**sizes, group.name: index.shape[-1]})
+
+
+def mentioned(expression: Expression) -> list[str]:
+    """Names of groups and of pinned axes along an axis, with repetitions."""
+    match expression:
+        case Atom(name, _):
+            return [name]
+        case Pinned(_, str(name)):
+            return [name]
+        case Product(parts) | Sum(parts):
+            return [name for part in parts for name in mentioned(part)]
+    return []
+
+
+def without(expression: Expression, name: str) -> Expression:
+    """The axis at one position of the named one; unchanged where that does not lie along it.
+
+    >>> without(Product((Atom("heads", 4), Atom("dim", 8))), "heads")
+    Atom(name='dim', size=8)
+    """
+    match expression:
+        case Atom(found, _) | Pinned(_, found) if found == name:
+            return ONE
+        case Product(parts) if name in mentioned(expression):
+            rest = tuple(p for p in (without(p, name) for p in parts) if p != ONE)
+            return Product(rest) if len(rest) > 1 else (*rest, ONE)[0]
+        case Sum(parts) if name in mentioned(expression):
+            return Sum(tuple(without(p, name) for p in parts))
+    return expression
+
+
+def _size_of(axes: Sequence[Expression], name: str, sizes: Mapping[str, int]) -> int:
+    for e in axes:
+        match e:
+            case Atom(found, n) if found == name:
+                return sizes.get(name, n)
+            case Pinned(n, found) if found == name:
+                return n
+            case Product(parts) | Sum(parts) if name in mentioned(e):
+                return _size_of(parts, name, sizes)
+    raise ValueError(f"expected an axis {name} among {axes}")
+
+
+def _front(x: Array, axis: int, e: Expression, name: str, sizes: Mapping[str, int]) -> Array:
+    """Moves the named part of an axis to the front; the rest of the axis stays, one further on."""
+    shape = x.shape
+    match e:
+        case Product(parts):
+            split = [ex.size(p, sizes) for p in parts]
+            i = next(i for i, p in enumerate(parts) if name in mentioned(p))
+            x = x.reshape(*shape[:axis], *split, *shape[axis + 1 :])
+            x = _front(x, axis + i, parts[i], name, sizes)
+            merged = math.prod(x.shape[axis + 1 : axis + 1 + len(parts)])
+            return x.reshape(x.shape[0], *shape[:axis], merged, *shape[axis + 1 :])
+        case Sum(parts):
+            bounds = np.cumsum([ex.size(p, sizes) for p in parts])[:-1].tolist()
+            pieces = jnp.split(x, bounds, axis)
+            pairs = zip(pieces, parts, strict=True)
+            return jnp.concatenate([_front(y, axis, p, name, sizes) for y, p in pairs], axis + 1)
+    return jnp.expand_dims(jnp.moveaxis(x, axis, 0), axis + 1)
+
+
+def _back(x: Array, axis: int, e: Expression, name: str, sizes: Mapping[str, int]) -> Array:
+    """Inverse of `_front`: ``x`` has the named part in front, the rest of the axis at axis + 1."""
+    shape = x.shape
+    match e:
+        case Product(parts):
+            rest = [ex.size(without(p, name), sizes) for p in parts]
+            i = next(i for i, p in enumerate(parts) if name in mentioned(p))
+            x = x.reshape(*shape[: axis + 1], *rest, *shape[axis + 2 :])
+            x = _back(x, axis + i, parts[i], name, sizes)
+            merged = math.prod(x.shape[axis : axis + len(parts)])
+            return x.reshape(*shape[1 : axis + 1], merged, *shape[axis + 2 :])
+        case Sum(parts):
+            bounds = np.cumsum([ex.size(without(p, name), sizes) for p in parts])[:-1].tolist()
+            pieces = jnp.split(x, bounds, axis + 1)
+            pairs = zip(pieces, parts, strict=True)
+            return jnp.concatenate([_back(y, axis, p, name, sizes) for y, p in pairs], axis)
+    return jnp.moveaxis(jnp.squeeze(x, axis + 1), 0, axis)

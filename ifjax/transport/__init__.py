@@ -1,0 +1,1 @@
+"""Optimal transport between neurons: costs, centroids, plans, solvers."""

@@ -1,0 +1,67 @@
+"""What the Sinkhorn solvers share: the unit of cost, the plan, and its derivative."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ifjax.transport.solvers.solution import Solution, marginal_error
+
+# The L1 error of both marginals that counts as converged, and the limit of the iterations.
+THRESHOLD = 1e-3
+MAX_ITERATIONS = 10_000
+
+# (cost, a, b, start or None, cold, epsilon) -> target potential [m], iterations; cost and start in
+# units of the mean cost, zero where absent; `cold` says that `start` is to be ignored.
+Iterate = Callable[[Array, Array, Array, Array | None, Array, float], tuple[Array, Array]]
+
+
+def entropic(
+    iterate: Iterate, cost: Array, a: Array, b: Array, epsilon: float, init: Array | None
+) -> Solution:
+    """The entropic plan from the target potential that ``iterate`` finds.
+
+    The last half step is exact on the rows: ``T 1 = a`` holds to rounding, so that what a source's
+    mass is divided by is its marginal, and the whole error is on the targets. Derivatives, forward
+    and reverse, are implicit, by an ``[m, m]`` pseudo-inverse; they never raise.
+    """
+    if not epsilon > 0:
+        raise ValueError(f"Sinkhorn needs epsilon > 0 (relative to the mean cost), got {epsilon}")
+    source, target = a > 0, b > 0
+    present = source[:, None] & target
+    cost = jnp.where(present, cost, 0)
+    mean = jnp.sum(cost) / jnp.maximum(jnp.sum(present), 1)
+    unit = jnp.where(mean > 0, mean, 1)
+    cost = cost / unit
+    start, cold = None, jnp.asarray(True)
+    if init is not None:
+        start = jnp.where(source, init.astype(cost.dtype), 0) / unit
+        cold = jnp.any(jnp.isnan(start))
+        start = jnp.where(cold, 0, start)
+
+    def logits(g: Array) -> Array:
+        return jnp.where(target, (g - cost) / epsilon, -jnp.inf)
+
+    def excess(g: Array) -> Array:
+        return a @ jax.nn.softmax(logits(g), axis=1) - b
+
+    fixed = jax.lax.stop_gradient((cost, a, b, start))
+    found, iterations = iterate(*fixed, cold, epsilon)
+    # The plan is a function of the target potential g alone, and g the root of the excess: so the
+    # derivative needs no iterations. The Jacobian is symmetric, and singular along constants.
+    g = jax.lax.custom_root(
+        excess,
+        found,
+        lambda _, root: root,
+        lambda linear, y: jnp.linalg.pinv(jax.jacobian(linear)(y), hermitian=True) @ y,
+    )
+    plan = a[:, None] * jax.nn.softmax(logits(g), axis=1)
+    mass = jnp.where(source, a, 1)
+    potential = unit * epsilon * (jnp.log(mass) - jax.nn.logsumexp(logits(g), axis=1))
+    return Solution(
+        plan,
+        jnp.where(source, potential, 0),
+        marginal_error(plan, a, b) <= THRESHOLD,
+        iterations,
+    )

@@ -1,0 +1,228 @@
+"""Exact transport on the host: assignment by SciPy, everything else by POT's network simplex."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ifjax.transport.solvers.solution import Solution, nearest_cost
+
+# Costs that one thread solves before a second one could have started.
+_SMALL = 2**15
+
+
+def exact(
+    cost: Float[Array, "n m"],
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
+    *,
+    epsilon: float,
+    init: Float[Array, " n"] | None,
+) -> Solution:
+    """The exact plan, on the host in float64; see `exact_many`.
+
+    Under vmap, all problems are solved in one call to the host.
+
+    Args:
+      cost: cost of moving a unit of mass.
+      a: mass of the sources; zero for absent ones.
+      b: mass of the targets, likewise.
+      epsilon: not read.
+      init: not read.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ImportError: as `exact_many`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> cost, half = jnp.array([[0.1, 0.0], [1.0, 0.0]]), jnp.full(2, 0.5)
+      >>> exact(cost, half, half, epsilon=0.01, init=None).map
+      Array([[0.5, 0. ],
+             [0. , 0.5]], dtype=float32)
+    """
+    del epsilon, init
+    return exact_many([cost], [a], [b])[0]
+
+
+def exact_many(costs: Sequence[Array], a: Sequence[Array], b: Sequence[Array]) -> list[Solution]:
+    """The exact plans of many problems in one call to the host, which solves them in threads.
+
+    A plan is a vertex of the transport polytope: at most ``n + m - 1`` entries are positive.
+    Uniform marginals of which one size divides the other are an assignment of neurons, perhaps
+    repeated, and solved by shortest augmenting paths (SciPy); all others by network simplex (POT).
+    Both release Python's lock; the largest problem is begun first. Works under jit
+    (`jax.pure_callback`) and under vmap; has no gradient. The potential is the cost of a source's
+    nearest target: feasible, not optimal. Costs that are not finite give NaN and a flag that is
+    False.
+
+    Args:
+      costs: ``[..., n, m]``, sizes and leading axes of their own each.
+      a: masses of the sources, ``[..., n]``; zero for absent ones.
+      b: masses of the targets, ``[..., m]``, likewise.
+
+    Returns:
+      A `Solution` with the same leading axes for each of ``costs``.
+
+    Raises:
+      ImportError: for sizes of which neither divides the other, without POT; for marginals that
+        are not uniform, which only the host sees, it is jax's error of a callback with this text.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> one, two = jnp.ones((3, 1)), jnp.array([[0.0, 1.0], [1.0, 0.0]])
+      >>> found = exact_many([one, two], [jnp.full(3, 1 / 3), jnp.full(2, 0.5)],
+      ...                    [jnp.ones(1), jnp.full(2, 0.5)])
+      >>> [x.map.shape for x in found], found[1].map.tolist()
+      ([(3, 1), (2, 2)], [[0.5, 0.0], [0.0, 0.5]])
+
+    References:
+      Crouse, `On implementing 2D rectangular assignment algorithms
+      <https://doi.org/10.1109/TAES.2016.140952>`_, 2016 (SciPy); Bonneel et al., `Displacement
+      interpolation using Lagrangian mass transport <https://doi.org/10.1145/2024156.2024192>`_,
+      2011; Flamary et al., `POT: Python Optimal Transport
+      <https://jmlr.org/papers/v22/20-451.html>`_, 2021.
+    """
+    if not all(divides(*cost.shape[-2:]) for cost in costs):
+        pot()
+    dtype = jnp.result_type(*costs)
+    problems = [[x.astype(dtype) for x in part] for part in (costs, a, b)]
+    shapes = [
+        (
+            jax.ShapeDtypeStruct(cost.shape, dtype),
+            jax.ShapeDtypeStruct(cost.shape[:-2], jnp.bool_),
+        )
+        for cost in costs
+    ]
+    found = called(solve_all, shapes, *problems)
+    return [
+        Solution(plan, nearest_cost(*problem), converged, jnp.zeros(converged.shape, jnp.int32))
+        for (plan, converged), problem in zip(found, zip(costs, a, b, strict=True), strict=True)
+    ]
+
+
+def called(function: Callable[..., Any], shapes: Any, *trees: Any) -> Any:
+    """What a function of numpy arrays returns, called on the host, also under jit and vmap.
+
+    Args:
+      function: of trees of arrays.
+      shapes: of what it returns, leading axes of a vmap among them.
+      *trees: of arrays.
+
+    Returns:
+      A tree like ``shapes``.
+    """
+    # The callback runs in a thread of its own, where `jax.enable_x64` as a context is not seen and
+    # jax would round float64: it travels as pairs of words.
+
+    def packed(x: Any) -> Any:
+        return jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype == jnp.float64 else x
+
+    def on_words(*words: Any) -> Any:
+        numbers = jax.tree.map(
+            lambda x, double: np.ascontiguousarray(x).view(np.float64)[..., 0] if double else x,
+            jax.tree.map(np.asarray, words),
+            doubles,
+        )
+        found = function(*numbers)
+        return jax.tree.map(
+            lambda x: x[..., None].view(np.uint32) if x.dtype == np.float64 else x, found
+        )
+
+    doubles = jax.tree.map(lambda x: x.dtype == jnp.float64, trees)
+    words = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*x.shape, 2), jnp.uint32) if x.dtype == jnp.float64 else x,
+        shapes,
+    )
+    found = jax.pure_callback(
+        on_words, words, *jax.tree.map(packed, trees), vmap_method="broadcast_all"
+    )
+    return jax.tree.map(
+        lambda x, shape: (
+            jax.lax.bitcast_convert_type(x, jnp.float64) if shape.dtype == jnp.float64 else x
+        ),
+        found,
+        shapes,
+    )
+
+
+def divides(n: int, m: int) -> bool:
+    """Whether uniform marginals of these sizes are an assignment."""
+    return n % m == 0 or m % n == 0
+
+
+def solve_all(
+    costs: Sequence[np.ndarray], a: Sequence[np.ndarray], b: Sequence[np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Plans and flags of stacked problems, of numpy arrays; see `exact_many`."""
+    found = [(np.zeros_like(cost), np.zeros(cost.shape[:-2], np.bool_)) for cost in costs]
+    jobs = [
+        (flags, i, plans[i], *(x[i] for x in problem))
+        for (plans, flags), problem in zip(found, zip(costs, a, b, strict=True), strict=True)
+        for i in np.ndindex(flags.shape)
+    ]
+    jobs.sort(key=lambda job: -job[2].size)
+    if len(jobs) < 2 or sum(job[2].size for job in jobs) < _SMALL:
+        _ = [_solve_one(*job) for job in jobs]
+    else:
+        with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
+            _ = list(pool.map(lambda job: _solve_one(*job), jobs))
+    return found
+
+
+def _solve_one(
+    flags: np.ndarray, index: Any, plan: np.ndarray, cost: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> None:
+    """Fills in the plan of one problem between what is present, and its flag."""
+    precision = 8 * np.finfo(cost.dtype).eps
+    rows, columns = np.flatnonzero(a), np.flatnonzero(b)
+    here = np.ix_(rows, columns)
+    cost, a, b = (x.astype(np.float64) for x in (cost[here], a[rows], b[columns]))
+    if not all(np.isfinite(x).all() for x in (cost, a, b)):
+        plan[here] = np.nan
+        return
+    uniform = all(np.ptp(x) <= precision * x.max() for x in (a, b))
+    solve = _assignment if uniform and divides(*cost.shape) else _network_simplex
+    plan[here], flags[index] = solve(cost, a, b)
+
+
+def _assignment(cost: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Uniform marginals: every neuron of the shorter side is repeated and assigned."""
+    from scipy.optimize import linear_sum_assignment
+
+    n, m = cost.shape
+    # The cheapest target of each source free: shorter paths, the same assignment.
+    square = np.repeat(
+        np.repeat(cost - cost.min(1, keepdims=True), max(1, n // m), 1), -(-m // n), 0
+    )
+    i, j = linear_sum_assignment(square)
+    plan = np.zeros_like(cost)
+    plan[i // -(-m // n), j // max(1, n // m)] = a.sum() / len(i)
+    return plan, True
+
+
+def _network_simplex(cost: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Any marginals."""
+    plan, log = pot().emd(a / a.sum(), b / b.sum(), cost, numItermax=10_000_000, log=True)
+    return plan * a.sum(), log["warning"] is None
+
+
+@functools.cache
+def pot() -> Any:
+    """POT, an optional dependency."""
+    try:
+        import ot
+    except ImportError as error:
+        raise ImportError(
+            "solver 'exact' needs POT for this problem: pip install 'ifjax[exact]' (or take "
+            "solver='sinkhorn')"
+        ) from error
+    return ot

@@ -1,0 +1,174 @@
+"""Optimal transport from the neurons of a group to the neurons that remain.
+
+The way of the data: `ifjax.transport.costs` of moving the neurons to the `top` ones, a `marginal`
+on either side, and `solve`, which turns them into a `Transport` with one of the
+`ifjax.transport.solvers`.
+
+References:
+  Theus et al., `Towards Meta-Pruning via Optimal Transport <https://arxiv.org/abs/2402.07839>`_,
+  ICLR 2024, section 3.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ifjax.transport import solvers
+
+MARGINALS = ("uniform", "importance")
+
+# The smallest share of the average mass that an importance marginal gives a neuron.
+_FLOOR = 1e-6
+
+
+class Transport(NamedTuple):
+    """A transport plan from n source neurons to m target neurons, and what is known about it.
+
+    Attributes:
+      map: the plan T; ``T[i, j]`` is the mass that source i sends to target j.
+      targets: index among the sources of each target, ascending.
+      converged: whether the solver met its tolerance. False for costs that are not finite.
+      iterations: iterations of Sinkhorn; 0 for solvers that have or report none.
+      marginal_error: ``|T 1 - a|_1 + |T^T 1 - b|_1``. For ``nearest``, which leaves the target
+        marginal free, it measures how far that is from ``b``, and says nothing about convergence.
+      cost: the transport cost ``<T, C>`` in the units of the cost matrix.
+      potential: the dual potential on the sources; pass it (or this tuple) as `init` to warm-start.
+    """
+
+    map: Float[Array, "n m"]
+    targets: Int[Array, " m"]
+    converged: Bool[Array, ""]
+    iterations: Int[Array, ""]
+    marginal_error: Float[Array, ""]
+    cost: Float[Array, ""]
+    potential: Float[Array, " n"]
+
+
+def solve(
+    cost: Float[Array, "n m"],
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
+    targets: Int[Array, " m"],
+    *,
+    solver: str = "sinkhorn",
+    epsilon: float | int = 0.01,
+    init: Transport | Float[Array, " n"] | None = None,
+) -> Transport:
+    r"""Transports the mass ``a`` of n sources to the mass ``b`` of m targets.
+
+    .. math::
+        T = \arg\min_{T \ge 0} \langle T, C \rangle
+        \quad \text{with} \quad T 1 = a, \; T^\top 1 = b
+
+    exactly (``solver="exact"``), with entropy (``"sinkhorn"``, ``"sinkhorn_kernel"``), or without
+    the constraint on the targets (``"nearest"``). Pure; works under `jax.jit` and `jax.vmap`. A
+    mass of zero means that the source or target is absent: padding changes nothing else. Nothing
+    is raised for a solver that does not converge: look at the flags of the result.
+
+    Args:
+      cost: cost of moving a unit of mass from source i to target j. Half precision is solved in
+        float32. Not read where source or target is absent.
+      a: mass of the sources, of sum one; zero for absent ones.
+      b: mass of the targets, likewise.
+      targets: index among the sources of each target; carried along.
+      solver: a key of `ifjax.transport.solvers.SOLVERS`, or ``"auto"``, see
+        `ifjax.transport.solvers.choose`.
+      epsilon: strength of the entropy relative to the mean of ``cost``; read by Sinkhorn only.
+        Static under jit. Smaller is nearer to the exact plan and takes more iterations.
+      init: an earlier `Transport` of these sources, or its ``potential``, to warm-start Sinkhorn.
+
+    Returns:
+      The plan with its diagnostics.
+
+    Raises:
+      ValueError: for an unknown solver, an epsilon that is not positive, or shapes that disagree.
+      ImportError: for ``"exact"`` without POT, where it is needed
+        (`ifjax.transport.solvers.exact_many`).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> cost = jnp.array([[0.0, 1.0], [1.0, 0.0], [0.2, 1.0]])
+      >>> a, b = jnp.full(3, 1 / 3), jnp.full(2, 1 / 2)
+      >>> (3 * solve(cost, a, b, jnp.array([0, 1]), solver="nearest").map).round()
+      Array([[1., 0.],
+             [0., 1.],
+             [1., 0.]], dtype=float32)
+    """
+    shapes = tuple(tuple(x.shape) for x in (cost, a, b, targets))
+    if len(cost.shape) != 2 or shapes[1:] != (shapes[0][:1], shapes[0][1:], shapes[0][1:]):
+        raise ValueError(
+            "expected cost [n, m], a [n], b [m], targets [m], got shapes {}, {}, {}, {}".format(
+                *shapes
+            )
+        )
+    chosen = solvers.SOLVERS[solvers.choose(solver, *cost.shape)]
+    dtype = jnp.result_type(jnp.float32, cost)
+    cost, a, b = (jnp.asarray(x, dtype) for x in (cost, a, b))
+    if isinstance(init, Transport):
+        init = init.potential
+    solution = chosen(cost, a, b, epsilon=float(epsilon), init=init)
+    return Transport(
+        map=solution.map,
+        targets=targets,
+        converged=solution.converged,
+        iterations=solution.iterations,
+        marginal_error=solvers.marginal_error(solution.map, a, b),
+        cost=jnp.sum(solution.map * jnp.where((a > 0)[:, None] & (b > 0), cost, 0)),
+        potential=solution.potential,
+    )
+
+
+def marginal(kind: str, scores: Float[Array, " n"]) -> Float[Array, " n"]:
+    r"""The mass of each neuron, of sum one.
+
+    Args:
+      kind: ``"uniform"``, or ``"importance"`` for a mass proportional to the score. No mass is
+        less than about 1e-6 of the average, so that scores of zero (or below) make no NaN; scores
+        that are all zero give the uniform marginal.
+      scores: one score per neuron.
+
+    Returns:
+      The marginal, in float32 (float64 for float64 scores).
+
+    Raises:
+      ValueError: for an unknown kind.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> marginal("importance", jnp.array([1.0, 3.0]))
+      Array([0.25, 0.75], dtype=float32)
+    """
+    if kind not in MARGINALS:
+        raise ValueError(f"unknown marginal {kind!r}; known: {', '.join(MARGINALS)}")
+    mass = jnp.maximum(scores.astype(jnp.result_type(jnp.float32, scores)), 0)
+    mean = jnp.mean(mass)
+    if kind == "uniform":
+        return jnp.full_like(mass, 1 / mass.shape[0])
+    mass = jnp.where(mean > 0, mass / jnp.where(mean > 0, mean, 1), 1)
+    mass = jnp.maximum(mass, _FLOOR)
+    return mass / jnp.sum(mass)
+
+
+def top(scores: Float[Array, " n"], m: int) -> Int[Array, " m"]:
+    """Indices of the m highest scores, in ascending order; of equal scores the first ones.
+
+    Args:
+      scores: one score per neuron.
+      m: how many to take, from 1 to n.
+
+    Returns:
+      The indices, ascending.
+
+    Raises:
+      ValueError: for m outside 1 to n.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> top(jnp.array([0.5, 2.0, 0.5, 1.0]), 3)
+      Array([0, 1, 3], dtype=int32)
+    """
+    if not 1 <= m <= scores.shape[0]:
+        raise ValueError(f"cannot take the top {m} of {scores.shape[0]} scores")
+    return jnp.sort(jax.lax.top_k(scores, m)[1])

@@ -1,0 +1,123 @@
+"""Neurons, heads, their dimensions, and what is cut only when it is named."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import ifjax
+from ifjax.graph.facts.kinds import joint_kind
+from tests.graph.laws import array, arrays, between, hold
+
+X = array(2, 5, 4)
+
+
+def kinds(graph):
+    return {g.name: (g.size, g.kind) for g in graph.groups}
+
+
+def attention(q, k, v):
+    weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / 4)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def test_separate_projections():
+    def f(p, x):
+        q, k, v = (jnp.einsum("btc,chd->bthd", x, p[n]) for n in "qkv")
+        return jnp.einsum("bthd,hdc->btc", attention(q, k, v), p["o"]).sum(1)
+
+    p = arrays(q=(4, 3, 6), k=(4, 3, 6), v=(4, 3, 5), o=(3, 5, 2))
+    graph = hold(f, p, X)
+    assert kinds(graph) == {
+        "q": (3, "head"),
+        "q#2": (6, "head_dim"),
+        "v": (5, "head_dim"),
+    }
+
+
+@pytest.mark.parametrize("order", ["heads outside", "heads inside", "interleaved"])
+def test_one_kernel_for_all_three(order):
+    def f(p, x):
+        y = x @ p["qkv"]
+        if order == "heads outside":
+            q, k, v = (z.reshape(2, 5, 3, 6) for z in jnp.split(y, 3, -1))
+        elif order == "heads inside":
+            q, k, v = jnp.moveaxis(y.reshape(2, 5, 3, 3, 6), 2, 0)
+        else:
+            q, k, v = jnp.split(y.reshape(2, 5, 3, 18), 3, -1)
+        return attention(q, k, v).reshape(2, 5, 18) @ p["o"]
+
+    graph = hold(f, arrays(qkv=(4, 54), o=(18, 2)), X)
+    found = sorted((g.size, g.kind) for g in graph.groups)
+    heads, tied = (3, "head"), (6, "head_dim")  # one factor of three cannot be cut at two depths
+    assert found == ([heads, tied] if order == "heads inside" else [heads, tied, tied])
+
+
+def test_one_head_without_a_batch_axis():
+    def f(p, x):
+        q, k, v = (x[0] @ p[n] for n in "qkv")
+        return jax.nn.softmax(q @ k.T) @ v @ p["o"]
+
+    graph = hold(f, arrays(q=(4, 6), k=(4, 6), v=(4, 5), o=(5, 2)), X)
+    assert kinds(graph) == {"q": (6, "head_dim"), "v": (5, "neuron")}
+
+
+def test_experts_are_cut_by_name_and_their_inner_width_by_default():
+    def f(p, x):
+        gate = jax.nn.softmax(x @ p["router"])
+        h = jax.nn.relu(jnp.einsum("btc,ecf->btef", x, p["up"]))
+        return jnp.einsum("bte,btef,efc->btc", gate, h, p["down"]).sum(1)
+
+    p = arrays(router=(4, 3), up=(3, 4, 6), down=(3, 6, 2))
+    graph = hold(f, p, X)
+    by_size = {g.size: g.kind for g in graph.groups}
+    assert by_size == {3: "free", 6: "neuron"}
+
+
+def test_group_norm_is_cut_by_groups():
+    def middle(h):
+        g = h.reshape(4, 4, 2)
+        g = (g - g.mean(2, keepdims=True)) / jnp.sqrt(g.var(2, keepdims=True) + 1e-5)
+        return g.reshape(4, 8)
+
+    graph = hold(*between(middle))
+    assert [(g.size, g.kind, g.exact) for g in graph.groups] == [
+        (4, "neuron", True),
+        (2, "free", False),
+    ]
+
+
+def test_maxout_and_learned_tokens_are_free():
+    def f(p, x):
+        h = jnp.einsum("btc,ckf->btkf", x, p["a"]).max(2)
+        tokens = jnp.broadcast_to(p["tokens"], (2, 3, 4)) @ p["t"]
+        return (jnp.concatenate([h, tokens], 1) @ p["b"]).max(1)
+
+    p = arrays(a=(4, 3, 6), tokens=(3, 4), t=(4, 6), b=(6, 2))
+    graph = ifjax.trace(f, p, X)
+    assert {g.size: g.kind for g in graph.groups if g.size == 3} == {3: "free"}
+    assert [g.kind for g in graph.groups if g.size == 6] == ["neuron"]
+
+
+def test_the_kind_that_one_of_two_functions_sees():
+    assert joint_kind(["neuron", "head"]) == "head"
+    assert joint_kind(["neuron", "free", "head_dim"]) == "head_dim"
+    assert joint_kind(["free", "free"]) == "free"
+
+
+@pytest.mark.parametrize("readout", ["bc,c->bc", "bcn,cn->bc"])
+def test_one_output_per_channel_makes_no_expert(readout):
+    """A scale, or a state-space readout, as a product that batches the channels."""
+
+    def f(p, x):
+        x = x @ p["a"]
+        state = x if "n" not in readout else jnp.tanh(x[..., None] * p["in"])
+        return jnp.einsum(readout, state, p["scale"]) @ p["b"]
+
+    n = (8, 3) if "n" in readout else (8,)
+    shapes = {"a": (3, 8), "scale": n, "b": (8, 2)} | ({"in": (8, 3)} if "n" in readout else {})
+    graph = hold(f, arrays(**shapes), array(4, 3))
+    (group,) = (g for g in graph.groups if g.size == 8)
+    assert group.kind == "neuron"
+    assert {m.path: m.role for m in group.members}["scale"] == "multiplicative"

@@ -1,0 +1,70 @@
+"""Elementwise primitives share all axes; scalars and axes of size one say nothing."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.extend.core import primitives
+
+from ifjax.jaxprs.rules import elementwise
+from tests.graph.laws import array, arrays, between, hold
+
+
+def test_every_name_is_a_primitive_of_some_version():
+    known = {getattr(primitives, n).name for n in dir(primitives) if n.endswith("_p")}
+    # not in all versions, or not exported
+    others = "square stop_gradient copy optimization_barrier eq_to le_to lt_to mulhi"
+    others += " igamma_grad_a regularized_incomplete_beta"
+    assert set(elementwise.NAMES) - known - {*others.split(), *elementwise.LATER.split()} == set()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h: sum(g(h) for g in (jnp.sin, jnp.exp, jnp.square, jnp.cbrt, lax.logistic, abs)),
+        lambda h: sum(g(h) for g in (lax.erf, lax.rsqrt, jnp.log1p)) if h is None else lax.erf(h),
+        lambda h: jnp.where(h > 0.1, h, h**3) + lax.clamp(-0.5, h, 0.5) + lax.select(h < 0, h, -h),
+        lambda h: jnp.sign(h) + jnp.round(h * 3) + jnp.arctan2(h, 2.0) + jnp.maximum(h, 0.2 * h),
+        lambda h: jnp.where(jnp.isfinite(h) & ~(h == 0), h, 0.0).astype(jnp.float32) * 2.0,
+        lambda h: (h + 1j * jnp.sin(h)).conj().imag + lax.optimization_barrier((h, h))[1],
+        lambda h: lax.stop_gradient(h) * jnp.copy(h) + lax.reduce_precision(h, 11, 52),
+    ],
+    ids=["unary", "special", "select", "rounding", "logic", "complex", "identity"],
+)
+def test_elementwise_steps_pass_the_group(function):
+    hold(*between(function), groups={"a": 8})
+
+
+def test_operands_of_full_rank_are_tied():
+    def f(p, x):
+        return ((x @ p["a"]) * (x @ p["c"]) + p["s"] * (x @ p["d"]) / jnp.exp(p["v"])) @ p["b"]
+
+    p = arrays(a=(3, 6), c=(3, 6), d=(3, 6), v=(6,), b=(6, 2)) | {"s": np.float64(0.7)}
+    graph = hold(f, p, array(4, 3), groups={"a": 6})
+    # every array that holds the group, and the scalar is none of them
+    assert {m.path for m in graph.groups[0].members} == {"a", "c", "d", "v", "b"}
+
+
+def test_axes_of_size_one_broadcast_and_tie_nothing():
+    """Squeeze and excite: one gate per channel and image, one scale per image."""
+
+    def f(p, x):
+        h = jnp.tanh(jnp.einsum("nlc,cd->nld", x, p["a"]))
+        gate = jax.nn.sigmoid(h.mean(1, keepdims=True) @ p["s"] @ p["e"])
+        return ((h * gate) * x.mean((1, 2), keepdims=True)).sum(1) @ p["b"]
+
+    p = arrays(a=(3, 6), s=(6, 4), e=(4, 6), b=(6, 2))
+    hold(f, p, array(2, 5, 3), groups={"a": 6, "s": 4})
+
+
+def test_a_scalar_predicate_selects_whole_arrays():
+    def f(p, x):
+        return lax.select_n(x.sum() > 0, x @ p["a"], x @ p["c"]) @ p["b"]
+
+    p = arrays(a=(3, 6), c=(3, 6), b=(6, 2))
+    for sign in (1.0, -1.0):
+        x = sign * np.abs(array(4, 3))
+        hold(f, p, x, groups={"a": 6}, silent=("a" if sign > 0 else "c",))

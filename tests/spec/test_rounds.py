@@ -1,0 +1,125 @@
+"""Widths of rounds, and graphs of shrunk networks against tracing them."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import ifjax
+from ifjax.structure import axis as ex
+from tests import reference
+
+WIDTHS = {"mlp": (12, 9), "vgg": (6, 10), "res": (4, 8)}
+
+
+@functools.cache
+def traced(model):
+    return reference.trace(model, reference.init(model, 0, WIDTHS[model]))
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5, 9])
+@pytest.mark.parametrize("kind", ["geometric", "linear"])
+def test_rounds_narrow_to_the_widths_of_the_spec(kind, rounds):
+    spec = traced("mlp").spec({"fc0*": 0.75, "fc1*": 0.2})
+    found = ifjax.iterated(spec, rounds, kind)
+    assert len(found) == rounds
+    assert found[-1].total == spec
+    before = {g.name: g.size for g in spec.groups}
+    for i, (step, total) in enumerate(found, 1):
+        for group in spec.groups:
+            n, m, now = group.size, group.kept, step.plan.group[group.name]
+            exact = n * (m / n) ** (i / rounds) if kind == "geometric" else n - (n - m) * i / rounds
+            assert now.size == before[group.name]
+            assert now.kept == total.plan.group[group.name].kept
+            assert abs(now.kept - exact) <= 0.5
+            before[group.name] = now.kept
+        assert (step.method, total.method) == (spec.method, spec.method)
+        for path in spec.plan.leaf:
+            assert step.plan.shape(path) == total.plan.shape(path)
+        assert step.weights()[1] == total.weights()[1]
+        assert step.flops()[1] == total.flops()[1]
+        assert ifjax.FusionSpec.from_json(step.to_json()) == step
+
+
+def test_rounds_compose_to_the_whole():
+    first, second, third = ifjax.iterated(traced("res").spec(0.6), 3)
+    assert ifjax.compose(second.step, first.total) == second.total
+    assert ifjax.compose(third.step, ifjax.compose(second.step, first.step)) == third.total
+
+
+def test_parameters_follow_round_after_round():
+    params = reference.init("vgg", 0, WIDTHS["vgg"])
+    spec = traced("vgg").spec(0.5, method="prune")
+    for step, total in ifjax.iterated(spec, 3):
+        params = ifjax.fuse_params(params, step)
+        struct = total.small_struct()
+        got = {path: x.shape for path, x in params.items()}
+        assert got == {path.replace("/", "."): spec_shape(total, path) for path in struct}
+    assert got["conv1.weight"] == (5, 3, 3, 3)
+
+
+def spec_shape(spec, path):
+    return spec.plan.shape(path)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "kind", "message"),
+    [
+        (0, "linear", r"rounds must be a positive integer; got 0"),
+        (2, "cubic", r"kind must be one of geometric, linear; got 'cubic'"),
+    ],
+)
+def test_bad_schedules_are_refused(rounds, kind, message):
+    with pytest.raises(ValueError, match=message):
+        ifjax.iterated(traced("mlp").spec(0.5), rounds, kind)
+
+
+def anonymous(graph):
+    """The graph with its groups numbered: names may hold positions, which move."""
+    names = {g.name: str(i) for i, g in enumerate(graph.groups)}
+    groups = [dataclasses.replace(g, name=names[g.name]) for g in graph.groups]
+    axes = {x.path: tuple(ex.rename(a, names) for a in x.axes) for x in graph.plan.leaves}
+    products = [tuple(ex.rename(e, names) for e in p) for p in graph.plan.products]
+    return groups, axes, products, graph.plan.norms, graph.pinned, graph.unused
+
+
+def split(p, x):
+    """Two halves of one kernel's outputs, which go different ways; and a flattened image."""
+    y = x @ p["w"]
+    a, b = jax.nn.relu(y[..., :8]), jax.nn.tanh(y[..., 8:])
+    z = (a @ p["u"]).reshape(x.shape[0], -1)
+    return z @ p["v"] + b.sum(1) @ p["o"]
+
+
+def split_params():
+    shapes = {"w": (3, 14), "u": (8, 4), "v": (20, 2), "o": (6, 2)}
+    rng = np.random.default_rng(0)
+    return {k: rng.normal(size=n).astype(np.float32) for k, n in shapes.items()}
+
+
+@pytest.mark.parametrize("model", ["mlp", "vgg", "res", "split"])
+def test_onward_is_the_graph_of_the_shrunk_function(model):
+    if model == "split":
+        apply, params, x = split, split_params(), np.ones((2, 5, 3), np.float32)
+    else:
+        apply, x = reference.apply(model), reference.inputs(model)
+        params = reference.init(model, 0, WIDTHS[model])
+    graph = ifjax.trace(apply, params, x)
+    spec = graph.spec(0.4, method="prune")
+    small = ifjax.fuse_params(params, spec)
+    again = ifjax.trace(ifjax.shrink(apply, spec), small, x)
+    got = ifjax.onward(graph, spec)
+    mine, theirs = anonymous(got), anonymous(again)
+    assert [g.name for g in got.groups] == [g.name for g in graph.groups]
+    assert mine[:4] == theirs[:4]
+    assert [(p.path, p.axis, p.size) for p in mine[4]] == [
+        (p.path, p.axis, p.size) for p in theirs[4]
+    ]
+    assert mine[5] == theirs[5]
+
+
+def test_onward_refuses_another_network():
+    with pytest.raises(ValueError, match=r"made from another graph"):
+        ifjax.onward(traced("mlp"), traced("vgg").spec(0.5))
