@@ -1,4 +1,4 @@
-"""Train a network, make it smaller by plain pruning and by Intra-Fusion, and compare the two.
+"""Trains a network, makes it smaller by plain pruning and by Intra-Fusion, and compares the two.
 
 Or train one on every fold of the data at once, and make them one small network (FaP, PaF).
 """
@@ -22,16 +22,14 @@ try:
 
     import ifjax
     from ifjax import data, report
-    from ifjax.training import compression, fold_models, sensitivity
-    from ifjax.training.checking import check
-    from ifjax.training.config import Config, UserError, settings, user_error
-    from ifjax.training.distributed import Cluster, is_first, run
-    from ifjax.training.journal import Journal, find_run
-    from ifjax.training.network import create, load
-    from ifjax.training.pipelines import fuse_and_prune, with_speedups
-    from ifjax.training.runner import optimization
-    from ifjax.training.signals import Interrupted, interruptible
-    from ifjax.training.stages import (
+    from ifjax.experiment import compression, fold_models, sensitivity
+    from ifjax.experiment.checking import check
+    from ifjax.experiment.config import Config, UserError, settings, user_error
+    from ifjax.experiment.journal import Journal, find_run
+    from ifjax.experiment.network import create, load
+    from ifjax.experiment.pipelines import fuse_and_prune, with_speedups
+    from ifjax.experiment.runner import optimization
+    from ifjax.experiment.stages import (
         Job,
         NotConverged,
         Origin,
@@ -40,14 +38,16 @@ try:
         statistics,
         train_dense,
     )
-    from ifjax.training.variants import Outcome, variants
+    from ifjax.experiment.variants import Outcome, variants
+    from ifjax.training.distributed import Cluster, is_first, run
+    from ifjax.training.signals import Interrupted, interruptible
 except ModuleNotFoundError as missing:
     print(f"train.py: {missing}; run: pip install 'ifjax[train]'", file=sys.stderr)
     raise SystemExit(2) from None
 
 
 def main(config: Config, command: str = "") -> list[Outcome]:
-    """Do all of it, or what an interrupted run of the same settings left to do.
+    """Does all of it, or what an interrupted run of the same settings left to do.
 
     Args:
         config: what to do.
@@ -90,7 +90,7 @@ def main(config: Config, command: str = "") -> list[Outcome]:
 
 
 def prepare(config: Config) -> Job:
-    """Turn a configuration into a job, or say in one line why not; writes nothing."""
+    """Turns a configuration into a job, or says in one line why not; writes nothing."""
     check(config)
     with user_error("--out"):
         stages = find_run(
@@ -136,7 +136,7 @@ def prepare(config: Config) -> Job:
 
 
 def first_images(dataset: data.ImageDataset, count: int) -> data.ImageDataset:
-    """Leave only the first images to train on."""
+    """Leaves only the first images to train on."""
     with user_error("--train-images"):
         dataset = in_memory(dataset)
     if count > dataset.num_train:
@@ -146,7 +146,7 @@ def first_images(dataset: data.ImageDataset, count: int) -> data.ImageDataset:
 
 
 def in_memory(dataset: data.ImageDataset) -> data.Dataset:
-    """Refuse a streamed data set."""
+    """Refuses a streamed data set."""
     if not isinstance(dataset, data.Dataset):
         raise ValueError(f"{dataset.name} is streamed; choose a set held in memory")
     return dataset
@@ -155,7 +155,7 @@ def in_memory(dataset: data.ImageDataset) -> data.Dataset:
 def write(
     job: Job, rows: list[Outcome], records: list[dict[str, Any]], command: str, seconds: float
 ) -> None:
-    """Write numbers and plots; with several importances a plot for each."""
+    """Writes numbers and plots; with several importances a plot for each."""
     config, folder = job.config, job.config.folder
     title = f"{config.model} on {config.data}, {rows[0].weights:,} weights, seed {config.seed}"
     for score in config.importances:
@@ -175,7 +175,7 @@ def write(
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:
-    """Run :func:`main`, on one host or several.
+    """Runs :func:`main`, on one host or several.
 
     Returns:
         0; 2 for what the user can put right, or 1 for a run that failed; 130 or 143 for one that
@@ -200,7 +200,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
 
 
 def attempt(config: Config, command: str) -> int:
-    """Run :func:`main`, and tell in one line what went wrong; gives the exit code."""
+    """Runs :func:`main`, and tells in one line what went wrong; gives the exit code."""
     try:
         with interruptible():
             main(config, command)
@@ -216,7 +216,7 @@ def attempt(config: Config, command: str) -> int:
 
 
 def complain(error: UserError) -> int:
-    """Tell what the user can put right."""
+    """Tells what the user can put right."""
     print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
 

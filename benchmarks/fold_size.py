@@ -46,8 +46,8 @@ from tqdm import tqdm
 
 import ifjax
 from ifjax import data, models, training
+from ifjax.experiment.network import Network
 from ifjax.report import canvas
-from ifjax.training.network import Network
 
 sys.path.insert(0, str(Path(__file__).parent))
 import record

@@ -21,12 +21,12 @@ import pytest
 
 import ifjax
 from ifjax import data, models
+from ifjax.experiment import stages
+from ifjax.experiment.config import Importance
+from ifjax.experiment.curves import read
+from ifjax.experiment.network import create
+from ifjax.experiment.runner import evaluator
 from ifjax.importance import metrics as importance
-from ifjax.training import stages
-from ifjax.training.config import Importance
-from ifjax.training.curves import read
-from ifjax.training.network import create
-from ifjax.training.runner import evaluator
 
 SCRIPT = Path(__file__).parents[1] / "train.py"
 

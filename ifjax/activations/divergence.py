@@ -46,7 +46,7 @@ class Divergence(NamedTuple):
 def layer_outputs(
     apply_fn: Callable[..., Any], params: PyTree, *inputs: Any
 ) -> OrderedDict[str, Array]:
-    """Evaluate a function and collect what its contractions with weights put out.
+    """Evaluates a function and collects what its contractions with weights put out.
 
     A layer is a matrix product or convolution of something that depends on the inputs with
     something that depends on the parameters alone. Those inside of jitted, rematerialised and
@@ -93,7 +93,7 @@ def output_divergence(
     small: PyTree,
     batches: Iterable[tuple[Any, ...]],
 ) -> dict[str, Divergence]:
-    r"""Measure how far each layer of a compressed network has moved from the dense network's.
+    r"""Measures how far each layer of a compressed network has moved from the dense network's.
 
     .. math::
         \frac{\lVert z_l - z_l^{dense} \rVert_2}{\lVert z_l^{dense} \rVert_2}

@@ -15,7 +15,7 @@ def augment(
     padding: int = 4,
     flip: bool = True,
 ) -> Num[Array, "batch height width channels"]:
-    """Shift every image by a random offset, filling with zeros, and mirror half of them at random.
+    """Shifts every image at random, filling with zeros, and mirrors half of them at random.
 
     The shift is what a random crop of the original size gives, out of the image padded by
     ``padding`` black pixels on all sides (He et al., Deep Residual Learning for Image Recognition,

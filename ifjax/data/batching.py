@@ -32,7 +32,7 @@ def train_batches(
     epoch: int,
     skip: int = 0,
 ) -> Iterator[Batch]:
-    """Go once through the images in random order, dropping the remainder.
+    """Goes once through the images in random order, dropping the remainder.
 
     Args:
         images: all training images.
@@ -69,7 +69,7 @@ def eval_batches(
     labels: Int32[np.ndarray, " n"],
     batch_size: int,
 ) -> Iterator[Batch]:
-    """Go once through all images in their order; the last batch is filled up and masked.
+    """Goes once through all images in their order; the last batch is filled up and masked.
 
     Every batch has the same shape, so a jitted step compiles once. Count only where ``mask`` is
     True.
@@ -100,7 +100,7 @@ def eval_batches(
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
-    """Give the order in which epoch ``epoch`` of a run goes through ``n`` training images.
+    """The order in which epoch ``epoch`` of a run goes through ``n`` training images.
 
     Args:
         n: the number of images.
@@ -122,7 +122,7 @@ def padded(
     labels: Int32[np.ndarray, " n"],
     batch_size: int,
 ) -> Batch:
-    """Fill a batch up to its size with black images that the mask leaves out.
+    """Fills a batch up to its size with black images that the mask leaves out.
 
     Args:
         images: at most ``batch_size`` images.
@@ -146,7 +146,7 @@ def padded(
 
 
 def epoch_steps(n: int, batch_size: int, skip: int = 0) -> range:
-    """Give the steps of an epoch over ``n`` training images that are left after ``skip``.
+    """The steps of an epoch over ``n`` training images that are left after ``skip``.
 
     Args:
         n: the number of images.
@@ -175,7 +175,7 @@ def epoch_steps(n: int, batch_size: int, skip: int = 0) -> range:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch size that is not positive.
+    """Refuses a batch size that is not positive.
 
     Args:
         batch_size: the images of a step.

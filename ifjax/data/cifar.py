@@ -25,7 +25,7 @@ CIFAR100_STD = (0.2673, 0.2564, 0.2762)
 
 
 def load_cifar10(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Load CIFAR-10 into memory: 50,000 training and 10,000 test images of 32 x 32 x 3, uint8.
+    """Loads CIFAR-10 into memory: 50,000 training and 10,000 test images of 32 x 32 x 3, uint8.
 
     Decoding takes 5 to 25 seconds and shows its progress.
 
@@ -55,7 +55,7 @@ def load_cifar10(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
 
 
 def load_cifar100(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Load CIFAR-100 into memory: images as in CIFAR-10, of 100 classes.
+    """Loads CIFAR-100 into memory: images as in CIFAR-10, of 100 classes.
 
     Args:
         data_dir: the folder that holds ``cifar100``; the default is that of :func:`load_cifar10`.
@@ -79,7 +79,7 @@ def load_cifar100(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
 def cifar10_split(
     split: str, data_dir: str | os.PathLike[str] | None = None
 ) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int32[np.ndarray, " n"]]:
-    """Load one split of CIFAR-10, or a slice of one.
+    """Loads one split of CIFAR-10, or a slice of one.
 
     Args:
         split: in the language of TensorFlow Datasets: ``"train"``, ``"test"``, ``"test[:512]"``.

@@ -11,7 +11,7 @@ from ifjax.data.dataset import Dataset, frozen
 
 
 def mislabel(dataset: Dataset, fraction: float, *, seed: int = 0) -> Dataset:
-    """Give a fraction of the training images the label of another class, drawn uniformly.
+    """Gives a fraction of the training images the label of another class, drawn uniformly.
 
     This is symmetric label noise that always hits: exactly ``round(fraction * n)`` labels are wrong
     afterwards. The test labels stay.
@@ -52,7 +52,7 @@ def mislabel(dataset: Dataset, fraction: float, *, seed: int = 0) -> Dataset:
 
 
 def long_tail(dataset: Dataset, ratio: float, *, seed: int = 0) -> Int64[np.ndarray, " kept"]:
-    """Choose training images so that the classes shrink exponentially from the first to the last.
+    """Chooses training images so that the classes shrink exponentially from the first to the last.
 
     Of class ``c`` out of ``k`` the fraction ``ratio ** (-c / (k - 1))`` is kept, at least one
     image, so that the first class is ``ratio`` times the last where all had one size.

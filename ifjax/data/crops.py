@@ -25,7 +25,7 @@ def random_box(
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Draw a part of an image: its share of the area, its aspect ratio, and where it lies.
+    """Draws a part of an image: its share of the area, its aspect ratio, and where it lies.
 
     Uniform in the share of the area, in the logarithm of the aspect ratio and in the place, the
     first of ten draws that fits; else the largest central part whose aspect ratio is allowed.
@@ -65,7 +65,7 @@ def random_box(
 def random_resized_crop(
     image: Image, rng: np.random.Generator, size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Scale the part that :func:`random_box` draws to a square, and mirror half of the images.
+    """Scales the part that :func:`random_box` draws to a square, and mirrors half of the images.
 
     Args:
         image: an RGB image.
@@ -88,7 +88,7 @@ def random_resized_crop(
 
 
 def central_crop(image: Image, size: int, shorter: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Scale an image so that its shorter side has a given length, and cut out its middle.
+    """Scales an image so that its shorter side has a given length, and cuts out its middle.
 
     Args:
         image: an RGB image.

@@ -52,7 +52,7 @@ class Dataset:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together."""
+        """Checks that the parts fit together."""
         for split in ("train", "test"):
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
             if images.ndim != 4 or labels.shape != images.shape[:1]:
@@ -91,19 +91,19 @@ class Dataset:
     def train_batches(
         self, batch_size: int, *, seed: int, epoch: int, skip: int = 0
     ) -> Iterator[Batch]:
-        """Give :func:`ifjax.data.train_batches` of the training images."""
+        """:func:`ifjax.data.train_batches` of the training images."""
         return train_batches(
             self.train_images, self.train_labels, batch_size, seed=seed, epoch=epoch, skip=skip
         )
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Give :func:`ifjax.data.eval_batches` of the test images."""
+        """:func:`ifjax.data.eval_batches` of the test images."""
         return eval_batches(self.test_images, self.test_labels, batch_size)
 
     def normalize(
         self, images: Num[Array | np.ndarray, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Apply :func:`normalize` with this data set's mean and standard deviation.
+        """Applies :func:`normalize` with this data set's mean and standard deviation.
 
         Args:
             images: raw images of this data set.
@@ -116,7 +116,7 @@ class Dataset:
     def augment(
         self, key: PRNGKeyArray, images: Num[Array | np.ndarray, "batch height width channels"]
     ) -> Num[Array, "batch height width channels"]:
-        """Apply :func:`ifjax.data.augment` as far as it suits this data set.
+        """Applies :func:`ifjax.data.augment` as far as it suits this data set.
 
         Args:
             key: a random key, a new one for every batch.
@@ -133,7 +133,7 @@ def normalize(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Float[Array, "batch height width channels"]:
-    """Compute ``(images - mean) / std`` per channel in float32, of images scaled to 0..1.
+    """``(images - mean) / std`` per channel in float32, of images scaled to 0..1.
 
     Args:
         images: NHWC, uint8 in 0..255 or floating point in 0..1.
@@ -165,7 +165,7 @@ def normalize(
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
-    """Return ``array`` marked read-only, as several users may share it.
+    """``array`` marked read-only, as several users may share it.
 
     Args:
         array: the array, changed in place.

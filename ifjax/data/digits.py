@@ -11,7 +11,7 @@ _TEST_FRACTION = 0.2
 
 
 def load_digits() -> Dataset:
-    """Load the digits, 80 % of every class for training and 20 % for testing, always the same.
+    """Loads the digits, 80 % of every class for training and 20 % for testing, always the same.
 
     Returns:
         8 x 8 x 1 images, float32 in 0..1 (the files count 0..16); normalisation leaves them as they

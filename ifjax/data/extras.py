@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def require(module: str, package: str, purpose: str) -> ModuleType:
-    """Import an optional module, or say how to install it.
+    """Imports an optional module, or says how to install it.
 
     Args:
         module: the module to import.

@@ -30,7 +30,7 @@ def make_folds(
     alpha: float = 1.0,
     min_size: int = 1,
 ) -> list[Int64[np.ndarray, " _"]]:
-    """Share the training images out to ``count`` folds: every image to exactly one of them.
+    """Shares the training images out to ``count`` folds: every image to exactly one of them.
 
     A fraction of the data is a fold as well: ``make_folds(dataset, 16)[0]`` is a random sixteenth.
 
@@ -102,7 +102,7 @@ def make_folds(
 def class_counts(
     dataset: Dataset, folds: Sequence[Int[np.ndarray, " _"]]
 ) -> Int64[np.ndarray, "folds classes"]:
-    """Count the training images of every class in every fold.
+    """Counts the training images of every class in every fold.
 
     Args:
         dataset: the data set.
@@ -122,7 +122,7 @@ def class_counts(
 
 
 def part(dataset: D, indices: Int[np.ndarray, " part"]) -> D:
-    """Leave some of the training images only, such as one fold; the test images stay.
+    """Leaves some of the training images only, such as one fold; the test images stay.
 
     Args:
         dataset: in memory or streamed.

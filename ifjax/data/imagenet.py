@@ -21,7 +21,7 @@ _SIZE, _SHORTER = 224, 256
 
 
 def load_imagenet2012(data_dir: str | os.PathLike[str] | None = None) -> StreamedDataset:
-    """Open ImageNet: 1,281,167 training and 50,000 validation images of 1,000 classes.
+    """Opens ImageNet: 1,281,167 training and 50,000 validation images of 1,000 classes.
 
     For training, a random part of each image (8 to 100 % of its area) is scaled to 224 x 224 and
     mirrored at random; for testing, the image is scaled to a shorter side of 256 and its middle

@@ -20,7 +20,7 @@ _PREPARED = {
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> ImageDataset:
-    """Load a small data set into memory, or open a large one.
+    """Loads a small data set into memory, or opens a large one.
 
     Args:
         name: ``"digits"`` (part of scikit-learn, no files needed), or one that TensorFlow Datasets

@@ -23,11 +23,11 @@ class Source(Protocol):
     """Examples by their index; each is a mapping with an ``"image"`` and a ``"label"``."""
 
     def __len__(self) -> int:
-        """Give the number of examples."""
+        """The number of examples."""
         ...
 
     def __getitem__(self, index: SupportsIndex, /) -> Mapping[str, Any]:
-        """Read one example."""
+        """Reads one example."""
         ...
 
 
@@ -38,7 +38,7 @@ def open_prepared(
     *,
     decode_images: bool = True,
 ) -> Source:
-    """Open a split of a data set that TensorFlow Datasets prepared; nothing is read or fetched.
+    """Opens a split of a data set that TensorFlow Datasets prepared; nothing is read or fetched.
 
     Args:
         name: what TFDS calls the data set.

@@ -49,7 +49,7 @@ class ImageDataset(Protocol):
     def train_batches(
         self, batch_size: int, *, seed: int, epoch: int, skip: int = 0
     ) -> Iterator[Batch]:
-        """Go once through the training images in random order, dropping the remainder.
+        """Goes once through the training images in random order, dropping the remainder.
 
         ``(seed, epoch)`` alone fixes what the batches hold; ``skip`` leaves out the first ones
         without decoding them.
@@ -57,17 +57,17 @@ class ImageDataset(Protocol):
         ...
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Go once through the test images in their order; the last batch is filled and masked."""
+        """Goes once through the test images in their order; the last batch is filled and masked."""
         ...
 
     def normalize(
         self, images: Num[Array | np.ndarray, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Give what the networks take, on the device."""
+        """What the networks take, on the device."""
         ...
 
     def augment(
         self, key: PRNGKeyArray, images: Num[Array | np.ndarray, "batch height width channels"]
     ) -> Num[Array | np.ndarray, "batch height width channels"]:
-        """Do what is left of the augmentation, on the device and under jit."""
+        """Does what is left of the augmentation, on the device and under jit."""
         ...

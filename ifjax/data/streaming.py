@@ -70,7 +70,7 @@ class StreamedDataset:
     threads: int = 8
 
     def __post_init__(self) -> None:
-        """Check the settings, and that grain is there."""
+        """Checks the settings, and that grain is there."""
         require("grain", "grain", f"Streaming {self.name}")
         if self.workers < 0 or self.threads < 1:
             raise ValueError(
@@ -97,7 +97,7 @@ class StreamedDataset:
     def train_batches(
         self, batch_size: int, *, seed: int, epoch: int, skip: int = 0
     ) -> Iterator[Batch]:
-        """Go once through the training images in random order, dropping the remainder.
+        """Goes once through the training images in random order, dropping the remainder.
 
         Args:
             batch_size: the images of a step.
@@ -126,7 +126,7 @@ class StreamedDataset:
         return (Batch(images, labels, full) for images, labels in stream)
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Go once through the test images in their order; the last batch is filled and masked.
+        """Goes once through the test images in their order; the last batch is filled and masked.
 
         Args:
             batch_size: the images of a step.
@@ -147,13 +147,13 @@ class StreamedDataset:
     def normalize(
         self, images: Num[Array | np.ndarray, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Apply :func:`ifjax.data.normalize` with this data set's constants."""
+        """Applies :func:`ifjax.data.normalize` with this data set's constants."""
         return normalize(images, self.mean, self.std)
 
     def augment(
         self, key: PRNGKeyArray, images: Num[Array | np.ndarray, "batch height width channels"]
     ) -> Num[Array, "batch height width channels"]:
-        """Return the images as they are: ``train_transform`` has augmented them on the host."""
+        """The images as they are: ``train_transform`` has augmented them on the host."""
         del key
         return jnp.asarray(images)
 

@@ -20,7 +20,7 @@ classDef pinned fill:#fff,stroke:#D55E00,color:#000,stroke-dasharray:4"""
 
 
 def to_mermaid(graph: Coupling, *, most: int = 12) -> str:
-    r"""Draw the graph as a Mermaid flowchart, which GitHub and most notebooks render.
+    r"""Draws the graph as a Mermaid flowchart, which GitHub and most notebooks render.
 
     A rounded box is a group, with its size and how many biases, scales and statistics go along; a
     plain box is a kernel or table: an arrow from it says that it produces the group's neurons, an

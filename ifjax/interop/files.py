@@ -9,7 +9,7 @@ import numpy as np
 
 
 def load_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read every tensor of a safetensors file.
+    """Reads every tensor of a safetensors file.
 
     Args:
         path: the file.

@@ -29,7 +29,7 @@ def cifar_resnet_from_torch(
     pads: tuple[tuple[int, int], ...] | None = None,
     dtype: Any = None,
 ) -> tuple[CifarResNet, Variables]:
-    """Import the state dict of a torch CIFAR ResNet of three stages.
+    """Imports the state dict of a torch CIFAR ResNet of three stages.
 
     Depth, widths and shortcut are read off the state dict. Names are ``conv1.weight``,
     ``bn1.weight``, ``layer1.0.conv1.weight``, ..., ``linear.weight``; the prefix ``module.``,
@@ -72,7 +72,7 @@ def cifar_resnet_from_torch(
 
 
 def cifar_resnet_to_torch(variables: Variables) -> dict[str, np.ndarray]:
-    """Export the variables of a :class:`~ifjax.models.CifarResNet`, dense or compressed.
+    """Exports the variables of a :class:`~ifjax.models.CifarResNet`, dense or compressed.
 
     The inverse of :func:`cifar_resnet_from_torch`. The pads of an option-A shortcut are not part of
     a state dict; keep ``module.widths.pads`` beside it where the residual stream was cut.
@@ -103,7 +103,7 @@ def cifar_resnet_to_torch(variables: Variables) -> dict[str, np.ndarray]:
 def resnet_from_torch(
     state_dict: Mapping[str, Any], *, dtype: Any = None
 ) -> tuple[ResNet, Variables]:
-    """Import the state dict of a torch ResNet with projected shortcuts, such as ResNet-18 or 50.
+    """Imports the state dict of a torch ResNet with projected shortcuts, such as ResNet-18 or 50.
 
     Depth, kind of blocks, widths and stem are read off the state dict; a stem of 7x7 is ImageNet's.
     The names are torchvision's (``layer1.0.downsample.0.weight``, ``fc.weight``) or those usual for
@@ -138,7 +138,7 @@ def resnet_from_torch(
 
 
 def resnet_to_torch(variables: Variables, *, names: Names | None = None) -> dict[str, np.ndarray]:
-    """Export the variables of a :class:`~ifjax.models.ResNet`, dense or compressed.
+    """Exports the variables of a :class:`~ifjax.models.ResNet`, dense or compressed.
 
     The inverse of :func:`resnet_from_torch`.
 

@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 def arrays(state_dict: Mapping[str, Any], spelling: Callable[[str], str]) -> dict[str, Entry]:
-    """Read a state dict into numpy arrays by the usual names.
+    """Reads a state dict into numpy arrays by the usual names.
 
     The prefix ``module.`` is dropped, and so is ``num_batches_tracked``, which flax does not count.
 
@@ -72,7 +72,7 @@ def arrays(state_dict: Mapping[str, Any], spelling: Callable[[str], str]) -> dic
 
 
 def entry(module: str, leaf: str, found: Entry) -> tuple[str, Entry] | None:
-    """Give the flax path of an array and its values in flax's order of axes.
+    """The flax path of an array and its values in flax's order of axes.
 
     Args:
         module: flax's name of the module, with ``/`` between its parts.
@@ -102,7 +102,7 @@ def entry(module: str, leaf: str, found: Entry) -> tuple[str, Entry] | None:
 
 
 def key_of(torch_module: Callable[[str], str], path: str) -> str:
-    """Give torch's name for a flax path.
+    """Torch's name for a flax path.
 
     Args:
         torch_module: gives torch's name for the name of a flax module.
@@ -131,7 +131,7 @@ def assemble(
     build: Callable[[Variables], Module],
     name: Callable[[str], str],
 ) -> tuple[Module, Variables]:
-    """Build a module and its variables from the entries of a state dict.
+    """Builds a module and its variables from the entries of a state dict.
 
     Args:
         network: what the state dict should be of, for the message.
@@ -178,7 +178,7 @@ def assemble(
 def export(
     network: str, variables: Variables, name: Callable[[str], str], statistics: bool = True
 ) -> dict[str, np.ndarray]:
-    """Write variables as torch's state dict.
+    """Writes variables as torch's state dict.
 
     Args:
         network: what the variables should be of, for the message.

@@ -19,7 +19,7 @@ _NORM = re.compile(r"bn(\d+)_(\d+)")
 
 
 def vgg_from_torch(state_dict: Mapping[str, Any], *, dtype: Any = None) -> tuple[VGG, Variables]:
-    """Import the state dict of a torch VGG with batch norm and one linear classifier.
+    """Imports the state dict of a torch VGG with batch norm and one linear classifier.
 
     The convolutions, norms, ReLUs and max-pools are numbered through as ``features.0``,
     ``features.1``, ...; the numbers of the convolutions tell where the max-pools are. The
@@ -69,7 +69,7 @@ def vgg_from_torch(state_dict: Mapping[str, Any], *, dtype: Any = None) -> tuple
 
 
 def vgg_to_torch(variables: Variables) -> dict[str, np.ndarray]:
-    """Export the variables of a :class:`~ifjax.models.VGG`, dense or compressed.
+    """Exports the variables of a :class:`~ifjax.models.VGG`, dense or compressed.
 
     The inverse of :func:`vgg_from_torch`.
 

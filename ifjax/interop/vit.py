@@ -39,7 +39,7 @@ def vit_from_torch(
     head_dim: int | None = None,
     dtype: Any = None,
 ) -> tuple[ViT, Variables]:
-    """Import the state dict of a torchvision vision transformer, dense or compressed.
+    """Imports the state dict of a torchvision vision transformer, dense or compressed.
 
     Depth and widths are read off the state dict, but for the number of heads, which no shape tells.
     The names are torchvision's (``encoder.layers.encoder_layer_0.mlp.0.weight``, or ``linear_1`` of
@@ -103,7 +103,7 @@ def vit_from_torch(
 
 
 def vit_to_torch(variables: Variables) -> dict[str, np.ndarray]:
-    """Export the variables of a :class:`~ifjax.models.ViT`, dense or compressed.
+    """Exports the variables of a :class:`~ifjax.models.ViT`, dense or compressed.
 
     The inverse of :func:`vit_from_torch`. The numbers of heads and ``head_dim`` are not part of a
     state dict; keep ``module.widths.heads`` and ``module.head_dim`` beside it where heads were cut.

@@ -39,7 +39,7 @@ class CifarResNet(ResNet):
         width: float = 1.0,
         dtype: Any = None,
     ) -> CifarResNet:
-        """Build a network of the usual family, 16, 32 and 64 channels wide.
+        """Builds a network of the usual family, 16, 32 and 64 channels wide.
 
         Args:
             depth: 20, 32, 44, 56, 110, or any other 6 n + 2.

@@ -51,7 +51,7 @@ class SmallCNN(FromSpec, nn.Module):
     dtype: Any = None
 
     def __post_init__(self) -> None:
-        """Check the widths."""
+        """Checks the widths."""
         check_widths("widths", self.widths)
         check_widths("hidden", self.hidden)
         check_widths("num_classes", (self.num_classes,))
@@ -65,7 +65,7 @@ class SmallCNN(FromSpec, nn.Module):
         x: Float[Array | np.ndarray, "batch height width channels"],
         train: bool = False,
     ) -> Float[Array, "batch classes"]:
-        """Compute the logits.
+        """Computes the logits.
 
         Args:
             x: images, NHWC; each side must be at least 2 to the power of the number of stages.
@@ -95,7 +95,7 @@ class SmallCNN(FromSpec, nn.Module):
 
     @classmethod
     def from_variables(cls, variables: Variables, *, dtype: Any = None) -> SmallCNN:
-        """Build the network that ``variables`` belong to, dense or compressed.
+        """Builds the network that ``variables`` belong to, dense or compressed.
 
         Args:
             variables: ``{"params", "batch_stats"}`` of arrays or of ``jax.ShapeDtypeStruct``.

@@ -16,7 +16,7 @@ def conv(
     dtype: Any = None,
     name: str | None = None,
 ) -> nn.Conv:
-    """Give a convolution with torch's padding of ``size // 2`` on each side.
+    """A convolution with torch's padding of ``size // 2`` on each side.
 
     Flax's ``"SAME"`` pads a strided 3x3 convolution by (0, 1) instead of (1, 1).
 
@@ -48,7 +48,7 @@ def conv(
 
 
 def batch_norm(train: bool, *, dtype: Any = None, name: str | None = None) -> nn.BatchNorm:
-    """Give a batch norm with torch's momentum and epsilon.
+    """A batch norm with torch's momentum and epsilon.
 
     Args:
         train: normalise with the statistics of the batch.

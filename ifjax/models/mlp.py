@@ -46,7 +46,7 @@ class MLP(FromSpec, nn.Module):
     dtype: Any = None
 
     def __post_init__(self) -> None:
-        """Check the widths."""
+        """Checks the widths."""
         check_widths("hidden", self.hidden)
         check_widths("num_classes", (self.num_classes,))
         super().__post_init__()
@@ -55,7 +55,7 @@ class MLP(FromSpec, nn.Module):
     def __call__(
         self, x: Float[Array | np.ndarray, "batch ..."], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Compute the logits.
+        """Computes the logits.
 
         Args:
             x: a batch of inputs of any rank, at least one.
@@ -72,7 +72,7 @@ class MLP(FromSpec, nn.Module):
 
     @classmethod
     def from_variables(cls, variables: Variables, *, dtype: Any = None) -> MLP:
-        """Build the MLP that ``variables`` belong to, dense or compressed.
+        """Builds the MLP that ``variables`` belong to, dense or compressed.
 
         Args:
             variables: ``{"params": ...}`` of arrays or of ``jax.ShapeDtypeStruct``.

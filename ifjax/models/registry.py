@@ -38,7 +38,7 @@ NAMES: tuple[str, ...] = tuple(_MODELS)
 
 
 def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
-    """Build a network by its name.
+    """Builds a network by its name.
 
     Args:
         name: ``"mlp"``, ``"cnn"``; ``"vgg11"``, ``"vgg13"``, ``"vgg16"``, ``"vgg19"``; the CIFAR

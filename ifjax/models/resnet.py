@@ -70,7 +70,7 @@ class ResNet(FromSpec, nn.Module):
     dtype: Any = None
 
     def __post_init__(self) -> None:
-        """Check that widths, shortcut and stem belong together."""
+        """Checks that widths, shortcut and stem belong together."""
         check_shortcut(self.shortcut)
         check_widths("num_classes", (self.num_classes,))
         if self.stem not in ("cifar", "imagenet"):
@@ -96,7 +96,7 @@ class ResNet(FromSpec, nn.Module):
         x: Float[Array | np.ndarray, "batch height width channels"],
         train: bool = False,
     ) -> Float[Array, "batch classes"]:
-        """Compute the logits.
+        """Computes the logits.
 
         Args:
             x: normalised images, NHWC.
@@ -142,7 +142,7 @@ class ResNet(FromSpec, nn.Module):
         stem: Stem = "cifar",
         dtype: Any = None,
     ) -> _ResNet:
-        """Build a network of the ImageNet family, 64 to 512 channels wide.
+        """Builds a network of the ImageNet family, 64 to 512 channels wide.
 
         Args:
             depth: 18 or 34 (basic blocks), 50 or 101 (bottlenecks).
@@ -171,7 +171,7 @@ class ResNet(FromSpec, nn.Module):
         pads: tuple[tuple[int, int], ...] | None = None,
         dtype: Any = None,
     ) -> _ResNet:
-        """Build the network that ``variables`` belong to, dense or compressed.
+        """Builds the network that ``variables`` belong to, dense or compressed.
 
         Args:
             variables: ``{"params", "batch_stats"}`` of arrays or of ``jax.ShapeDtypeStruct``.
@@ -209,7 +209,7 @@ class ResNet(FromSpec, nn.Module):
 
     @classmethod
     def from_spec(cls: type[_ResNet], spec: FusionSpec, *, dtype: Any = None) -> _ResNet:
-        """Build the network at the widths of a spec that was made for its variables.
+        """Builds the network at the widths of a spec that was made for its variables.
 
         Args:
             spec: made from ``ifjax.trace`` of this network's ``apply``; it tells the pads too.

@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch out_height out_width features"]:
-        """Compute ``relu(residual(x) + shortcut(x))``.
+        """``relu(residual(x) + shortcut(x))``.
 
         Args:
             x: the residual stream, NHWC.
@@ -84,7 +84,7 @@ class Bottleneck(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch out_height out_width features"]:
-        """Compute ``relu(residual(x) + shortcut(x))``.
+        """``relu(residual(x) + shortcut(x))``.
 
         Args:
             x: the residual stream, NHWC.

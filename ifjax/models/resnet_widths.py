@@ -53,7 +53,7 @@ class ResNetWidths:
     stem: int | None = None
 
     def __post_init__(self) -> None:
-        """Check that the widths fit together."""
+        """Checks that the widths fit together."""
         check_widths("streams", self.streams)
         if not self.streams or len(self.inner) != len(self.streams):
             raise ValueError(
@@ -92,7 +92,7 @@ class ResNetWidths:
 
     @classmethod
     def standard(cls, depth: int, shortcut: Shortcut = "A", width: int = 16) -> ResNetWidths:
-        """Give the widths of the usual family.
+        """The widths of the usual family.
 
         Args:
             depth: 6 n + 2 for n blocks per stage: 20, 32, 44, 56, 110, ...
@@ -128,7 +128,7 @@ class ResNetWidths:
 
     @classmethod
     def four_stages(cls, depth: int, width: float = 1.0) -> ResNetWidths:
-        """Give the widths of the ImageNet family, 64 to 512 channels (times 4 for bottlenecks).
+        """The widths of the ImageNet family, 64 to 512 channels (times 4 for bottlenecks).
 
         Args:
             depth: 18 or 34 (basic blocks), 50 or 101 (bottlenecks).
@@ -160,7 +160,7 @@ class ResNetWidths:
     def from_variables(
         cls, variables: Variables, pads: tuple[tuple[int, int], ...] = ()
     ) -> ResNetWidths:
-        """Read the widths off the variables of a residual network.
+        """Reads the widths off the variables of a residual network.
 
         Args:
             variables: ``{"params", "batch_stats"}`` of arrays or of ``jax.ShapeDtypeStruct``.
@@ -208,7 +208,7 @@ class ResNetWidths:
 
 
 def check_shortcut(shortcut: str) -> None:
-    """Raise unless ``shortcut`` is ``"A"`` or ``"B"``.
+    """Raises unless ``shortcut`` is ``"A"`` or ``"B"``.
 
     Args:
         shortcut: the option to check.

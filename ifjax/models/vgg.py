@@ -63,7 +63,7 @@ class VGG(FromSpec, nn.Module):
     dtype: Any = None
 
     def __post_init__(self) -> None:
-        """Check the widths."""
+        """Checks the widths."""
         check_widths("num_classes", (self.num_classes,))
         for stage, widths in enumerate(self.widths):
             check_widths(f"widths[{stage}]", widths)
@@ -80,7 +80,7 @@ class VGG(FromSpec, nn.Module):
         x: Float[Array | np.ndarray, "batch height width channels"],
         train: bool = False,
     ) -> Float[Array, "batch classes"]:
-        """Compute the logits.
+        """Computes the logits.
 
         Args:
             x: normalised images, NHWC; each side at least 2 to the power of the number of stages,
@@ -113,7 +113,7 @@ class VGG(FromSpec, nn.Module):
     def standard(
         cls, depth: int, num_classes: int = 10, *, width: float = 1.0, dtype: Any = None
     ) -> VGG:
-        """Build a network of the paper's table 1, 64 to 512 channels wide.
+        """Builds a network of the paper's table 1, 64 to 512 channels wide.
 
         Args:
             depth: 11, 13, 16 or 19 layers (the classifier of the paper has two more of them than
@@ -142,7 +142,7 @@ class VGG(FromSpec, nn.Module):
 
     @classmethod
     def from_variables(cls, variables: Variables, *, dtype: Any = None) -> VGG:
-        """Build the network that ``variables`` belong to, dense or compressed.
+        """Builds the network that ``variables`` belong to, dense or compressed.
 
         Args:
             variables: ``{"params", "batch_stats"}`` of arrays or of ``jax.ShapeDtypeStruct``.

@@ -53,7 +53,7 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
-        """Compute the residual stream after the block.
+        """Computes the residual stream after the block.
 
         Args:
             x: the residual stream.
@@ -120,7 +120,7 @@ class ViT(FromSpec, nn.Module):
     dtype: Any = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Checks the numbers."""
         for name in ("head_dim", "num_classes", "patch"):
             check_widths(name, (getattr(self, name),))
         super().__post_init__()
@@ -131,7 +131,7 @@ class ViT(FromSpec, nn.Module):
         x: Float[Array | np.ndarray, "batch height width channels"],
         train: bool = False,
     ) -> Float[Array, "batch classes"]:
-        """Compute the logits.
+        """Computes the logits.
 
         Args:
             x: normalised images, NHWC, of the size the positions belong to.
@@ -180,7 +180,7 @@ class ViT(FromSpec, nn.Module):
         width: float = 1.0,
         dtype: Any = None,
     ) -> ViT:
-        """Build a network whose blocks are all alike.
+        """Builds a network whose blocks are all alike.
 
         Args:
             num_classes: the number of logits.
@@ -212,7 +212,7 @@ class ViT(FromSpec, nn.Module):
     def from_variables(
         cls, variables: Variables, *, head_dim: int | None = None, dtype: Any = None
     ) -> ViT:
-        """Build the network that ``variables`` belong to, dense or compressed.
+        """Builds the network that ``variables`` belong to, dense or compressed.
 
         Args:
             variables: ``{"params": ...}`` of arrays or of ``jax.ShapeDtypeStruct``.
@@ -252,7 +252,7 @@ class ViT(FromSpec, nn.Module):
 
     @classmethod
     def from_spec(cls, spec: FusionSpec, *, head_dim: int | None = None, dtype: Any = None) -> ViT:
-        """Build the network at the widths of a spec that was made for its variables.
+        """Builds the network at the widths of a spec that was made for its variables.
 
         Args:
             spec: made from ``ifjax.trace`` of this network's ``apply``.

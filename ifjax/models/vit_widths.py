@@ -33,7 +33,7 @@ class ViTWidths:
     mlp: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Check that the widths fit together."""
+        """Checks that the widths fit together."""
         check_widths("dim", (self.dim,))
         for name in ("heads", "query", "value", "mlp"):
             widths = getattr(self, name)
@@ -46,7 +46,7 @@ class ViTWidths:
 
     @classmethod
     def standard(cls, dim: int, depth: int, heads: int, mlp: int) -> ViTWidths:
-        """Give the widths of a network whose blocks are all alike, and whose heads share ``dim``.
+        """The widths of a network whose blocks are all alike, and whose heads share ``dim``.
 
         Args:
             dim: the width of the residual stream, a multiple of ``heads``.
@@ -71,7 +71,7 @@ class ViTWidths:
 
     @classmethod
     def from_variables(cls, variables: Variables) -> ViTWidths:
-        """Read the widths off the variables of a vision transformer.
+        """Reads the widths off the variables of a vision transformer.
 
         Args:
             variables: ``{"params": ...}`` of arrays or of ``jax.ShapeDtypeStruct``.

@@ -54,12 +54,12 @@ class FromSpec:
 
     @classmethod
     def from_variables(cls: type[_Network], variables: Variables, *, dtype: Any = None) -> _Network:
-        """Build the network that ``variables`` belong to; the module class says how."""
+        """Builds the network that ``variables`` belong to; the module class says how."""
         raise TypeError(f"{cls.__name__} does not say how it is built from variables")
 
     @classmethod
     def from_spec(cls: type[_Network], spec: FusionSpec, *, dtype: Any = None) -> _Network:
-        """Build the network at the widths of a spec that was made for its variables.
+        """Builds the network at the widths of a spec that was made for its variables.
 
         Args:
             spec: made from ``ifjax.trace`` of this network's ``apply``.
@@ -84,7 +84,7 @@ class FromSpec:
 
 
 def scaled(width: int, factor: float) -> int:
-    """Multiply a width, to the nearest integer of at least 1.
+    """Multiplies a width, to the nearest integer of at least 1.
 
     Args:
         width: the width at a factor of 1.
@@ -108,7 +108,7 @@ def scaled(width: int, factor: float) -> int:
 
 
 def leaf_shape(variables: Variables, path: str, ndim: int) -> tuple[int, ...]:
-    """Return the shape of the leaf at ``path``, which must have ``ndim`` axes.
+    """The shape of the leaf at ``path``, which must have ``ndim`` axes.
 
     Args:
         variables: linen variables, or a tree of ``jax.ShapeDtypeStruct`` of that structure.
@@ -151,7 +151,7 @@ def leaf_shape(variables: Variables, path: str, ndim: int) -> tuple[int, ...]:
 
 
 def numbered(variables: Variables, prefix: str) -> int:
-    """Count the modules ``prefix1``, ``prefix2``, ... among the top-level parameters.
+    """Counts the modules ``prefix1``, ``prefix2``, ... among the top-level parameters.
 
     Args:
         variables: linen variables, or a tree of ``jax.ShapeDtypeStruct`` of that structure.
@@ -172,7 +172,7 @@ def numbered(variables: Variables, prefix: str) -> int:
 
 
 def check_widths(what: str, widths: tuple[int, ...], minimum: int = 1) -> None:
-    """Raise unless ``widths`` is a tuple of integers of at least ``minimum``.
+    """Raises unless ``widths`` is a tuple of integers of at least ``minimum``.
 
     Args:
         what: the argument's name, for the message.
@@ -198,7 +198,7 @@ def check_widths(what: str, widths: tuple[int, ...], minimum: int = 1) -> None:
 
 
 def check_variables(module: nn.Module, variables: Variables, input_shape: tuple[int, ...]) -> None:
-    """Raise unless ``variables`` has exactly the leaves and shapes that ``module`` declares.
+    """Raises unless ``variables`` has exactly the leaves and shapes that ``module`` declares.
 
     Nothing is computed: the module is initialised abstractly.
 

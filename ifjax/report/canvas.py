@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ifjax.report.files import write_atomically
+from ifjax.report.results import write_atomically
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -13,7 +13,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P")
 
 
 def require_matplotlib() -> None:
-    """Raise if matplotlib is missing, without importing it: before hours of work, not after.
+    """Raises if matplotlib is missing, without importing it: before hours of work, not after.
 
     Raises:
         ModuleNotFoundError: with the command that installs it.
@@ -29,7 +29,7 @@ def require_matplotlib() -> None:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Give an empty figure of ``width`` x ``height`` inches, on no screen."""
+    """An empty figure of ``width`` x ``height`` inches, on no screen."""
     require_matplotlib()
     from matplotlib.figure import Figure  # an extra, and slow to import
 
@@ -37,7 +37,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Give the line of the ``number``-th curve: a colour and a marker of its own."""
+    """The line of the ``number``-th curve: a colour and a marker of its own."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -49,12 +49,12 @@ def line_style(number: int) -> dict[str, Any]:
 
 
 def plain(axes: Any) -> None:
-    """Leave a light grid and the two axes that carry numbers."""
+    """Leaves a light grid and the two axes that carry numbers."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a figure, whole or not at all; the suffix of the path names the format."""
+    """Writes a figure, whole or not at all; the suffix of the path names the format."""
     path = Path(path)
     write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:] or "png"))

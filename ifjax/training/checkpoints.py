@@ -52,7 +52,7 @@ class Feed:
     folds: str = ""
 
     def position(self, step: int) -> dict[str, int]:
-        """Give epoch and batch after so many steps.
+        """Epoch and batch after so many steps.
 
         Args:
             step: steps done.
@@ -72,7 +72,7 @@ class Feed:
 def open_checkpoints(
     folder: str | os.PathLike[str], feed: Feed, layout: Layout | None = None
 ) -> Iterator["Checkpoints"]:
-    """Open, or make, the checkpoints of one run; the newest two are kept.
+    """Opens, or makes, the checkpoints of one run; the newest two are kept.
 
     A checkpoint appears under its name only when it is complete; what a killed process left half
     written is removed. On several hosts process 0 alone reads and writes files, and every process
@@ -119,7 +119,7 @@ class Checkpoints:
     """What :func:`open_checkpoints` opens."""
 
     def __init__(self, folder: Path, feed: Feed, layout: Layout | None) -> None:
-        """Open them; use :func:`open_checkpoints`."""
+        """Opens them; use :func:`open_checkpoints`."""
         self._folder, self._feed, self._layout = folder, feed, layout
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._write_in_flight: Future[None] | None = None
@@ -134,7 +134,7 @@ class Checkpoints:
         return self._before + time.monotonic() - self._opened
 
     def save(self, state: TrainState) -> None:
-        """Begin to write a checkpoint of a state under its step, and let the training go on.
+        """Begins to write a checkpoint of a state under its step, and lets the training go on.
 
         The state is copied on its device first, so that the next step may take it; it needs that
         memory twice for a moment. A write that has not ended when the next begins is waited for.
@@ -169,7 +169,7 @@ class Checkpoints:
             self._write_in_flight = self._writer.submit(self._write, step, taken, self.seconds)
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk.
+        """Waits until what was saved is on disk.
 
         Raises:
             OSError: (or what orbax raises) if it could not be written.
@@ -179,7 +179,7 @@ class Checkpoints:
             write.result()
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """Read the newest checkpoint that is whole; newer ones that are not are removed.
+        """Reads the newest checkpoint that is whole; newer ones that are not are removed.
 
         Args:
             like: a state of the run, such as the one before its first step, for the structure.
@@ -211,7 +211,7 @@ class Checkpoints:
         return state._replace(key=jax.random.wrap_key_data(state.key, impl=impl))
 
     def close(self) -> None:
-        """Finish what is being written."""
+        """Finishes what is being written."""
         try:
             self.wait()
         finally:
@@ -220,7 +220,7 @@ class Checkpoints:
                 self._manager.close()
 
     def _open(self) -> None:
-        """Find what is there, in process 0."""
+        """Finds what is there, in process 0."""
         self._folder.mkdir(parents=True, exist_ok=True)
         processes = {0} if jax.process_count() > 1 else None
         self._manager = ocp.CheckpointManager(
@@ -284,7 +284,7 @@ class Checkpoints:
         return jax.device_get(self._manager.restore(step, args=args)["state"])
 
     def _give_up(self, step: int, error: Exception) -> None:
-        """Say that a checkpoint is damaged, and remove it."""
+        """Says that a checkpoint is damaged, and removes it."""
         assert self._manager is not None
         reason = " ".join(str(error).split())[:200]
         print(f"the checkpoint of step {step} cannot be used: {reason}", file=sys.stderr)
@@ -313,7 +313,7 @@ class Checkpoints:
             )
 
     def _folds(self, finite: Any) -> str:
-        """Name the folds whose entries are not finite."""
+        """Names the folds whose entries are not finite."""
         if self._layout is None:
             return ""
         good = np.reshape(finite, (self._layout.folds, -1)).all(axis=1)

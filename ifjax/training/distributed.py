@@ -44,7 +44,7 @@ class Cluster:
     timeout: int = 15
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuses what cannot be."""
         given = (self.processes, self.process, self.local_devices)
         if self.coordinator is None and given != (None, None, None):
             raise ValueError(
@@ -65,7 +65,7 @@ class Cluster:
 
 
 def run(job: Callable[[], int], cluster: Cluster) -> int:
-    """Join the other processes, do a job with them, and leave when all are done.
+    """Joins the other processes, does a job with them, and leaves when all are done.
 
     Has to come before JAX has looked for devices. Only process 0 prints to stdout. If a process is
     killed, or its host or the network fails, all others end within ``cluster.timeout`` and a few
@@ -126,7 +126,7 @@ def is_first() -> bool:
 
 
 def on_first(function: Callable[[], T]) -> T:
-    """Call a function in process 0, and give its result to all; every process has to call this.
+    """Calls a function in process 0, and gives its result to all; every process has to call this.
 
     Args:
         function: such as one that reads a file that only the host of process 0 has; its result must
@@ -158,7 +158,7 @@ def on_first(function: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def talking() -> Iterator[None]:
-    """Tell a broken connection, for which JAX may raise ValueError, from a wrong value.
+    """Tells a broken connection, for which JAX may raise ValueError, from a wrong value.
 
     Yields:
         Nothing.
@@ -215,7 +215,7 @@ def _attempt(job: Callable[[], int], timeout: int) -> int:
 
 @contextlib.contextmanager
 def _epitaph() -> Iterator[None]:
-    """Have it said why this process is gone, should it not come to its end.
+    """Has it said why this process is gone, should it not come to its end.
 
     When a process is lost, JAX's coordination service aborts the others from a thread of its own,
     in which no Python runs. So a shell waits for the end of a pipe, and says it.

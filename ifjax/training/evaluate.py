@@ -33,7 +33,7 @@ def make_eval_step(
     apply_eval: Callable[[PyTree, Array], Array],
     prepare: Callable[[Array], Array] = lambda images: images,
 ) -> EvalStep:
-    """Build a jitted ``(variables, images, labels, mask) -> (number correct, sum of losses)``.
+    """Builds a jitted ``(variables, images, labels, mask) -> (number correct, sum of losses)``.
 
     Rows where ``mask`` is False do not count, so that one compilation serves the last, partial
     batch too. An example whose logits are not all finite counts as wrong.
@@ -66,7 +66,7 @@ def make_eval_step(
 
 
 def evaluate(eval_step: EvalStep, variables: PyTree, batches: Iterable[Batch]) -> Evaluation:
-    """Evaluate every example that the batches do not mask, exactly once.
+    """Evaluates every example that the batches do not mask, exactly once.
 
     Args:
         eval_step: as ``make_eval_step`` returns it; batches of one shape need one compilation.

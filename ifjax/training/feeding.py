@@ -34,7 +34,7 @@ Feed = Callable[[int, int], Iterator[SplitBatch]]
 
 
 def fold_steps(folds: Sequence[Int[np.ndarray, " _"]], batch_size: int) -> int:
-    """Give the steps of an epoch, the same for folds of any size.
+    """The steps of an epoch, the same for folds of any size.
 
     All folds do as many steps, those of a pass over a fold of mean size: the whole epoch costs what
     one over all the data costs, shared by ``k``. Where sizes differ, a small fold goes through its
@@ -73,7 +73,7 @@ def make_feed(
     *,
     seed: int = 0,
 ) -> Feed:
-    """Feed every fold's model with its own images, in the order of an ordinary run.
+    """Feeds every fold's model with its own images, in the order of an ordinary run.
 
     Step ``t`` of fold ``i`` has the images that step ``t`` of an ordinary run has on
     ``part(dataset, folds[i])`` with seed ``seed + i``: its position follows from the step alone,
@@ -202,7 +202,7 @@ def _streamed(
 def _spread(
     by_fold: dict[int, Shaped[np.ndarray, "batch ..."]], layout: Layout
 ) -> Shaped[np.ndarray, "devices lanes part ..."]:
-    """Give every lane of the local devices its part of its fold's batch."""
+    """Gives every lane of the local devices its part of its fold's batch."""
     return np.stack(
         [
             np.stack(

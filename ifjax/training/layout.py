@@ -37,7 +37,7 @@ class Layout:
     devices: tuple[Device, ...]
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Says it in words."""
         idle = self.assignment.size - self.folds * self.replicas
         words = f"{self.folds} folds on {len(self.devices)} devices"
         if self.lanes > 1:
@@ -79,7 +79,7 @@ class Layout:
     def of_local_folds(
         self, values: Shaped[Array | np.ndarray, "devices lanes ..."]
     ) -> Shaped[np.ndarray, "folds ..."]:
-        """Pick one entry for each of ``local_folds`` out of what the local devices gave."""
+        """Picks one entry for each of ``local_folds`` out of what the local devices gave."""
         values = np.asarray(values)
         return values.reshape(-1, *values.shape[2:])[self._local_first]
 
@@ -90,7 +90,7 @@ class Layout:
 
 
 def make_layout(folds: int, batch_size: int, devices: Sequence[Device] | None = None) -> Layout:
-    """Share devices out to folds.
+    """Shares devices out to folds.
 
     Where there are ``r >= 2`` devices or more for a fold, they become its replicas: each takes a
     part of its batch. ``r`` is the largest number that divides the batch and puts as many devices
@@ -139,7 +139,7 @@ def make_layout(folds: int, batch_size: int, devices: Sequence[Device] | None = 
 
 
 def place(tree: PyTree, layout: Layout) -> PyTree:
-    """Give each local device the entries of its folds.
+    """Gives each local device the entries of its folds.
 
     Args:
         tree: leaves ``[folds, ...]``, the same on every host; random keys may be among them.
@@ -175,7 +175,7 @@ def place(tree: PyTree, layout: Layout) -> PyTree:
 
 
 def collect(tree: PyTree, layout: Layout) -> PyTree:
-    """Give one entry for each fold on every host; the inverse of :func:`place`.
+    """One entry for each fold on every host; the inverse of :func:`place`.
 
     On several hosts, every one has to call it, with trees of one structure.
 

@@ -34,7 +34,7 @@ class Divergence(FloatingPointError):
     def __init__(
         self, step: int, loss: float, learning_rate: float, fold: int | None = None
     ) -> None:
-        """Say where it happened, and what helps."""
+        """Says where it happened, and what helps."""
         self.step, self.loss, self.learning_rate, self.fold = step, loss, learning_rate, fold
         whose = "" if fold is None else f" of fold {fold}"
         super().__init__(
@@ -70,7 +70,7 @@ class Every:
     call: Callable[[int, TrainState, Means], None]
 
     def __post_init__(self) -> None:
-        """Refuse what never happens."""
+        """Refuses what never happens."""
         if self.steps < 1:
             raise ValueError(f"a hook is called every 1 or more steps, got {self.steps}")
 
@@ -89,7 +89,7 @@ def fit(
     layout: Layout | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, Means | None]:
-    """Go on to step ``steps`` from wherever the state is.
+    """Goes on to step ``steps`` from wherever the state is.
 
     Epoch and position in the data follow from the state's step, so that a run which continues from
     a saved state sees the batches that the unbroken run would have seen. The loss of a step is read

@@ -40,7 +40,7 @@ class OptimizerConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values no optimizer can run with."""
+        """Refuses values no optimizer can run with."""
         if not (self.learning_rate >= 0.0 and math.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate must be finite and >= 0, got {self.learning_rate}")
         if not 0.0 <= self.momentum < 1.0:
@@ -66,7 +66,7 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Give the learning rate as a function of the step, over a run of ``steps`` steps.
+    """The learning rate as a function of the step, over a run of ``steps`` steps.
 
     The warm-up takes ``w = floor(config.warmup * steps)`` steps, from zero at step 0 to the peak at
     step ``w``; what follows spans the ``steps - w`` steps that are left.
@@ -113,7 +113,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.ScalarOrSchedule
 ) -> optax.GradientTransformation:
-    """Build the optax transformation of a configuration.
+    """Builds the optax transformation of a configuration.
 
     Args:
         config: which optimizer, its momentum and weight decay.

@@ -25,14 +25,14 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, number: int) -> None:
-        """Say which signal it was."""
+        """Says which signal it was."""
         self.code = 128 + number
         super().__init__(f"interrupted by {signal.Signals(number).name}")
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM end a process as Control-C does: by an exception, so that files are closed.
+    """Lets SIGTERM end a process as Control-C does: by an exception, so that files are closed.
 
     On several hosts JAX keeps SIGTERM to itself, see :func:`deferred`, and Control-C is passed on
     to it: no process ends while the others wait for it. A second Control-C ends the process at
@@ -69,7 +69,7 @@ class Request:
     due: bool = False
 
     def is_due(self) -> bool:
-        """Give ``due``, after every step; on several hosts every process has to ask as often.
+        """``due``, after every step; on several hosts every process has to ask as often.
 
         Returns:
             True from the step on after which the run is to stop.
@@ -82,7 +82,7 @@ class Request:
 
 @contextmanager
 def deferred() -> Iterator[Request]:
-    """Put off SIGTERM and the first SIGINT until a step is done; a second signal ends at once.
+    """Puts off SIGTERM and the first SIGINT until a step is done; a second signal ends at once.
 
     On several hosts the signal may reach one of them only, or each at another step, or outside of
     this. JAX's coordination service then names a step that none has passed, and all stop there.
@@ -136,7 +136,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def _handlers(handler: Handler, numbers: tuple[int, ...]) -> Iterator[None]:
-    """Handle the signals so, and as before afterwards; only a main thread can."""
+    """Handles the signals so, and as before afterwards; only a main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -21,7 +21,7 @@ def create_split_state(
     layout: Layout,
     seed: int = 0,
 ) -> TrainState:
-    """Build the states of all folds before the first step, and put them where they are trained.
+    """Builds the states of all folds before the first step, and puts them where they are trained.
 
     Args:
         variables: of each fold, as for :func:`ifjax.training.create_state`; the same tree ``k``
@@ -58,7 +58,7 @@ def make_split_step(
     label_smoothing: float = 0.0,
     prepare: Prepare | None = None,
 ) -> TrainStep:
-    """Build a step of every fold's model at once: the ordinary step, mapped over the folds.
+    """Builds a step of every fold's model at once: the ordinary step, mapped over the folds.
 
     With ``lanes = replicas = 1`` each device runs the ordinary step, with the same numbers, and
     nothing is communicated; with several lanes it is vectorised over them. (XLA's CPU backend is 2
@@ -123,7 +123,7 @@ def make_split_eval_step(
     layout: Layout,
     prepare: Callable[[Array], Array] = lambda images: images,
 ) -> EvalStep:
-    """Build ``(variables, images, labels, mask) -> (number correct, sum of losses)`` of all folds.
+    """Builds ``(variables, images, labels, mask) -> (number correct, sum of losses)`` of all folds.
 
     Args:
         apply_eval: as for :func:`ifjax.training.make_eval_step`.
@@ -150,7 +150,7 @@ def make_split_eval_step(
 def evaluate_folds(
     eval_step: EvalStep, variables: PyTree, batches: Iterable[Batch], layout: Layout
 ) -> list[Evaluation]:
-    """Evaluate the models of all folds on the same examples.
+    """Evaluates the models of all folds on the same examples.
 
     On several hosts, every one has to call it, with the same batches.
 
@@ -192,7 +192,7 @@ def evaluate_folds(
 
 
 def _over_lanes(function: Callable, layout: Layout) -> Callable:
-    """Map over the lanes of one device; a single lane runs the very program of one model."""
+    """Maps over the lanes of one device; a single lane runs the very program of one model."""
     if layout.lanes > 1:
         return jax.vmap(function)
 

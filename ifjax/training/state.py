@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 def create_state(
     variables: PyTree, optimizer: optax.GradientTransformation, seed: int = 0
 ) -> TrainState:
-    """Build the state before the first step, in buffers of its own.
+    """Builds the state before the first step, in buffers of its own.
 
     Args:
         variables: the network's variables, a mapping with the key ``"params"``. They are copied: a

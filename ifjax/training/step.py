@@ -40,7 +40,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     prepare: Prepare | None = None,
 ) -> TrainStep:
-    """Build a jitted step ``(state, images, labels) -> (state, metrics)`` that donates its state.
+    """Builds a jitted step ``(state, images, labels) -> (state, metrics)`` that donates its state.
 
     Args:
         apply_train: the network in train mode, ``(variables, images) -> (logits, updates)``, where
@@ -75,7 +75,7 @@ def plain_train_step(
     prepare: Prepare | None = None,
     average: Callable[[PyTree], PyTree] = lambda tree: tree,
 ) -> TrainStep:
-    """Build the step that :func:`make_train_step` compiles, to be transformed in other ways.
+    """Builds the step that :func:`make_train_step` compiles, to be transformed in other ways.
 
     Args:
         apply_train: as for :func:`make_train_step`.

@@ -30,11 +30,11 @@ TIMEOUT = 8
 def job(folder: Path, forever: bool) -> int:
     """Train one model on all devices, then one on each of two folds."""
     from ifjax import data
+    from ifjax.experiment.config import Config
+    from ifjax.experiment.journal import Journal, find_run
+    from ifjax.experiment.network import create
+    from ifjax.experiment.runner import Split, optimization, train
     from ifjax.training import feeding, layout, split
-    from ifjax.training.config import Config
-    from ifjax.training.journal import Journal, find_run
-    from ifjax.training.network import create
-    from ifjax.training.runner import Split, optimization, train
 
     pid = jax.process_index()
     print(f"process {pid} of {jax.process_count()} prints")

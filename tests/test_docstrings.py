@@ -1,0 +1,40 @@
+"""One voice: a docstring says what its function gives or does, it does not give orders."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted([*(ROOT / "ifjax").rglob("*.py"), ROOT / "train.py"])
+
+# Base forms that no first line here begins with as a noun.
+ORDER = re.compile(
+    r"(Add|Align|Apply|Assert|Begin|Build|Call|Check|Choose|Collect|Compare|"
+    r"Compress|Compute|Create|Cut|Decide|Do|Draw|Evaluate|Export|Feed|Fill|Find|"
+    r"Finish|Give|Go|Handle|Import|Join|Leave|Let|List|Load|Look|Make|Measure|"
+    r"Multiply|Note|Open|Pair|Pick|Prepare|Put|Raise|Read|Refuse|Remove|Return|"
+    r"Run|Save|Say|Show|Tell|Train|Turn|Wait|Write)\b"
+)
+
+
+def orders(source: str) -> Iterator[str]:
+    """First lines of docstrings that begin with an imperative."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = (ast.get_docstring(node) or " ").splitlines()[0]
+            if ORDER.match(first):
+                yield first
+
+
+def test_docstrings_say_what_is_done() -> None:
+    found = {str(file.relative_to(ROOT)): list(orders(file.read_text())) for file in FILES}
+    assert len(found) > 50
+    assert {file: lines for file, lines in found.items() if lines} == {}
+
+
+def test_an_order_is_found() -> None:
+    assert list(orders('def f():\n    """Draw the graph.\n\n    More."""')) == ["Draw the graph."]
+    assert list(orders('def f():\n    """Draws the graph."""\nclass A:\n    pass')) == []
