@@ -9,13 +9,20 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ifjax.graph.facts.literals import Count, follow_counts
-from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs import compat
+from ifjax.jaxprs.axis_store import AxisStore, Free
+from ifjax.jaxprs.normal import normalised
 from ifjax.jaxprs.rules import rule_of
 from ifjax.jaxprs.walk import Axes, Context, Control, Frame, Reason, interpret, walk
+from ifjax.structure import axis as ex
 
+FIXED_KEY = "random_bits: the random key is not an input (pass it as one, or as a keyword argument)"
+RAW_KEYS = (2, 4)  # words of a raw key: threefry's, and those of rbg and unsafe_rbg
 LeafAxes = Callable[[AxisStore, str, jax.ShapeDtypeStruct], Axes]
 
 
@@ -46,25 +53,55 @@ def struct(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, dtype, weak_type=weak)
 
 
+def is_key(x: Any) -> bool:
+    """Whether a value is a random key, or several: typed, or the raw bits of jax's older ones."""
+    if not is_array(x):
+        return False
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return True
+    return x.dtype == np.uint32 and x.ndim > 0 and x.shape[-1] in RAW_KEYS
+
+
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Inputs taken apart into arrays, with the paths they are called by, and static values."""
+    """Inputs taken apart into arrays, with the paths they are called by, and static values.
+
+    Keyword arguments that hold random keys are inputs too: what is drawn with a key that the caller
+    gives follows the widths, what is drawn with a constant one does not.
+    """
 
     tree: Any
     static: tuple[tuple[int, Any], ...]
     arrays: tuple[Any, ...]
     paths: tuple[str, ...] = ()
+    keywords: frozenset[str] = frozenset()
 
     @classmethod
-    def split(cls, inputs: Sequence[Any]) -> Arguments:
-        """Takes inputs apart."""
-        named, tree = jax.tree_util.tree_flatten_with_path(tuple(inputs))
-        static = tuple((i, x) for i, (_, x) in enumerate(named) if not is_array(x))
-        paths = tuple(f"inputs/{path_name(path)}" for path, x in named if is_array(x))
-        return cls(tree, static, tuple(x for _, x in named if is_array(x)), paths)
+    def split(cls, inputs: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> Arguments:
+        """Takes inputs apart, and those of the keyword arguments that hold random keys."""
+        keyed = {k: v for k, v in (keywords or {}).items() if any(map(is_key, jax.tree.leaves(v)))}
+        plain, _ = jax.tree_util.tree_flatten_with_path(tuple(inputs))
+        named, _ = jax.tree_util.tree_flatten_with_path(keyed)
+        traced = [(f"inputs/{path_name(p)}", x, is_array(x)) for p, x in plain]
+        traced += [(f"keywords/{path_name(p)}", x, is_key(x)) for p, x in named]
+        static = tuple((i, x) for i, (_, x, is_input) in enumerate(traced) if not is_input)
+        paths = tuple(path for path, _, is_input in traced if is_input)
+        arrays = tuple(x for _, x, is_input in traced if is_input)
+        tree = jax.tree.structure((tuple(inputs), keyed))
+        return cls(tree, static, arrays, paths, frozenset(keyed))
 
     def join(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """Puts inputs together, with other arrays."""
+        return self._joined(arrays)[0]
+
+    def call(
+        self, function: Callable[..., Any], params: Any, arrays: Sequence[Any], static: Any
+    ) -> Any:
+        """``function(params, *inputs, **static)`` with other arrays."""
+        inputs, keywords = self._joined(arrays)
+        return function(params, *inputs, **{**static, **keywords})
+
+    def _joined(self, arrays: Sequence[Any]) -> Any:
         leaves: list[Any] = [None] * self.tree.num_leaves
         rest = iter(arrays)
         static = dict(self.static)
@@ -106,6 +143,7 @@ def analyse(
     leaf_axes: LeafAxes,
     state_axes: Mapping[str, LeafAxes] = MappingProxyType({}),
     carried: Callable[[str], bool] = lambda path: False,
+    keep_callbacks: bool = False,
 ) -> Analysis:
     """Traces ``apply_fn`` at full size and walks its jaxpr.
 
@@ -117,6 +155,7 @@ def analyse(
       leaf_axes: gives the axis nodes of a leaf.
       state_axes: gives those of the inputs that are state, by path ``inputs/...``.
       carried: whether an output, of path ``outputs/...``, is state.
+      keep_callbacks: prints and other callbacks on the side are walked like the rest.
 
     Returns:
       The analysis, with inputs and outputs pinned, outputs that mirror a leaf tied to it, and state
@@ -125,10 +164,11 @@ def analyse(
     params = jax.tree.map(struct, params)
 
     def function(params: Any, *arrays: Any) -> Any:
-        return apply_fn(params, *arguments.join(arrays), **static)
+        return arguments.call(apply_fn, params, arrays, static)
 
     structs = [struct(a) for a in arguments.arrays]
     closed, out_shape = jax.make_jaxpr(function, return_shape=True)(params, *structs)
+    live = normalised(closed, keep_callbacks)
     store = AxisStore()
     named = [(path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)]
     leaves = [leaf_axes(store, path, x) for path, x in named]
@@ -138,8 +178,10 @@ def analyse(
     pairs = list(zip(arguments.paths, structs, strict=True))
     inputs = [state_axes.get(path, fixed)(store, path, x) for path, x in pairs]
     context = Context(store, rule_of)
-    frame, outputs = walk(context, closed, [*leaves, *inputs])
-    _pin_fixed_randomness(frame, store, len(leaves), len(inputs))
+    frame, outputs = walk(context, live, [*leaves, *inputs])
+    _tie_unread(store, closed, frame, [*leaves, *inputs], len(leaves))
+    keys = [is_key(x) for _, x in named]
+    _pin_fixed_randomness(frame, store, [*keys, *[True] * len(inputs)])
     tied = mirrors(out_shape, named)
     read = _read_inputs(frame.jaxpr)
     state = _carried_outputs(out_shape, carried)
@@ -160,6 +202,29 @@ def analyse(
     counts = follow_counts(frame, store, len(leaves) + len(inputs))
     tree = jax.tree.structure(out_shape)
     return Analysis(frame, store, leaves, inputs, tree, outputs, context.macs, counts)
+
+
+def _tie_unread(
+    store: AxisStore, closed: Any, frame: Frame, axes: Sequence[Axes], leaves: int
+) -> None:
+    """Leaves that only dead equations read follow the neurons that they meet there.
+
+    The dead equations say so in a store of their own, where what else they tie or pin is forgotten.
+    """
+    everything = compat.unpack(closed)[0]
+    unread = sorted(i for i in _read_inputs(everything) - _read_inputs(frame.jaxpr) if i < leaves)
+    if not unread:
+        return
+    known = {
+        root for i, a in enumerate(axes) if i not in unread for n in a for root in store.classes(n)
+    }
+    other = store.copy()
+    walk(Context(other, rule_of), closed, axes)
+    live = {str(other.find(root)): root for root in known if isinstance(other.form(root), Free)}
+    for node in (node for i in unread for node in axes[i]):
+        met = other.resolve(node, str)
+        if not isinstance(met, ex.Pinned) and {*ex.atoms(met)} <= live.keys():
+            store.unify(node, store.instantiate(met, lambda atom: live[atom.name]))
 
 
 def _carried_outputs(
@@ -194,22 +259,23 @@ def _common_end(a: str, b: str) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _pin_fixed_randomness(frame: Frame, store: AxisStore, leaves: int, inputs: int) -> None:
-    """Pins draws whose key is no input: a fixed projection is a constant that depends on the index.
+def _pin_fixed_randomness(frame: Frame, store: AxisStore, given: list[bool]) -> None:
+    """Pins draws whose key nobody gives: a fixed projection is a constant, another at every index.
 
-    Draws from a key among the inputs (dropout) have no neuron of their own and follow the widths.
+    Draws from a key that is an input or a leaf (dropout) have no neuron of their own and follow the
+    widths; so do those from a key that an outer function traces.
     """
 
     def transfer(equation: Any, ins: Any, outs: list[Axes], values: list[bool]) -> list[bool]:
         del ins
         if equation.primitive.name == "random_bits" and not any(values):
             for node in outs[0]:
-                store.pin(node, Reason("random_bits: the random key is not an input", (equation,)))
+                store.pin(node, Reason(FIXED_KEY, (equation,)))
         return [any(values) for _ in outs]
 
-    given = [False] * leaves + [True] * inputs
     control = Control(lambda values, _: all(values))
-    interpret(frame, store, given, transfer, lambda _: False, control=control)
+    is_traced: Callable[[Any], bool] = lambda value: isinstance(value, Tracer)  # noqa: E731
+    interpret(frame, store, given, transfer, is_traced, control=control)
 
 
 def mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]:

@@ -55,10 +55,11 @@ def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]
 
     @functools.wraps(apply_fn, updated=())
     def apply_small(params: Any, *inputs: Any, **static: Any) -> Any:
-        arguments = Arguments.split(inputs)
+        arguments = Arguments.split(inputs, static)
         leaves, tree = jax.tree.flatten(params)
         avals = tuple(map(struct, (*leaves, *arguments.arrays)))
-        fixed = (*arguments.static, *sorted(static.items()))
+        keywords = sorted((k, v) for k, v in static.items() if k not in arguments.keywords)
+        fixed = (*arguments.static, *keywords)
         types = tuple(type(x) for _, x in fixed)  # 1, 1.0 and True are equal
         config: Any = jax.config
         context = (config.jax_enable_x64, config.jax_default_matmul_precision)
@@ -113,18 +114,27 @@ def _prepare(
         _full_state(follows[path], x, plan) if path in follows else x
         for path, x in zip(arguments.paths, arguments.arrays, strict=True)
     ]
-    analysis = analyse(
-        apply_fn,
-        full,
-        dataclasses.replace(arguments, arrays=tuple(arrays)),
-        static,
-        lambda store, path, x: axes_of(plan.leaf[path])(store, path, x),
-        {path: axes_of(leaf) for path, leaf in follows.items()},
-        lambda path: path in plan.carried,
-    )
-    shrunk = _Shrunk(analysis, plan, atoms)
-    shrunk.refresh()
-    return shrunk
+
+    def shrunk(keep_callbacks: bool) -> _Shrunk:
+        atoms.clear()
+        analysis = analyse(
+            apply_fn,
+            full,
+            dataclasses.replace(arguments, arrays=tuple(arrays)),
+            static,
+            lambda store, path, x: axes_of(plan.leaf[path])(store, path, x),
+            {path: axes_of(leaf) for path, leaf in follows.items()},
+            lambda path: path in plan.carried,
+            keep_callbacks,
+        )
+        found = _Shrunk(analysis, plan, dict(atoms))
+        found.refresh()
+        return found
+
+    try:
+        return shrunk(keep_callbacks=True)
+    except ValueError:  # one that looks at single neurons is left out
+        return shrunk(keep_callbacks=False)
 
 
 def _full_state(leaf: Leaf, x: Any, plan: Plan) -> jax.ShapeDtypeStruct:

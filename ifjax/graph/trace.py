@@ -40,7 +40,7 @@ def trace(
       state: which arrays among the inputs and outputs follow the widths, such as a KV cache or a
         recurrent carry: globs, or a predicate, on their paths, ``inputs/1/cache/k`` and
         ``outputs/1/cache/k``. An output replaces the input of the same shape whose path ends alike.
-      **static: keyword arguments, not traced.
+      **static: keyword arguments, not traced, but for random keys (``rngs={"dropout": key}``).
 
     Returns:
       The graph. Axes of inputs and outputs are pinned, except outputs that mirror a leaf of
@@ -76,7 +76,7 @@ def trace(
             return tuple(store.pinned(n, "leaf is not floating point") for n in x.shape)
         return tuple(store.fresh(n) for n in x.shape)
 
-    arguments, is_state = Arguments.split(inputs), _predicate(state)
+    arguments, is_state = Arguments.split(inputs, static), _predicate(state)
     given = [(p, struct(x)) for p, x in zip(arguments.paths, arguments.arrays, strict=True)]
     held = {path: x for path, x in given if is_state(path)}
     carried: list[str] = []

@@ -27,6 +27,16 @@ def unpack(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Var], list[Any]]:
     return inner, constvars, consts
 
 
+def with_inner(jaxpr: Jaxpr, inner: Jaxpr) -> Jaxpr:
+    """The jaxpr with other equations: ``inner`` replaces the first of what `unpack` returns."""
+    return inner if getattr(jaxpr, "jaxpr", jaxpr) is jaxpr else jaxpr.replace(jaxpr=inner)
+
+
+def new_variable(aval: Any) -> Var:
+    """A variable that no jaxpr has yet."""
+    return core.gensym()(aval)
+
+
 def bind(equation: Equation, values: Sequence[Any], **changed: Any) -> list[Any]:
     """Evaluates one equation on ``values``, with some of its parameters changed."""
     params = equation.primitive.get_bind_params({**equation.params, **changed})

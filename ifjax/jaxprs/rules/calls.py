@@ -182,6 +182,15 @@ def collective(context: Context, equation: Any, operands: list[Axes]) -> list[Ax
     return operands
 
 
+def callback(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    """A print looks at values of any width; what gives something back is not understood."""
+    if equation.outvars:
+        for axes in operands:
+            context.pin(axes, "a callback whose results are used")
+    return [context.pinned(v.aval.shape, "the result of a callback") for v in equation.outvars]
+
+
+CALLBACKS = "debug_callback debug_print io_callback"
 COLLECTIVES = "psum psum_invariant pmax pmin ppermute pvary pcast"
 
 RULES = {
@@ -195,6 +204,7 @@ RULES = {
     "custom_jvp_call": Rule(_rule("call_jaxpr").flow, _custom_jvp),
     "custom_vjp_call": Rule(_rule("call_jaxpr").flow, _custom_vjp),
     "shard_map": Rule(shard_map, rebuild_shard_map),
+    **dict.fromkeys(CALLBACKS.split(), Rule(callback)),
     "name": Rule(collective),  # jax.ad_checkpoint.checkpoint_name
     **dict.fromkeys(COLLECTIVES.split(), Rule(collective)),
 }
