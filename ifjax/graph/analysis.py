@@ -182,7 +182,7 @@ def analyse(
     _tie_unread(store, closed, frame, [*leaves, *inputs], len(leaves))
     keys = [is_key(x) for _, x in named]
     _pin_fixed_randomness(frame, store, [*keys, *[True] * len(inputs)])
-    tied = mirrors(out_shape, named)
+    tied = mirrored_objects(out_shape, params) | mirrors(out_shape, named)
     read = _read_inputs(frame.jaxpr)
     state = _carried_outputs(out_shape, carried)
     for i, j in _successors(state, [(p, x) for p, x in pairs if p in state_axes]):
@@ -302,6 +302,37 @@ def mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]
                 if leaves[leaf][1].shape == x.shape and leaves[leaf][1].dtype == x.dtype:
                     found[i] = leaf
                 break
+    return found
+
+
+def mirrored_objects(out_shape: Any, params: Any) -> dict[int, int]:
+    """Outputs that are updated leaves of an object without names, such as the `State` of equinox.
+
+    An object of a class of its own mirrors the only one of the same class, structure and shapes.
+    """
+    found, known = dict[int, int](), _objects(params)
+    for described, numbers in _objects(out_shape).items():
+        if len(numbers) == 1 == len(known.get(described, ())):
+            found.update(zip(numbers[0], known[described][0], strict=True))
+    return found
+
+
+def _objects(tree: Any) -> dict[Any, list[range]]:
+    """The numbers of the leaves of every node that is no plain container, by its structure."""
+    found: dict[Any, list[range]] = {}
+
+    def visit(node: Any, first: int) -> None:
+        leaves, structure = jax.tree.flatten(node)
+        if not leaves or jax.tree_util.all_leaves([node]):
+            return
+        if type(node) not in (tuple, list, dict):
+            described = (structure, tuple((x.shape, str(x.dtype)) for x in leaves))
+            found.setdefault(described, []).append(range(first, first + len(leaves)))
+        for child in jax.tree.leaves(node, is_leaf=lambda x: x is not node):
+            visit(child, first)
+            first += len(jax.tree.leaves(child))
+
+    visit(tree, 0)
     return found
 
 

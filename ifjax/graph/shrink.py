@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from ifjax.graph.analysis import Analysis, Arguments, LeafAxes, analyse, path_name, struct
+from ifjax.graph.analysis import (
+    FIXED_KEY,
+    Analysis,
+    Arguments,
+    LeafAxes,
+    analyse,
+    path_name,
+    struct,
+)
 from ifjax.graph.facts.literals import follow_counts
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore, Factors, Free, Segments
@@ -115,7 +123,7 @@ def _prepare(
         for path, x in zip(arguments.paths, arguments.arrays, strict=True)
     ]
 
-    def shrunk(keep_callbacks: bool) -> _Shrunk:
+    def walked(keep_callbacks: bool) -> _Shrunk:
         atoms.clear()
         analysis = analyse(
             apply_fn,
@@ -127,14 +135,15 @@ def _prepare(
             lambda path: path in plan.carried,
             keep_callbacks,
         )
-        found = _Shrunk(analysis, plan, dict(atoms))
-        found.refresh()
-        return found
+        return _Shrunk(analysis, plan, dict(atoms))
 
+    shrunk = walked(keep_callbacks=True)
     try:
-        return shrunk(keep_callbacks=True)
-    except ValueError:  # one that looks at single neurons is left out
-        return shrunk(keep_callbacks=False)
+        shrunk.refresh()
+    except ValueError:  # a print that looks at single neurons is left out
+        shrunk = walked(keep_callbacks=False)
+        shrunk.refresh()
+    return shrunk
 
 
 def _full_state(leaf: Leaf, x: Any, plan: Plan) -> jax.ShapeDtypeStruct:
@@ -205,10 +214,15 @@ class _Shrunk:
 
     def _refuse(self, name: str, why: str) -> NoReturn:
         member = self.plan.group[name].members[0]
+        remedy = "trace this function too and make the spec from graph1 & graph2"
+        if FIXED_KEY in why:  # tracing it would lose the group that dropout leaves alone
+            remedy = (
+                "give the key with the call, not inside of the function: apply_small(params, x, "
+                'key), or apply_small(params, x, rngs={"dropout": key}) of a linen module'
+            )
         raise ValueError(
             f"the spec does not cover this function: it cuts group {name} (leaf {member.path}, "
-            f"axis {member.axis}), but the function {why}; trace this function too and make the "
-            "spec from graph1 & graph2"
+            f"axis {member.axis}), but the function {why}; {remedy}"
         )
 
     def constants(self) -> Sequence[Any]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ifjax.graph.analysis import Arguments, mirrors, path_name
+from ifjax.graph.analysis import Arguments, mirrored_objects, mirrors, path_name
 from ifjax.spec.spec import KEYS, Group, Plan
 from ifjax.structure import axis as ex
 from ifjax.structure.batch_view import take_batched
@@ -241,7 +241,7 @@ def _unmoved(
         lambda p, *a: apply_fn(p, *arguments.join(a), **static), params, *arguments.arrays
     )
     named = [(path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)]
-    tied = mirrors(out, named)
+    tied = mirrored_objects(out, params) | mirrors(out, named)
     parts = [
         np.full(math.prod(x.shape), i not in tied and f"outputs/{path_name(path)}" not in carried)
         for i, (path, x) in enumerate(jax.tree_util.tree_leaves_with_path(out))
