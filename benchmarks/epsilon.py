@@ -36,8 +36,9 @@ from tqdm import tqdm
 
 import ifjax
 from ifjax.fusion import batch_norm
-from ifjax.fusion.merge import describing, merge_kind, merge_neurons, places, rows
+from ifjax.fusion.merge import merge_kind, merge_neurons
 from ifjax.importance import metrics as importance
+from ifjax.structure.layout import describing, places, rows
 from ifjax.transport import costs, transport
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -11,16 +11,18 @@ from ifjax.activations.statistics import Stats, batch_stats, collect_stats
 from ifjax.checkpoint import load, save
 from ifjax.fusion.fuse import apply_maps, fuse_params
 from ifjax.fusion.fuse_tree import fuse_tree, kept_mask
-from ifjax.fusion.take import take
+from ifjax.fusion.take import compact, take
 from ifjax.fusion.transport_maps import neuron_scores, transport_maps
+from ifjax.graph.onward import onward
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph, trace
 from ifjax.model_fusion.fuse_models import align_models, fuse_models
-from ifjax.spec.compose import compact, compose, compose_maps
+from ifjax.spec.compose import compose
 from ifjax.spec.method import Method
-from ifjax.spec.rounds import Round, iterated, onward
+from ifjax.spec.rounds import Round, iterated
 from ifjax.spec.shardings import small_shardings
 from ifjax.spec.spec import FusionSpec
+from ifjax.transport.compose import compose_maps
 from ifjax.transport.transport import Transport
 
 __all__ = [

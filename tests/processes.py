@@ -11,14 +11,14 @@ def both(call: str, environment: Mapping[str, str]) -> None:
     """Calls a function of ``tests`` in both, and waits for what each says if all went well.
 
     Args:
-      call: module and function, and further arguments: ``test_x.process({number}, {port})``.
+      call: module and function, and further arguments: ``spec.test_x.process({number}, {port})``.
       environment: of the processes.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    module = call.partition(".")[0]
-    code = [f"from tests import {module}; {call.format(number=i, port=port)}" for i in range(2)]
+    module = call.partition("(")[0].rpartition(".")[0]
+    code = [f"import tests.{module}; tests.{call.format(number=i, port=port)}" for i in range(2)]
     running = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", one],

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ifjax
-from ifjax.spec.spec import Plan
+from ifjax.structure.structure import Plan
 
 Leaves = dict[str, np.ndarray]
 # Widths of the fixtures: hidden layers, convolutions, stages.

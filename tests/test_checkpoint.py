@@ -180,6 +180,7 @@ def process(number: int, port: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_in_two_processes(tmp_path: Path):
-    call = f"test_checkpoint.process({{number}}, {{port}}, test_checkpoint.Path({str(tmp_path)!r}))"
+    path = f"tests.test_checkpoint.Path({str(tmp_path)!r})"
+    call = f"test_checkpoint.process({{number}}, {{port}}, {path})"
     processes.both(call, {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spread", "whole"]

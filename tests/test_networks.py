@@ -78,14 +78,14 @@ def test_take_and_shrink_equal_zeroing(network):
         small = ifjax.take(full, graph, keep)
         got = ifjax.shrink(module.apply, spec)(small, x)
         leaves = {leaf.path: leaf for leaf in graph.plan.leaves}
-        from ifjax.structure import axis as ex
+        from ifjax.structure import axis_arrays
         from ifjax.tree import leaves_by_path, with_leaves
 
         zeroed = {path: np.array(value) for path, value in leaves_by_path(full).items()}
         for path, value in zeroed.items():
             for axis, expression in enumerate(leaves[path].axes):
                 kept = np.zeros(value.shape[axis], bool)
-                kept[ex.indices(expression, keep)] = True
+                kept[axis_arrays.indices(expression, keep)] = True
                 np.moveaxis(value, axis, 0)[~kept] = 0
         want = jax.jit(module.apply)(with_leaves(full, zeroed), x)
         scale = float(jnp.abs(want).max())

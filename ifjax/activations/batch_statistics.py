@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ifjax.activations.layer_inputs import CALLS
-from ifjax.graph.analysis import Analysis, Arguments, analyse, is_array
+from ifjax.graph.analysis import Analysis, analyse
 from ifjax.graph.facts.norms import Norm, find_norms
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.arguments import Arguments, is_array
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes, Frame
 from ifjax.tree import check_finite, leaves_by_path, promoted, with_leaves

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ifjax.graph.analysis import Arguments, path_name
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.arguments import Arguments, path_name
 
 _CONTRACTIONS = ("dot_general", "conv_general_dilated")
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")

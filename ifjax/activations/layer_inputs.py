@@ -9,12 +9,14 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from ifjax.graph.analysis import Arguments, analyse
+from ifjax.graph.analysis import analyse
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.arguments import Arguments
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes, Frame
-from ifjax.spec.spec import Plan
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
+from ifjax.structure.structure import Plan
 
 LINEAR = ("dot_general", "conv_general_dilated")
 # Calls whose operands are those of their jaxpr, one by one.
@@ -44,7 +46,7 @@ class Reading:
 
     def rows(self, name: str) -> list[Float[Array, "n _"]]:
         """The activations of every neuron of a group, one matrix per occurrence on the axis."""
-        return ex.rows(self.value, self.axis, self.where, name)
+        return axis_arrays.rows(self.value, self.axis, self.where, name)
 
 
 def readings(

@@ -16,15 +16,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ifjax.activations.layer_inputs import Reading, readings, vary, varying
-from ifjax.fusion.merge import flat
-from ifjax.graph.analysis import Arguments, is_array
 from ifjax.graph.trace import DependencyGraph
 from ifjax.importance import metrics as importance
 from ifjax.importance.independence import independence
-from ifjax.spec.spec import FusionSpec, Group, Plan
+from ifjax.jaxprs.arguments import Arguments, is_array
+from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import View
+from ifjax.structure.layout import flat
 from ifjax.structure.leaves import checked_leaves
+from ifjax.structure.structure import Group, Plan
 from ifjax.tree import leaves_by_path, with_leaves
 
 METRICS = tuple(importance.NEEDS)
@@ -310,7 +312,7 @@ def _times(x: Array, mask: Array, name: str, axis: int, axes: tuple[ex.Expressio
     def apply(x: Array, axis: int) -> Array:
         return x * mask.reshape([-1 if i == axis else 1 for i in range(x.ndim)]).astype(x.dtype)
 
-    return ex.transform(x, axis, axes[axis], name, apply)
+    return axis_arrays.transform(x, axis, axes[axis], name, apply)
 
 
 def _masking(group: Group) -> list[Any]:

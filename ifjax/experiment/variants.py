@@ -7,7 +7,7 @@ from typing import NamedTuple
 import ifjax
 from ifjax import report
 from ifjax.experiment.config import Config, UserError, user_error
-from ifjax.spec.spec import Group
+from ifjax.structure.structure import Group
 
 METHODS = {"prune": "plain pruning", "fuse": "Intra-Fusion"}
 FINEST = 1000

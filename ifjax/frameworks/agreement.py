@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ifjax.graph.analysis import Arguments
 from ifjax.graph.shrink import shrink
 from ifjax.graph.verify import general_position
+from ifjax.jaxprs.arguments import Arguments
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
 from ifjax.tree import leaves_by_path

@@ -13,8 +13,9 @@ from ifjax.frameworks.agreement import outer, require_agreement
 from ifjax.fusion.fuse import apply_maps
 from ifjax.fusion.fuse_tree import fuse_tree
 from ifjax.fusion.transport_maps import transport_maps
-from ifjax.spec.spec import FusionSpec, Plan
+from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
+from ifjax.structure.structure import Plan
 from ifjax.transport.transport import Transport
 
 Axes = Callable[[str], Sequence[ex.Expression]]

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ifjax.spec.spec import BatchNorm
+from ifjax.structure.structure import BatchNorm
 
 
 def fold(leaves: Mapping[str, Any], norms: Iterable[BatchNorm]) -> dict[str, Any]:

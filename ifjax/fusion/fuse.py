@@ -15,25 +15,18 @@ from ifjax.activations.statistics import Stats
 from ifjax.fusion import batch_norm
 from ifjax.fusion.execution.program import Located
 from ifjax.fusion.execution.solve import mapped
-from ifjax.fusion.inputs import Scores, check_maps, check_spec
-from ifjax.fusion.merge import (
-    Map,
-    Sources,
-    alone,
-    merge_group,
-    merge_kind,
-    merge_leaves,
-    places,
-    seen,
-)
+from ifjax.fusion.inputs import Scores, check_maps
+from ifjax.fusion.merge import Map, Sources, merge_group, merge_kind, merge_leaves
 from ifjax.fusion.transport_maps import Found, merging, stacked_maps
 from ifjax.parallel.placement import on_mesh
 from ifjax.parallel.sharding import laid_like
 from ifjax.spec.method import Method
 from ifjax.spec.shardings import explicit_outputs
-from ifjax.spec.spec import BatchNorm, FusionSpec, Group, Plan
+from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure import axis as ex
+from ifjax.structure.layout import alone, places, seen
 from ifjax.structure.leaves import checked_leaves
+from ifjax.structure.structure import BatchNorm, Group, Plan
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, leaves_by_path, promoted, with_leaves
 

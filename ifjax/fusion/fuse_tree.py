@@ -12,7 +12,8 @@ import optax
 from jaxtyping import PyTree
 
 from ifjax.fusion.fuse import apply_maps
-from ifjax.spec.spec import FusionSpec, Plan
+from ifjax.spec.spec import FusionSpec
+from ifjax.structure.structure import Plan
 from ifjax.transport.transport import Transport
 from ifjax.tree import leaves_by_path
 

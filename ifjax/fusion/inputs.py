@@ -14,27 +14,11 @@ from jaxtyping import Array
 from ifjax.activations.statistics import Stats
 from ifjax.importance import metrics as importance
 from ifjax.spec.method import Method
-from ifjax.spec.spec import FusionSpec, Group, Plan
+from ifjax.structure.structure import Group, Plan, known_group
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, leaves_by_path
 
 Scores = Mapping[str, ArrayLike]
-
-
-def check_spec(spec: Any) -> None:
-    """Raises TypeError for anything but a spec: a graph has a plan too."""
-    if not isinstance(spec, FusionSpec):
-        raise TypeError(
-            f"expected a FusionSpec, as graph.spec(...) gives it, got {type(spec).__name__}"
-        )
-
-
-def known_group(plan: Plan, name: str) -> Group:
-    """The group of a name; ValueError where there is none."""
-    if name not in plan.group:
-        known = ", ".join(list(plan.group)[:5]) or "none"
-        raise ValueError(f"unknown group {name!r}; the groups are {known} ...")
-    return plan.group[name]
 
 
 def checked_scores(scores: Scores | None, plan: Plan) -> dict[str, Array]:

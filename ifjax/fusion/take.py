@@ -12,8 +12,11 @@ from ifjax.fusion.inputs import checked_indices
 from ifjax.graph.trace import DependencyGraph
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import take_batched
 from ifjax.structure.leaves import checked_leaves
+from ifjax.structure.structure import known_group
+from ifjax.transport.transport import Transport
 from ifjax.tree import with_leaves
 
 
@@ -60,6 +63,44 @@ def take(
     for path, leaf in plan.leaf.items():
         for axis, expression in enumerate(leaf.axes):
             if any(name in chosen for name in ex.atoms(expression)):
-                index = ex.indices(expression, chosen, sizes)
+                index = axis_arrays.indices(expression, chosen, sizes)
                 result[path] = jnp.take(result[path], index, axis)
     return with_leaves(params, result)
+
+
+def compact(params: PyTree, spec: FusionSpec, maps: Mapping[str, Transport | Any]) -> PyTree:
+    """Makes a ``keep_shape`` result small: what stands in the places of the kept neurons.
+
+    Args:
+      params: what ``apply_maps(..., keep_shape=True)`` or ``fuse_params(..., keep_shape=True)``
+        returned, trained further or not. For optimizer states use `ifjax.fuse_tree`.
+      spec: its spec.
+      maps: its maps; or by group name the indices of the kept neurons (``Transport.targets``).
+
+    Returns:
+      The small parameters, as without ``keep_shape``.
+
+    Raises:
+      ValueError: for parameters of another network, or a group without targets or with another
+        number of them than the spec keeps.
+
+    Example:
+      >>> import ifjax, jax, jax.numpy as jnp
+      >>> params = {"w1": jnp.array([[3.0, 1.0, 2.0]]), "w2": jnp.ones((3, 1))}
+      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 1)))
+      >>> spec = graph.spec(0.3, method="prune")
+      >>> full = ifjax.fuse_params(params, spec, keep_shape=True)
+      >>> compact(full, spec, {"w1": [0, 2]})["w1"].tolist()
+      [[3.0, 2.0]]
+    """
+    targets = {
+        name: found.targets if isinstance(found, Transport) else jnp.asarray(found)
+        for name, found in maps.items()
+    }
+    for name in targets:
+        known_group(spec.plan, name)
+    for name, kept in spec.plan.widths.items():
+        got = targets[name].shape if name in targets else "none"
+        if got[-1:] != (kept,):
+            raise ValueError(f"group {name}: expected {kept} kept neurons, got {got}")
+    return take(params, spec, {name: targets[name] for name in spec.plan.widths})

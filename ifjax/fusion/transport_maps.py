@@ -24,7 +24,7 @@ from ifjax.fusion.execution.program import (
     schedule,
 )
 from ifjax.fusion.execution.solve import mapped, require, solve, taken
-from ifjax.fusion.inputs import Scores, check_converged, check_spec, checked_scores, checked_stats
+from ifjax.fusion.inputs import Scores, check_converged, checked_scores, checked_stats
 from ifjax.fusion.merge import merge_group
 from ifjax.importance import metrics as importance
 from ifjax.importance.independence import gram_independence
@@ -32,8 +32,9 @@ from ifjax.parallel import threads
 from ifjax.parallel.placement import on_mesh
 from ifjax.spec.method import Method
 from ifjax.spec.shardings import explicit_maps
-from ifjax.spec.spec import BatchNorm, FusionSpec, Group, Plan
+from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
+from ifjax.structure.structure import BatchNorm, Group, Plan
 from ifjax.transport import centroids, solvers
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted

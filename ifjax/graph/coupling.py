@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from ifjax.spec.spec import Plan
+from ifjax.structure.structure import Plan
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from ifjax.graph.coupling import Coupling
-from ifjax.spec.spec import Group, savings
+from ifjax.structure.account import savings
+from ifjax.structure.structure import Group
 
 _NUMBER = re.compile(r"(\d+)")
 _LINE = re.compile(r" at \S+:\d+(:\d+)? \(.*\)$")  # of the source

@@ -14,7 +14,8 @@ from ifjax.graph.printing import graph_table
 from ifjax.graph.verify import Verification, verify
 from ifjax.spec import widths as selecting
 from ifjax.spec.method import Method
-from ifjax.spec.spec import FusionSpec, Group, Member, Plan
+from ifjax.spec.spec import FusionSpec
+from ifjax.structure.structure import Group, Member, Plan
 
 
 @dataclasses.dataclass(frozen=True)

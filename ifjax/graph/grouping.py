@@ -7,13 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ifjax.graph.coupling import Coupling, PinnedAxis
-from ifjax.graph.facts.kinds import Kind
 from ifjax.graph.facts.norms import Norm
 from ifjax.graph.facts.roles import Roles
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
-from ifjax.spec.spec import BatchNorm, Group, Leaf, Member, Plan
 from ifjax.structure import axis as ex
+from ifjax.structure.structure import BatchNorm, Group, Kind, Leaf, Member, Plan
 
 Described = tuple[str, tuple[int, ...], str]  # path, shape, dtype
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from ifjax.graph.coupling import Coupling
 from ifjax.graph.facts.batching import batch_axes
-from ifjax.graph.facts.kinds import Kind, joint_kind
+from ifjax.graph.facts.kinds import joint_kind
 from ifjax.graph.facts.roles import Roles
 from ifjax.graph.grouping import Facts, build
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
-from ifjax.spec.spec import BatchNorm, Group, Leaf
 from ifjax.structure import axis as ex
+from ifjax.structure.structure import BatchNorm, Group, Kind, Leaf
 
 
 def intersect(a: Coupling, b: Coupling) -> Coupling:

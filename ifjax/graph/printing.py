@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ifjax.graph.coupling import Coupling
-from ifjax.spec.spec import align, savings
+from ifjax.structure.account import align, savings
 
 MOST_PINNED = 12
 

@@ -12,23 +12,18 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from ifjax.graph.analysis import (
-    FIXED_KEY,
-    Analysis,
-    Arguments,
-    LeafAxes,
-    analyse,
-    path_name,
-    struct,
-)
+from ifjax.graph.analysis import FIXED_KEY, Analysis, LeafAxes, analyse
 from ifjax.graph.facts.literals import follow_counts
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.arguments import Arguments, path_name, struct
 from ifjax.jaxprs.axis_store import AxisStore, Factors, Free, Segments
 from ifjax.jaxprs.rules import rule_of
 from ifjax.jaxprs.rules.rule import Derive, Resize
 from ifjax.jaxprs.walk import Axes, Context, Frame, constant_axes, frames_of, walk
-from ifjax.spec.spec import FusionSpec, Leaf, Plan
+from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
+from ifjax.structure.structure import Leaf, Plan
 
 
 def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]:
@@ -339,5 +334,5 @@ class _Shrunk:
                 expression = store.resolve(node, lambda root: str(root))
                 names = {n: int(n) for n in ex.atoms(expression)}
                 keep = {n: jnp.arange(self.size(r)) for n, r in names.items()}
-                value = jnp.take(jnp.asarray(value), ex.indices(expression, keep), axis)
+                value = jnp.take(jnp.asarray(value), axis_arrays.indices(expression, keep), axis)
         return value

@@ -9,18 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ifjax.graph.analysis import Arguments, analyse, path_name, struct
+from ifjax.graph.analysis import analyse
 from ifjax.graph.facts.batching import batch_axes
 from ifjax.graph.facts.exactness import inexact_classes
-from ifjax.graph.facts.kinds import Kind, find_products, kind_of
+from ifjax.graph.facts.kinds import find_products, kind_of
 from ifjax.graph.facts.literals import fixed_numbers
 from ifjax.graph.facts.norms import find_norms
 from ifjax.graph.facts.roles import find_roles
 from ifjax.graph.graph import DependencyGraph
 from ifjax.graph.grouping import Facts, build
+from ifjax.jaxprs.arguments import Arguments, path_name, struct
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
 from ifjax.structure import axis as ex
+from ifjax.structure.structure import Kind
 
 
 def trace(

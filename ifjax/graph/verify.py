@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ifjax.graph.analysis import Arguments, mirrored_objects, mirrors, path_name
-from ifjax.spec.spec import KEYS, Group, Plan
+from ifjax.graph.analysis import mirrored_objects, mirrors
+from ifjax.jaxprs.arguments import Arguments, path_name
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import take_batched
+from ifjax.structure.structure import KEYS, Group, Plan
 
 NOISE = 1e-7  # relative change of the weights that a permutation's effect is judged against
 NOISE_FLOAT32 = 1e-6  # the same for a function that does not run in float64
@@ -270,5 +272,5 @@ def _permuted(
     """A leaf with one axis permuted, by an order of its own for every entry of the batch."""
     if group.batch:
         return np.asarray(take_batched(jnp.asarray(x), axes, group, order, {}, axis))
-    index = ex.indices(axes[axis], {group.name: order})
+    index = axis_arrays.indices(axes[axis], {group.name: order})
     return np.take(np.asarray(x), np.asarray(index), axis)

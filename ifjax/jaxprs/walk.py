@@ -224,109 +224,14 @@ def constant_axes(store: AxisStore, value: Any) -> Axes:
     return tuple(axes)
 
 
-@dataclasses.dataclass
-class Control:
-    """How abstract values pass through loops and branches.
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Noted at an equation one of whose operands is the number of terms of the other, a sum.
 
     Attributes:
-      join: gets values of which one is taken, and the values that decide which; returns one value.
-      step: what a slice of a stacked array is.
-      stack: what the stacked results of all steps are.
-      settle: gets initial carries and the function from carries to the next ones; returns carries
-        that hold before every step. By default joins until nothing changes.
-      settling: positive while carries are being found: what is seen then need not hold in the end.
+      operand: number of the operand.
+      over: the axes summed over.
     """
 
-    join: Callable[[Sequence[Any], Sequence[Any]], Any]
-    step: Callable[[Any], Any] = lambda value: value
-    stack: Callable[[Any], Any] = lambda value: value
-    settle: Callable[[list[Any], Callable[[list[Any]], list[Any]]], list[Any]] | None = None
-    settling: int = 0
-
-    def settled(self, carries: list[Any], run: Callable[[list[Any]], list[Any]]) -> list[Any]:
-        """Carries that hold before every step."""
-        if self.settle is not None:
-            return self.settle(carries, run)
-        self.settling += 1
-        after: list[Any] | None = None
-        while after != carries:
-            carries = carries if after is None else after
-            after = [self.join(pair, ()) for pair in zip(carries, run(carries), strict=True)]
-        self.settling -= 1
-        return carries
-
-
-def interpret(
-    frame: Frame,
-    store: AxisStore,
-    inputs: Sequence[Any],
-    transfer: Callable[[Any, list[Axes], list[Axes], list[Any]], list[Any]],
-    constant: Callable[[Any], Any],
-    visit: Callable[[Frame, int], None] | None = None,
-    control: Control | None = None,
-) -> list[Any]:
-    """Evaluates a walked jaxpr, calls included, on abstract values.
-
-    Args:
-      frame: the frame of `walk`.
-      store: the axis store of the walk.
-      inputs: abstract values of the inputs.
-      transfer: gets an equation, its operands' and results' axes, its operands' abstract values;
-        returns the results' abstract values.
-      constant: abstract value of a literal or constant.
-      visit: gets the frame and the number of an equation right before ``transfer`` gets it.
-      control: how values pass through loops and branches; without it these are equations like
-        others, and what is inside them is not seen.
-
-    Returns:
-      Abstract values of the outputs.
-    """
-    inner, constvars, _ = compat.unpack(frame.jaxpr)
-    values = dict(zip(constvars, map(constant, frame.constants), strict=True))
-    values.update(zip(inner.invars, inputs, strict=True))
-
-    def read(atom: Any) -> Any:
-        return constant(atom.val) if isinstance(atom, compat.Literal) else values[atom]
-
-    def run(inside: Frame, operands: Sequence[Any]) -> list[Any]:
-        return interpret(inside, store, operands, transfer, constant, visit, control)
-
-    for i, equation in enumerate(inner.eqns):
-        operands = [read(v) for v in equation.invars]
-        note = frame.notes.get(i)
-        if isinstance(note, Frame):
-            results = run(note, operands)
-        elif control is not None and isinstance(note, Branches):
-            taken = [run(branch, operands[1:]) for branch in note.frames]
-            results = [control.join(outs, operands[:1]) for outs in zip(*taken, strict=True)]
-        elif control is not None and isinstance(note, Loop):
-            results = _interpret_loop(note, operands, run, control)
-        else:
-            ins = [frame.read(v, store) for v in equation.invars]
-            outs = [frame.read(v, store) for v in equation.outvars]
-            if visit is not None:
-                visit(frame, i)
-            results = transfer(equation, ins, outs, operands)
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(v) for v in inner.outvars]
-
-
-def _interpret_loop(
-    loop: Loop,
-    operands: list[Any],
-    run: Callable[[Frame, Sequence[Any]], list[Any]],
-    control: Control,
-) -> list[Any]:
-    """Finds carries that hold before every step, then walks the body with them."""
-    tests, constants, carries, stacked = loop_parts(loop.counts, operands)
-    slices = [control.step(value) for value in stacked]
-
-    def advance(carries: list[Any]) -> list[Any]:
-        return run(loop.body, [*constants, *carries, *slices])
-
-    carries = control.settled(carries, lambda c: advance(c)[: len(c)])
-    decide = run(loop.condition, [*tests, *carries]) if loop.condition is not None else []
-    after = advance(carries)
-    n = len(carries)
-    pairs = zip(carries, after[:n], strict=True)
-    return [*(control.join(p, decide) for p in pairs), *map(control.stack, after[n:])]
+    operand: int
+    over: Axes

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ifjax.spec.spec import Group, Member, Plan
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import View, mentioned
+from ifjax.structure.structure import Group, Member, Plan
 
 Sizes = Mapping[str, int]
 SELF = "self"  # the group at hand
@@ -166,7 +167,7 @@ def _carried(x: Array, plan: Array, along: tuple[tuple[int, ex.Expression, bool]
             product = jnp.tensordot(by, x, (0, axis), precision=jax.lax.Precision.HIGHEST)
             return jnp.moveaxis(product, 0, axis)
 
-        x = ex.transform(x, axis, where, SELF, function)
+        x = axis_arrays.transform(x, axis, where, SELF, function)
     return x
 
 
@@ -209,7 +210,7 @@ def _entries(x: Array, view: View, name: str, axis: int, sizes: Sizes) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("axis", "where"))
 def _rows(x: Array, axis: int, where: ex.Expression) -> Array:
-    return jax.vmap(lambda x: jnp.concatenate(ex.rows(x, axis, where, SELF), axis=1))(x)
+    return jax.vmap(lambda x: jnp.concatenate(axis_arrays.rows(x, axis, where, SELF), axis=1))(x)
 
 
 def sets(

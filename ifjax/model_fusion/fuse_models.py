@@ -24,9 +24,10 @@ from ifjax.graph.trace import DependencyGraph
 from ifjax.model_fusion.alignment import Network, alignment_order
 from ifjax.model_fusion.matching import Order, activation_costs, align
 from ifjax.spec.method import Method
-from ifjax.spec.rounds import at_widths
-from ifjax.spec.spec import FusionSpec, Plan
+from ifjax.spec.spec import FusionSpec
 from ifjax.structure.leaves import checked_leaves
+from ifjax.structure.resize import at_widths
+from ifjax.structure.structure import Plan
 from ifjax.transport import solvers
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted, with_leaves

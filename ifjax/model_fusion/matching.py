@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ifjax.activations.layer_inputs import readings
 from ifjax.model_fusion.alignment import Network, describing, entries, inside, sets
-from ifjax.spec.spec import Group, Plan
+from ifjax.structure.structure import Group, Plan
 from ifjax.transport import solvers, transport
 from ifjax.transport.costs import cost_matrix
 from ifjax.transport.transport import Transport

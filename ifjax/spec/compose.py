@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import PyTree
-
-from ifjax.fusion.inputs import check_spec, known_group
-from ifjax.fusion.take import take
-from ifjax.spec.spec import FusionSpec
+from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure import axis as ex
-from ifjax.transport.transport import Transport
 
 
 def compose(second: FusionSpec, first: FusionSpec) -> FusionSpec:
@@ -112,91 +105,3 @@ def _simple(e: ex.Expression, widths: Mapping[str, int]) -> ex.Expression:
                     joined.append(segment)
             return joined[0] if len(joined) == 1 else ex.Sum(tuple(joined))
     return e
-
-
-def compose_maps(
-    second: Mapping[str, Transport], first: Mapping[str, Transport]
-) -> dict[str, Transport]:
-    r"""The maps of two cuts as one, for the composed spec: targets of targets, products of plans.
-
-    .. math:: T = T_1 \, \mathrm{diag}(T_2 1)^{-1} \, T_2
-
-    Its M (see `ifjax.apply_maps`) is the product of both M where every neuron has mass; its P is
-    the product of both P where, up to a factor, the second plan takes from every neuron the mass
-    that the first one brings to it. Uniform marginals on both sides (the default) that the solver
-    meets do both, and so does ``method="prune"``. Then ``apply_maps`` with the composed spec and
-    maps gives what two calls give, but for the scale and variance of folded batch norms: their
-    slope, and with it eval mode, is the same, but the spread is modelled from other kernels. What
-    happens between two cuts and is no linear map (training, scores) is no part of a map: the second
-    ones were found on what it left.
-
-    Args:
-      second: maps of the small network, by the first's group names, as `ifjax.onward` and
-        `ifjax.iterated` keep them.
-      first: maps of the full network.
-
-    Returns:
-      Maps of all groups of either. Costs, iterations and marginal errors are added up; the
-      potential is the first one's.
-
-    Raises:
-      ValueError: if the second map of a group does not start where the first one ends.
-    """
-    found = {**second, **first}
-    for name in second.keys() & first.keys():
-        a, b = first[name], second[name]
-        if (*a.map.shape[:-2], a.map.shape[-1]) != b.map.shape[:-1]:
-            raise ValueError(
-                f"group {name}: expected a second map [*batch, n, m] from what the first one, of "
-                f"shape {a.map.shape}, leaves, got {b.map.shape}; where a batch axis was cut too "
-                "(heads of a head_dim), apply the maps one after the other"
-            )
-        mass = b.map.sum(-1, keepdims=True)
-        plan = a.map @ jnp.where(mass > 0, b.map / jnp.where(mass > 0, mass, 1), 0)
-        found[name] = a._replace(
-            map=plan,
-            targets=jnp.take_along_axis(a.targets, b.targets, -1),
-            converged=a.converged & b.converged,
-            iterations=a.iterations + b.iterations,
-            marginal_error=a.marginal_error + b.marginal_error,
-            cost=a.cost + b.cost,
-        )
-    return found
-
-
-def compact(params: PyTree, spec: FusionSpec, maps: Mapping[str, Transport | Any]) -> PyTree:
-    """Makes a ``keep_shape`` result small: what stands in the places of the kept neurons.
-
-    Args:
-      params: what ``apply_maps(..., keep_shape=True)`` or ``fuse_params(..., keep_shape=True)``
-        returned, trained further or not. For optimizer states use `ifjax.fuse_tree`.
-      spec: its spec.
-      maps: its maps; or by group name the indices of the kept neurons (``Transport.targets``).
-
-    Returns:
-      The small parameters, as without ``keep_shape``.
-
-    Raises:
-      ValueError: for parameters of another network, or a group without targets or with another
-        number of them than the spec keeps.
-
-    Example:
-      >>> import ifjax, jax, jax.numpy as jnp
-      >>> params = {"w1": jnp.array([[3.0, 1.0, 2.0]]), "w2": jnp.ones((3, 1))}
-      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 1)))
-      >>> spec = graph.spec(0.3, method="prune")
-      >>> full = ifjax.fuse_params(params, spec, keep_shape=True)
-      >>> compact(full, spec, {"w1": [0, 2]})["w1"].tolist()
-      [[3.0, 2.0]]
-    """
-    targets = {
-        name: found.targets if isinstance(found, Transport) else jnp.asarray(found)
-        for name, found in maps.items()
-    }
-    for name in targets:
-        known_group(spec.plan, name)
-    for name, kept in spec.plan.widths.items():
-        got = targets[name].shape if name in targets else "none"
-        if got[-1:] != (kept,):
-            raise ValueError(f"group {name}: expected {kept} kept neurons, got {got}")
-    return take(params, spec, {name: targets[name] for name in spec.plan.widths})

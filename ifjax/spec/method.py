@@ -6,8 +6,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from ifjax.graph.facts.kinds import Kind
 from ifjax.importance import metrics as importances
+from ifjax.structure.structure import Kind
 from ifjax.transport import centroids as centroid_kinds
 from ifjax.transport import solvers
 

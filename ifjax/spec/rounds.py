@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ifjax.fusion.inputs import check_spec
-from ifjax.graph.trace import DependencyGraph
-from ifjax.spec.spec import FusionSpec, Plan
-from ifjax.structure import axis as ex
+from ifjax.spec.spec import FusionSpec, check_spec
+from ifjax.structure.resize import at_widths
+from ifjax.structure.structure import Plan
 
 
 class Round(NamedTuple):
@@ -72,75 +71,6 @@ def iterated(spec: FusionSpec, rounds: int, kind: str = "geometric") -> tuple[Ro
         found.append(Round(step, total))
         before = at_widths(spec.plan, kept)
     return tuple(found)
-
-
-def onward(graph: DependencyGraph, spec: FusionSpec) -> DependencyGraph:
-    """The graph of the shrunk network, to make the next spec from: nothing is traced again.
-
-    What hangs together at full width does so at any other. Groups keep their names.
-
-    Args:
-      graph: the graph that ``spec`` was made from.
-      spec: the spec that the network was shrunk by.
-
-    Returns:
-      A graph whose sizes are the widths of ``spec``.
-
-    Raises:
-      ValueError: if the spec belongs to another network.
-
-    Example:
-      >>> import ifjax, jax, jax.numpy as jnp
-      >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
-      >>> apply = lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"]
-      >>> graph = ifjax.trace(apply, params, jnp.ones((1, 4)))
-      >>> onward(graph, graph.spec(0.25)).groups[0].size
-      6
-    """
-    if not isinstance(graph, DependencyGraph):
-        raise TypeError(f"expected the graph of ifjax.trace, got {type(graph).__name__}")
-    check_spec(spec)
-    if graph.plan.leaves != spec.plan.leaves:
-        raise ValueError("the spec was made from another graph than this one")
-    plan, widths = at_widths(graph.plan, spec.plan.widths), spec.plan.widths
-    pinned = tuple(
-        dataclasses.replace(p, size=ex.size(graph.plan.leaf[p.path].axes[p.axis], widths))
-        for p in graph.pinned
-    )
-    return dataclasses.replace(graph, plan=plan, pinned=pinned)
-
-
-def at_widths(plan: Plan, widths: Mapping[str, int]) -> Plan:
-    """The plan of the network after its groups were cut to some widths."""
-
-    def resized(e: ex.Expression) -> ex.Expression:
-        match e:
-            case ex.Atom(name, n):
-                return ex.Atom(name, widths.get(name, n))
-            case ex.Product(parts):
-                return ex.Product(tuple(map(resized, parts)))
-            case ex.Sum(parts):
-                return ex.Sum(tuple(map(resized, parts)))
-        return e
-
-    leaves = tuple(
-        dataclasses.replace(
-            leaf, shape=plan.shape(leaf.path, widths), axes=tuple(map(resized, leaf.axes))
-        )
-        for leaf in plan.leaves
-    )
-    axes = {leaf.path: leaf.axes for leaf in leaves}
-    groups = []
-    for group in plan.groups:
-        members = tuple(
-            dataclasses.replace(m, where=tuple(ex.places(axes[m.path][m.axis], group.name)))
-            for m in group.members
-        )
-        n = widths.get(group.name, group.size)
-        batch = tuple(widths.get(a, k) for a, k in zip(group.along, group.batch, strict=True))
-        groups.append(dataclasses.replace(group, size=n, kept=n, members=members, batch=batch))
-    products = tuple(tuple(map(resized, product)) for product in plan.products)
-    return dataclasses.replace(plan, leaves=leaves, groups=tuple(groups), products=products)
 
 
 def _keeping(plan: Plan, kept: Mapping[str, int]) -> Plan:

@@ -7,7 +7,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from ifjax.parallel.sharding import divided, sharding_of
-from ifjax.spec.spec import FusionSpec, Plan
+from ifjax.spec.spec import FusionSpec
+from ifjax.structure.structure import Plan
 from ifjax.tree import leaves_by_path
 
 
@@ -33,6 +34,7 @@ def small_shardings(spec: FusionSpec, params: PyTree) -> PyTree:
 
     Example:
       >>> import ifjax, jax.numpy as jnp
+      >>> from jax.sharding import NamedSharding, PartitionSpec as P
       >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
       >>> apply = lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"]
       >>> spec = ifjax.trace(apply, params, jnp.ones((1, 4))).spec(0.5, solver="nearest")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ifjax.spec.spec import Group, Member
+from ifjax.structure.structure import Group, Member
 
 Selector = str | Iterable[str] | Callable[[Group], bool] | None
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ifjax.spec.spec import Group
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
 from ifjax.structure.axis import Atom, Expression, Pinned, Product, Sum
+from ifjax.structure.structure import Group
 
 ONE = Pinned(1)
 
@@ -94,7 +95,9 @@ def take_batched(
     def one(x: Array, index: Array) -> Array:
         for axis, e in enumerate(view.rest()):
             if only in (None, axis):
-                x = ex.transform(x, axis, e, group.name, lambda x, i: jnp.take(x, index, i), sizes)
+                x = axis_arrays.transform(
+                    x, axis, e, group.name, lambda x, i: jnp.take(x, index, i), sizes
+                )
         return x
 
     index = jnp.asarray(index)

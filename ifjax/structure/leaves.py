@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ifjax.spec.spec import Plan
+from ifjax.structure.structure import Plan
 from ifjax.tree import check_finite, leaves_by_path, lowest, numbers_of
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 import ifjax
 from ifjax.fusion import batch_norm
 from ifjax.fusion.merge import matrices
-from ifjax.spec.spec import BatchNorm
+from ifjax.structure.structure import BatchNorm
 from tests import reference
 
 EPS = 1e-2

@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 
 from ifjax.fusion import merge
-from ifjax.fusion.merge import Place
-from ifjax.graph.facts.roles import Role
 from ifjax.structure import axis as ex
+from ifjax.structure import layout
+from ifjax.structure.layout import Place
+from ifjax.structure.structure import Role
 from ifjax.transport.transport import Transport
 from tests import reference
 
 N, M = 5, 3
-SELF = ex.Atom(merge.SELF, N)
+SELF = ex.Atom(layout.SELF, N)
 ROLES: tuple[Role, ...] = ("producer", "consumer", "additive", "multiplicative", "mean", "variance")
 
 
@@ -178,44 +179,6 @@ def test_half_precision_weights_are_multiplied_as_they_come():
     found, x = transport(), weights(N, 2).astype(jnp.bfloat16)
     (got,) = merge.merge_neurons([x], (Place(0, 0, "producer", SELF),), found, "reference")
     assert got.dtype == jnp.bfloat16
-
-
-def test_neurons_are_described_by_kernels_alone_where_there_are_any():
-    kernels = (Place(0, 0, "producer", SELF), Place(2, 1, "consumer", SELF))
-    bias = Place(1, 0, "additive", SELF)
-    assert merge.describing((kernels[0], bias, kernels[1])) == kernels
-    assert merge.describing((bias,)) == (bias,)
-    assert merge.alone((*kernels, bias), [2, 1]) == (
-        Place(0, 1, "consumer", SELF),
-        Place(1, 0, "additive", SELF),
-    )
-
-
-def test_rows_hold_every_weight_of_a_neuron():
-    x, y = weights(2, N, 3), weights(N * 4)
-    where = (
-        Place(0, 1, "consumer", SELF),
-        Place(1, 0, "producer", ex.Product((ex.Pinned(4), SELF))),
-    )
-    first, second = merge.rows([x, y], where)
-    for i in range(N):
-        np.testing.assert_array_equal(np.sort(first[i]), np.sort(np.ravel(x[:, i])))
-        np.testing.assert_array_equal(second[i], y[i::N])
-
-
-def test_groups_of_one_shape_have_equal_places():
-    """Names do not matter, so that programs are shared."""
-    plan = reference.trace("mlp", reference.init("mlp", 0, (6, 6, 6))).plan
-    where = [merge.places(plan, plan.group[f"fc{i}.weight"], {})[1] for i in (0, 1)]
-    assert where[0] == where[1]
-    assert len({p.array for p in where[0]}) == 3
-
-
-def test_places_follow_the_present_sizes_of_other_groups():
-    plan = reference.trace("mlp", reference.init("mlp", 0, (6, 4))).plan
-    for sizes in ({}, {"fc0.weight": 2}):
-        _, where = merge.places(plan, plan.group["fc1.weight"], sizes)
-        assert {ex.size(p.where) for p in where} == {4}
 
 
 def test_the_whole_network_is_the_product_of_loops():

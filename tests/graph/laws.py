@@ -11,6 +11,7 @@ import numpy as np
 
 import ifjax
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
 from ifjax.tree import leaves_by_path, with_leaves
 
 TOLERANCE = 1e-9
@@ -49,7 +50,7 @@ def zeroed(params: Any, graph: ifjax.DependencyGraph, selections: dict[str, np.n
     for path, leaf in graph.plan.leaf.items():
         for axis, e in enumerate(leaf.axes):
             keep = np.zeros(leaf.shape[axis])
-            keep[np.asarray(ex.indices(e, selections))] = 1
+            keep[np.asarray(axis_arrays.indices(e, selections))] = 1
             shape = [-1 if i == axis else 1 for i in range(len(leaf.shape))]
             if not keep.all():
                 leaves[path] = np.asarray(leaves[path]) * keep.reshape(shape)
@@ -75,7 +76,9 @@ def permuted(
     for path, leaf in graph.plan.leaf.items():
         for axis, e in enumerate(leaf.axes):
             if name in ex.atoms(e) and only in (None, (path, axis)):
-                leaves[path] = np.take(np.asarray(leaves[path]), ex.indices(e, order), axis)
+                leaves[path] = np.take(
+                    np.asarray(leaves[path]), axis_arrays.indices(e, order), axis
+                )
     return with_leaves(params, leaves)
 
 

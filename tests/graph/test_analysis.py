@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ifjax.graph.analysis import Arguments, mirrors, struct
+from ifjax.graph.analysis import mirrors
+from ifjax.jaxprs.arguments import Arguments, struct
 
 
 def test_arguments_come_back_as_they_were():

@@ -7,7 +7,7 @@ import numpy as np
 
 import ifjax
 from ifjax.graph import printing
-from ifjax.spec.spec import savings
+from ifjax.structure.account import savings
 from tests.graph.laws import array, arrays
 
 X = array(4, 3)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from ifjax.jaxprs import axis_store as axes
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
 
 # the checks of argument types cost thirty times what the store itself does
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -95,7 +96,7 @@ class Ledger:
     def positions(self, node: int, selections: dict[str, np.ndarray]) -> np.ndarray:
         expression = self.store.resolve(node, str)
         assert ex.size(expression) == self.store.size(node)
-        return np.asarray(ex.indices(expression, selections), int)
+        return np.asarray(axis_arrays.indices(expression, selections), int)
 
     def check(self, selections: dict[str, np.ndarray]) -> None:
         """Every equation holds where the classes keep, in this order, the selected neurons."""

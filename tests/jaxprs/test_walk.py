@@ -9,8 +9,9 @@ import pytest
 
 from ifjax.jaxprs import walk as flow
 from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.interpret import interpret
 from ifjax.jaxprs.rules import rule_of
-from ifjax.jaxprs.walk import Context, Frame, Reason, constant_axes, interpret, walk
+from ifjax.jaxprs.walk import Context, Frame, Reason, constant_axes, walk
 from ifjax.structure import axis as ex
 
 
@@ -87,7 +88,7 @@ def test_a_reason_names_the_line_of_the_innermost_call_that_has_one():
     call = closed.eqns[0]
     silent = getattr(call.params["jaxpr"], "jaxpr", call.params["jaxpr"]).eqns[0]
     assert str(Reason("why")) == "why"
-    assert "test_flow.py" in str(Reason("why", (silent, call)))
+    assert "test_walk.py" in str(Reason("why", (silent, call)))
 
 
 def test_a_frame_reads_literals_of_no_axes():

@@ -11,8 +11,8 @@ import pytest
 
 import ifjax
 from ifjax.model_fusion import alignment
-from ifjax.spec.rounds import at_widths
 from ifjax.structure import axis as ex
+from ifjax.structure.resize import at_widths
 from tests.graph.laws import array, arrays
 
 X = array(2, 3)

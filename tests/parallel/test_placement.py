@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import ifjax
 from ifjax.parallel import placement as mesh
+from ifjax.parallel import ring
 from ifjax.transport import costs
 
 if jax.device_count() < 8:
@@ -39,16 +40,20 @@ def devices(shape, names, kind=AxisType.Auto) -> Mesh:
     return Mesh(places, names, axis_types=(kind,) * len(names))
 
 
+def cost(x, y, p=1):
+    return ring.pairwise(lambda x, y: costs.cost_matrix(x, y, p), x, y)
+
+
 def everything(x, y, by, leaf):
     """What the module computes, by name."""
     thin = leaf[:, :, :1]  # here sums go round the devices, in LEAF the matrix
     return {
-        **{f"cost {p}": mesh.cost_matrix(x, y, p) for p in METRIC},
-        "costs": jax.vmap(mesh.cost_matrix)(jnp.stack([x, -x]), jnp.stack([y, y])),
-        "product": mesh.product(by, leaf, 1),
-        "thin product": mesh.product(by, thin, 1),
-        "vector": mesh.product(by, leaf[0, :, 0], 0),
-        "products": jax.vmap(lambda leaf: mesh.product(by, leaf, 0))(leaf),
+        **{f"cost {p}": cost(x, y, p) for p in METRIC},
+        "costs": jax.vmap(cost)(jnp.stack([x, -x]), jnp.stack([y, y])),
+        "product": ring.product(by, leaf, 1),
+        "thin product": ring.product(by, thin, 1),
+        "vector": ring.product(by, leaf[0, :, 0], 0),
+        "products": jax.vmap(lambda leaf: ring.product(by, leaf, 0))(leaf),
         "take": mesh.take(x, jnp.asarray(INDEX % len(x)), 0),
         "take of the last axis": mesh.take(leaf, jnp.asarray(INDEX % leaf.shape[2]), 2),
         "spread": mesh.spread(leaf, 1),
@@ -91,7 +96,7 @@ def test_rows_are_spread_and_go_round_the_devices(shape):
     on = devices(*MESHES[shape])
     rows = NamedSharding(on, P(on.axis_names))
     x, y = (jax.device_put(normal(5 * on.size, 4), rows) for _ in "xy")
-    run = jax.jit(lambda x, y: mesh.on_mesh(mesh.cost_matrix, x, y, outputs=P))
+    run = jax.jit(lambda x, y: mesh.on_mesh(cost, x, y, outputs=P))
     program = run.lower(x, y).compile()
     (place,) = jax.tree.leaves(program.output_shardings)
     assert place.is_equivalent_to(rows, 2)
@@ -130,8 +135,8 @@ def test_without_a_mesh_nothing_changes():
     np.testing.assert_array_equal(mesh.take(x, jnp.array([7, 0]), 1), LEAF[:, [7, 0]])
     a, b = jnp.asarray(X), jnp.asarray(Y)
     for p in METRIC:
-        np.testing.assert_array_equal(mesh.cost_matrix(a, b, p), costs.cost_matrix(a, b, p))
-    got, want = mesh.product(jnp.asarray(BY), x, 1), np.einsum("mn,anb->amb", BY, LEAF)
+        np.testing.assert_array_equal(cost(a, b, p), costs.cost_matrix(a, b, p))
+    got, want = ring.product(jnp.asarray(BY), x, 1), np.einsum("mn,anb->amb", BY, LEAF)
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)
     text = str(jax.make_jaxpr(everything)(*EVEN))
     assert "sharding_constraint" not in text

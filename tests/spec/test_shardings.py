@@ -355,11 +355,11 @@ def environment(devices: int) -> dict[str, str]:
 @functools.cache
 def results() -> dict[str, str]:
     """What became of every check: an empty string, or what was raised."""
-    code = "from tests import test_sharding; test_sharding.main()"
+    code = "from tests.spec import test_shardings; test_shardings.main()"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         env=environment(devices=8),
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,
@@ -399,7 +399,7 @@ def process(number: int, port: int) -> None:
 
 @pytest.mark.slow
 def test_in_two_processes():
-    processes.both("test_sharding.process({number}, {port})", environment(devices=4))
+    processes.both("spec.test_shardings.process({number}, {port})", environment(devices=4))
 
 
 # Where small parameters lie ---------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -51,14 +52,14 @@ def test_indices_are_the_positions_of_the_selected_neurons(e, chosen, data):
     chosen = {n: c[: data.draw(st.integers(1, len(c)))] for n, c in chosen.items()}
     before = labels(e, FULL)
     after = labels(e, FULL | chosen)
-    index = ex.indices(e, {n: np.array(c) for n, c in chosen.items()})
+    index = axis_arrays.indices(e, {n: np.array(c) for n, c in chosen.items()})
     assert [before[i] for i in index] == after
     sizes = {n: len(c) for n, c in chosen.items()}
     assert ex.size(e, sizes) == len(after)
     assert ex.size(e) == len(before)
     # in two steps, the second one at the sizes that the first one left
-    first = ex.indices(e, {"a": np.array(chosen["a"])})
-    second = ex.indices(e, {"b": np.array(chosen["b"])}, {"a": len(chosen["a"])})
+    first = axis_arrays.indices(e, {"a": np.array(chosen["a"])})
+    second = axis_arrays.indices(e, {"b": np.array(chosen["b"])}, {"a": len(chosen["a"])})
     np.testing.assert_array_equal(np.asarray(first)[second], index)
 
 
@@ -67,11 +68,11 @@ def test_indices_are_the_positions_of_the_selected_neurons(e, chosen, data):
 def test_transform_and_rows_go_through_every_occurrence(e):
     x = np.arange(2.0 * ex.size(e)).reshape(ex.size(e), 2).T
     chosen = [2, 0]
-    got = ex.transform(
+    got = axis_arrays.transform(
         jnp.asarray(x), 1, e, "a", lambda part, axis: jnp.take(part, jnp.array(chosen), axis)
     )
-    np.testing.assert_array_equal(got, x[:, ex.indices(e, {"a": np.array(chosen)})])
-    found = ex.rows(jnp.asarray(x), 1, e, "a")
+    np.testing.assert_array_equal(got, x[:, axis_arrays.indices(e, {"a": np.array(chosen)})])
+    found = axis_arrays.rows(jnp.asarray(x), 1, e, "a")
     where = labels(e, FULL)
 
     def holds(label, name, i):
@@ -104,7 +105,7 @@ def test_other_json_is_an_error(value):
 
 def test_traced_selections():
     e = ex.Sum((ex.Pinned(2), ex.Product((ex.Atom("a", 3), ex.Pinned(2)))))
-    index = jax.jit(lambda i: ex.indices(e, {"a": i}))(jnp.array([2, 0]))
+    index = jax.jit(lambda i: axis_arrays.indices(e, {"a": i}))(jnp.array([2, 0]))
     assert index.tolist() == [0, 1, 6, 7, 2, 3]
 
 
@@ -116,5 +117,5 @@ def test_expressions_are_static_in_jitted_functions():
 
 def test_a_transformed_axis_beside_an_empty_one():
     e = ex.Product((ex.Atom("a", 3), ex.Pinned(2)))
-    got = ex.transform(jnp.zeros((0, 6)), 1, e, "a", lambda x, axis: x[:, :1])
+    got = axis_arrays.transform(jnp.zeros((0, 6)), 1, e, "a", lambda x, axis: x[:, :1])
     assert got.shape == (0, 2)

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import ifjax
-from ifjax.graph.analysis import Arguments, mirrors, path_name
+from ifjax.graph.analysis import mirrors
+from ifjax.jaxprs.arguments import Arguments, path_name
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
 from ifjax.tree import leaves_by_path, with_leaves
 from tests.graph.laws import independent, kept, shuffled, zeroed
 from tests.zoo.model import Model
@@ -212,7 +214,7 @@ def _chosen(
         for axis, e in enumerate(state.get(path, ())):
             if not any(n in selection for n in ex.atoms(e)):
                 continue
-            index = np.asarray(ex.indices(e, selection))
+            index = np.asarray(axis_arrays.indices(e, selection))
             if zero:
                 keep = np.zeros(x.shape[axis])
                 keep[index] = 1

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ifjax.fusion.merge import SELF, Held, Place, parts
 from ifjax.importance import metrics as importance
 from ifjax.parallel import placement as mesh
+from ifjax.parallel import ring
 from ifjax.spec.method import Method
-from ifjax.spec.spec import Group, Plan
 from ifjax.structure import axis as ex
+from ifjax.structure.layout import SELF, Held, Place, parts
+from ifjax.structure.structure import Group, Plan
 from ifjax.transport import centroids, costs, transport
 
 
@@ -145,8 +146,8 @@ def read(inputs: list[Inputs], bucket: Bucket) -> Problems:
     features, points = column("features"), column("points")
     cost = None
     if points is not None:
-        metric = functools.partial(mesh.cost_matrix, p=bucket.method.cost_p, axis=1)
-        cost = _over(metric, features, points)
+        metric = functools.partial(costs.cost_matrix, p=bucket.method.cost_p, axis=1)
+        cost = _over(functools.partial(ring.pairwise, metric, axis=1), features, points)
     n = max(unit.size for unit in bucket.units)
     return Problems(
         column("scores"), column("targets", n), column("a"), column("b"), column("sources", n), cost

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ifjax.fusion.execution.buckets import Bucket, Unit, statistic, with_scales
-from ifjax.fusion.merge import Held, Sources, held
+from ifjax.fusion.merge import Sources
 from ifjax.importance import metrics as importance
 from ifjax.spec.method import Method
-from ifjax.spec.spec import Group, Plan
+from ifjax.structure.layout import Held, held
+from ifjax.structure.structure import Group, Plan
 from ifjax.transport import solvers
 from ifjax.transport.solvers import host
 from ifjax.tree import is_concrete

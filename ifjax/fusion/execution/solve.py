@@ -14,6 +14,7 @@ from jaxtyping import Array
 from ifjax.fusion.execution.buckets import Bucket, Problems, Unit, stacked
 from ifjax.fusion.execution.program import Located, Wave
 from ifjax.fusion.merge import Map
+from ifjax.parallel import callback
 from ifjax.parallel import placement as mesh
 from ifjax.transport import transport
 from ifjax.transport.solvers import host
@@ -121,7 +122,7 @@ def _solved_exactly(problems: list[Problems]) -> list[Transport]:
 
 @jax.jit
 def _called(problems: list[Problems]) -> list[Transport]:
-    found = host.called(_on_host, [_shapes(problem) for problem in problems], problems)
+    found = callback.called(_on_host, [_shapes(problem) for problem in problems], problems)
     return jax.tree.map(mesh.settled, found)
 
 

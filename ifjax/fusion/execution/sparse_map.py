@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ifjax.parallel import placement as mesh
+from ifjax.parallel import ring
 
 # Below these sizes a product takes no longer than gathers: neurons per source of a target (a gather
 # costs about as much as 24 multiply-adds), and entries of the array per neuron.
@@ -120,7 +121,7 @@ def times(
 
 
 def _product(by: NeuronMap, x: Array, axis: int) -> Array:
-    return mesh.product(by.matrix.astype(x.dtype), x, axis)
+    return ring.product(by.matrix.astype(x.dtype), x, axis)
 
 
 def _gathered(x: Array, sources: Array, weights: Array, axis: int) -> Array:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ifjax.graph.facts.literals import Count
 from ifjax.jaxprs.axis_store import AxisStore
-from ifjax.jaxprs.walk import Axes, Control, Frame, interpret
+from ifjax.jaxprs.interpret import Control, interpret
+from ifjax.jaxprs.walk import Axes, Count, Frame
 
 Roots = frozenset[int]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ifjax.graph.facts.roles import is_depthwise
 from ifjax.jaxprs.axis_store import AxisStore
-from ifjax.jaxprs.walk import Axes, Control, Frame, interpret
+from ifjax.jaxprs.interpret import Control, interpret
+from ifjax.jaxprs.walk import Axes, Frame
 from ifjax.structure import axis as ex
-
-Kind = Literal["neuron", "head", "head_dim", "free"]
+from ifjax.structure.structure import Kind
 
 
 @dataclasses.dataclass(frozen=True)

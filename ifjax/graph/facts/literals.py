@@ -13,7 +13,8 @@ from jax.core import Tracer
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore
-from ifjax.jaxprs.walk import Axes, Control, Frame, Reason, frames_of, interpret
+from ifjax.jaxprs.interpret import Control, interpret
+from ifjax.jaxprs.walk import Axes, Count, Frame, Reason, frames_of
 
 SHAPING = {
     *("convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "expand_dims"),
@@ -28,19 +29,6 @@ ARITHMETIC = {
     "min": np.minimum,
     "neg": np.negative,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Count:
-    """Noted at an equation one of whose operands is the number of terms of the other, a sum.
-
-    Attributes:
-      operand: number of the operand.
-      over: the axes summed over.
-    """
-
-    operand: int
-    over: Axes
 
 
 @dataclasses.dataclass(frozen=True)

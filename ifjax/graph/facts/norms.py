@@ -22,7 +22,8 @@ from jax.core import Tracer
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore
-from ifjax.jaxprs.walk import Axes, Control, Frame, interpret
+from ifjax.jaxprs.interpret import Control, interpret
+from ifjax.jaxprs.walk import Axes, Frame
 
 # A symbol is (kind, leaf, eps): the leaf itself, or a power of (leaf + eps).
 Symbol = tuple[str, int, float]

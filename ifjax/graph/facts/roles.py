@@ -7,14 +7,14 @@ import functools
 import operator
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ifjax.jaxprs.axis_store import AxisStore
-from ifjax.jaxprs.walk import Axes, Control, Frame, interpret
-
-Role = Literal["producer", "consumer", "additive", "multiplicative", "mean", "variance"]
+from ifjax.jaxprs.interpret import Control, interpret
+from ifjax.jaxprs.walk import Axes, Frame
+from ifjax.structure.structure import Role
 
 ADDITIVE = {"add", "add_any", "sub"}
 # what is put in the place of neurons' values: class and mask tokens

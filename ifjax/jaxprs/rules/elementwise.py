@@ -7,10 +7,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ifjax.graph.facts.literals import Count
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.rules.rule import Resize, Rule
-from ifjax.jaxprs.walk import Axes, Context
+from ifjax.jaxprs.walk import Axes, Context, Count
 
 ROUNDING = "ceil floor round sign nextafter rem reduce_precision convert_element_type"
 ARITHMETIC = "add add_any sub mul div neg abs max min clamp pow integer_pow square sqrt rsqrt cbrt"

@@ -12,8 +12,8 @@ from scipy.spatial.distance import cdist
 import ifjax
 from ifjax.fusion.execution import program as waves
 from ifjax.fusion.execution.buckets import Bucket, Inputs, Unit, read, stacked
-from ifjax.fusion.merge import SELF, Held, Place
 from ifjax.structure import axis as ex
+from ifjax.structure.layout import SELF, Held, Place
 from tests.graph.laws import arrays
 
 # Solvers agree with themselves to this part of the mass of a neuron, whatever the padding.
@@ -149,7 +149,7 @@ def test_arrays_of_any_sizes_are_stacked():
 
 def test_the_width_of_a_group_is_that_of_its_rows():
     """Products and sums count every occurrence: against the rows themselves."""
-    from ifjax.fusion.merge import rows
+    from ifjax.structure.layout import rows
 
     atom = ex.Atom(SELF, 3)
     where = ex.Sum((ex.Pinned(2), ex.Product((ex.Pinned(4), atom)), atom))

@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ifjax.graph.analysis import Analysis, struct
+from ifjax.graph.analysis import Analysis
 from ifjax.graph.shrink import _Shrunk
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.arguments import struct
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.rules import rule_of
 from ifjax.jaxprs.walk import Axes, Context, frames_of, walk
-from ifjax.spec.spec import Plan
 from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
+from ifjax.structure.structure import Plan
 from tests.graph.laws import kept, shuffled
 
 TOLERANCE = 1e-9
@@ -89,7 +91,7 @@ class Walked:
         result = []
         for x, along in zip(map(np.asarray, arrays), self.expressions(axes), strict=True):
             for i, e in enumerate(along):
-                x = np.take(x, np.asarray(ex.indices(e, selections)), i)
+                x = np.take(x, np.asarray(axis_arrays.indices(e, selections)), i)
             result.append(x)
         return result
 
@@ -99,7 +101,7 @@ class Walked:
         for x, along in zip(map(np.asarray, self.args), self.expressions(self.inputs), strict=True):
             for i, e in enumerate(along):
                 mask = np.zeros(x.shape[i], bool)
-                mask[np.asarray(ex.indices(e, selections))] = True
+                mask[np.asarray(axis_arrays.indices(e, selections))] = True
                 shape = [-1 if k == i else 1 for k in range(x.ndim)]
                 x = np.where(mask.reshape(shape), x, np.zeros((), x.dtype))
             result.append(x)

@@ -1,0 +1,28 @@
+"""A spec as a readable table."""
+
+from __future__ import annotations
+
+from ifjax.spec.method import Method
+from ifjax.structure.account import align, savings
+from ifjax.structure.structure import (
+    Plan,
+)
+
+
+def spec_table(plan: Plan, method: Method) -> str:
+    """Channels, weights and FLOPs that every cut group saves alone, and the totals of all."""
+    rows = [("group", "neurons", "weights saved", "FLOPs saved")]
+    for group in plan.groups:
+        if group.kept != group.size:
+            weights, flops = savings(plan, group, group.kept)
+            neurons = f"{group.size} -> {group.kept}"
+            rows.append((group.name, neurons, f"{weights:,}", f"{flops:,}"))
+    (w0, w1), (f0, f1) = (plan.weights({}), plan.weights()), (plan.flops({}), plan.flops())
+    saved = [f"{1 - b / a:.1%} fewer" if a else "none" for a, b in ((w0, w1), (f0, f1))]
+    return "\n".join(
+        [
+            f"FusionSpec ({method.method}): weights {w0:,} -> {w1:,} ({saved[0]}), "
+            f"FLOPs {f0:,} -> {f1:,} ({saved[1]})",
+            *align(rows),
+        ]
+    )

@@ -1,0 +1,125 @@
+"""Arrays along an axis expression: re-indexed, mapped, taken apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ifjax.parallel import placement as mesh
+from ifjax.structure.axis import Atom, Expression, Pinned, Product, Sizes, Sum, atoms, size
+
+
+def indices(
+    expression: Expression, selections: Mapping[str, Any], sizes: Sizes | None = None
+) -> Int[Array, " k"] | Int[np.ndarray, " k"]:
+    """Positions along the axis that remain when each named group keeps ``selections[name]``.
+
+    >>> axis = Sum((Atom("a", 2), Product((Pinned(2), Atom("a", 2)))))
+    >>> indices(axis, {"a": np.array([1])}).tolist()
+    [1, 3, 5]
+    """
+    match expression:
+        case Atom(name, _) if name in selections:
+            return selections[name]
+        case Pinned() | Atom():
+            return np.arange(size(expression, sizes))
+        case Product(factors):
+            index: Any = np.zeros((1,), int)
+            for factor in factors:
+                inner = indices(factor, selections, sizes)
+                index = (index[:, None] * size(factor, sizes) + inner[None, :]).reshape(-1)
+            return index
+        case Sum(segments):
+            parts, offset = [], 0
+            for segment in segments:
+                parts.append(indices(segment, selections, sizes) + offset)
+                offset += size(segment, sizes)
+            traced = any(isinstance(p, jax.Array) for p in parts)
+            return jnp.concatenate(parts) if traced else np.concatenate(parts)
+    raise AssertionError(expression)
+
+
+def transform(
+    x: Array,
+    axis: int,
+    expression: Expression,
+    name: str,
+    function: Callable[[Array, int], Array],
+    sizes: Sizes | None = None,
+) -> Array:
+    """Applies ``function(array, axis)`` wherever the neurons of group ``name`` lie along ``axis``.
+
+    Args:
+      x: the array; ``x.shape[axis]`` is ``size(expression, sizes)``.
+      axis: the axis that ``expression`` describes.
+      expression: what lies along it.
+      name: the group to be mapped.
+      function: maps an array and the axis of its neurons to an array of any width there.
+      sizes: current widths of groups that have been mapped before.
+
+    Returns:
+      The array with the group's neurons mapped in every place where they occur.
+    """
+    if name not in set(atoms(expression)):
+        return x
+    if isinstance(expression, Atom):
+        return function(x, axis)
+    x = mesh.whole(x, axis)
+    match expression:
+        case Product(factors):
+            shape = x.shape
+            split = [size(f, sizes) for f in factors]
+            x = x.reshape(*shape[:axis], *split, *shape[axis + 1 :])
+            for i, factor in enumerate(factors):
+                x = transform(x, axis + i, factor, name, function, sizes)
+            merged = math.prod(x.shape[axis : axis + len(factors)])
+            return x.reshape(*shape[:axis], merged, *shape[axis + 1 :])
+        case Sum(segments):
+            bounds = np.cumsum([size(s, sizes) for s in segments])[:-1].tolist()
+            parts = jnp.split(x, bounds, axis)
+            return jnp.concatenate(
+                [
+                    transform(part, axis, segment, name, function, sizes)
+                    for part, segment in zip(parts, segments, strict=True)
+                ],
+                axis,
+            )
+    raise AssertionError(expression)
+
+
+def rows(
+    x: Array, axis: int, expression: Expression, name: str, sizes: Sizes | None = None
+) -> list[Array]:
+    """Matrices ``[n, d]`` of the entries that belong to each neuron of a group, one per occurrence.
+
+    >>> axis = Product((Pinned(2), Atom("a", 3)))
+    >>> [r.shape for r in rows(jnp.zeros((6, 5)), 0, axis, "a")]
+    [(3, 10)]
+    """
+    found = parts(x, axis, expression, name, sizes)
+    return [jnp.moveaxis(mesh.spread(x, at), at, 0).reshape(x.shape[at], -1) for x, at in found]
+
+
+def parts(
+    x: Array, axis: int, expression: Expression, name: str, sizes: Sizes | None = None
+) -> list[tuple[Array, int]]:
+    """The parts of an array that hold the neurons of a group, and the axis that these lie along.
+
+    >>> axis = Product((Pinned(2), Atom("a", 3)))
+    >>> [(part.shape, at) for part, at in parts(jnp.zeros((6, 5)), 0, axis, "a")]
+    [((2, 3, 5), 1)]
+    """
+    found: list[tuple[Array, int]] = []
+
+    def collect(part: Array, at: int) -> Array:
+        found.append((part, at))
+        return part
+
+    transform(x, axis, expression, name, collect, sizes)
+    return found

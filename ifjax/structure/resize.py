@@ -1,0 +1,42 @@
+"""A structure at other widths."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from ifjax.structure import axis as ex
+from ifjax.structure.structure import Plan
+
+
+def at_widths(plan: Plan, widths: Mapping[str, int]) -> Plan:
+    """The plan of the network after its groups were cut to some widths."""
+
+    def resized(e: ex.Expression) -> ex.Expression:
+        match e:
+            case ex.Atom(name, n):
+                return ex.Atom(name, widths.get(name, n))
+            case ex.Product(parts):
+                return ex.Product(tuple(map(resized, parts)))
+            case ex.Sum(parts):
+                return ex.Sum(tuple(map(resized, parts)))
+        return e
+
+    leaves = tuple(
+        dataclasses.replace(
+            leaf, shape=plan.shape(leaf.path, widths), axes=tuple(map(resized, leaf.axes))
+        )
+        for leaf in plan.leaves
+    )
+    axes = {leaf.path: leaf.axes for leaf in leaves}
+    groups = []
+    for group in plan.groups:
+        members = tuple(
+            dataclasses.replace(m, where=tuple(ex.places(axes[m.path][m.axis], group.name)))
+            for m in group.members
+        )
+        n = widths.get(group.name, group.size)
+        batch = tuple(widths.get(a, k) for a, k in zip(group.along, group.batch, strict=True))
+        groups.append(dataclasses.replace(group, size=n, kept=n, members=members, batch=batch))
+    products = tuple(tuple(map(resized, product)) for product in plan.products)
+    return dataclasses.replace(plan, leaves=leaves, groups=tuple(groups), products=products)
