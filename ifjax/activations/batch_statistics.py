@@ -6,21 +6,21 @@ weights, and an average of neurons varies less than each of them did.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ifjax.activations.layer_inputs import CALLS
 from ifjax.graph.analysis import Analysis, analyse
 from ifjax.graph.facts.norms import Norm, find_norms
-from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments, is_array
 from ifjax.jaxprs.axis_store import AxisStore
-from ifjax.jaxprs.walk import Axes, Frame
+from ifjax.jaxprs.evaluate import Seen, evaluate
+from ifjax.jaxprs.program import flatten
+from ifjax.jaxprs.walk import Axes
 from ifjax.tree import check_finite, leaves_by_path, promoted, with_leaves
 
 
@@ -172,43 +172,6 @@ def _checked_norms(analysis: Analysis, paths: list[str]) -> list[Norm]:
     return norms
 
 
-@dataclasses.dataclass
-class _Program:
-    """The equations of a function with those of its calls among them, on numbered values."""
-
-    steps: list[tuple[Any, list[Any], list[int]]] = dataclasses.field(default_factory=list)
-    number: dict[tuple[int, Any], Any] = dataclasses.field(default_factory=dict)
-    constants: dict[int, Any] = dataclasses.field(default_factory=dict)
-    count: int = 0
-
-    def fresh(self) -> int:
-        """The number of another value."""
-        self.count += 1
-        return self.count - 1
-
-    def add(self, frame: Frame, operands: Sequence[Any]) -> list[Any]:
-        """Adds the equations of a jaxpr; an operand is a number or a literal."""
-        inner, constvars, _ = compat.unpack(frame.jaxpr)
-        known: dict[Any, Any] = dict(zip(inner.invars, operands, strict=True))
-        for var, value in zip(constvars, frame.constants, strict=True):
-            known[var] = self.fresh()
-            self.constants[known[var]] = value
-
-        def read(atom: Any) -> Any:
-            return atom if isinstance(atom, compat.Literal) else known[atom]
-
-        for i, equation in enumerate(inner.eqns):
-            ins, note = [read(v) for v in equation.invars], frame.notes.get(i)
-            if equation.primitive.name in CALLS and isinstance(note, Frame):
-                outs = self.add(note, ins)
-            else:
-                outs = [self.fresh() for _ in equation.outvars]
-                self.steps.append((equation, ins, outs))
-            known.update(zip(equation.outvars, outs, strict=True))
-        self.number.update({(id(frame), var): n for var, n in known.items()})
-        return [read(v) for v in inner.outvars]
-
-
 def _evaluated(
     analysis: Analysis, norms: Sequence[Norm], arguments: Sequence[Any], paths: list[str]
 ) -> dict[tuple[str, str], Sample]:
@@ -217,47 +180,44 @@ def _evaluated(
     Equations that read one before wait for it, such as a slope that is computed from parameters
     alone before anything is normalised.
     """
-    program = _Program()
-    operands = [program.fresh() for _ in arguments]
-    program.add(analysis.frame, operands)
-    statistics = {n for norm in norms for n in (norm.mean, norm.variance)}
-    values = {i: x for i, x in enumerate(arguments) if i not in statistics} | program.constants
-    reading = {}
+    program = flatten(analysis.frame, [i >= len(paths) for i in range(len(arguments))])
+    reading: dict[int, list[Norm]] = defaultdict(list)
     for norm in norms:
         frame, variable = norm.reads  # type: ignore[misc]
-        reading.setdefault(program.number[id(frame), variable], []).append(norm)
+        number = program.numbers.get((id(frame), variable))
+        if number is None:
+            raise ValueError(
+                f"{paths[norm.mean]}: the norm is inside of jax.shard_map, where what it reads is "
+                "seen in parts alone; expected the function that is mapped over devices"
+            )
+        reading[number].append(norm)
     found: dict[tuple[str, str], Sample] = {}
 
-    def read(operand: Any) -> Any:
-        return operand.val if isinstance(operand, compat.Literal) else values[operand]
+    def measure(values: Mapping[int, Any]) -> dict[int, Array]:
+        """The statistics of those of the values that norms read, by leaf."""
+        given = {}
+        for number in values.keys() & reading.keys():
+            for norm in reading[number]:
+                sample = _sample(values[number], norm, analysis)
+                if norm.bias is not None:
+                    sample = sample._replace(mean=sample.mean + arguments[norm.bias])
+                found[paths[norm.mean], paths[norm.variance]] = sample
+                for leaf, x in ((norm.mean, sample.mean), (norm.variance, sample.variance)):
+                    given[program.inputs[leaf]] = x.astype(arguments[leaf].dtype)
+        return given
 
-    def observe(number: int) -> None:
-        for norm in reading.get(number, ()):
-            sample = _sample(values[number], norm, analysis)
-            if norm.bias is not None:
-                sample = sample._replace(mean=sample.mean + values[norm.bias])
-            found[paths[norm.mean], paths[norm.variance]] = sample
-            for leaf, x in ((norm.mean, sample.mean), (norm.variance, sample.variance)):
-                values[leaf] = x.astype(arguments[leaf].dtype)
+    def observe(seen: Seen) -> dict[int, Array]:
+        return measure(dict(zip(seen.step.outputs, seen.results, strict=True)))
 
-    for number in [*values]:
-        observe(number)
-    waiting = program.steps
-    while waiting:
-        later = []
-        for equation, ins, outs in waiting:
-            if all(isinstance(x, compat.Literal) or x in values for x in ins):
-                results = compat.bind(equation, [read(x) for x in ins])
-                values.update(zip(outs, results, strict=True))
-                for number in outs:
-                    observe(number)
-            else:
-                later.append((equation, ins, outs))
-        if len(later) == len(waiting):
+    statistics = {n for norm in norms for n in (norm.mean, norm.variance)}
+    inputs = enumerate(zip(program.inputs, arguments, strict=True))
+    known = program.constants | {n: x for i, (n, x) in inputs if i not in statistics}
+    evaluate(program, known | measure(known), observe, keep=())
+    for norm in norms:
+        if (paths[norm.mean], paths[norm.variance]) not in found:
             raise ValueError(
-                f"{paths[norms[0].mean]}: what the norms read depends on their own statistics"
+                f"{paths[norm.mean]}: what the norm reads depends on its own statistics"
             )
-        waiting = later
     return found
 
 

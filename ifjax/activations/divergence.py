@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,23 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments, path_name
-
-_CONTRACTIONS = ("dot_general", "conv_general_dilated")
-_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-_CALLS = (
-    *("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"),
-    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
-)
-
-
-class _Value(NamedTuple):
-    """An array, whether it depends on the inputs, and the leaf that it was made from."""
-
-    array: Any
-    data: bool
-    leaf: str | None
+from ifjax.jaxprs.evaluate import Seen, evaluate
+from ifjax.jaxprs.program import flatten
+from ifjax.jaxprs.traits import traits_of
 
 
 class Divergence(NamedTuple):
@@ -72,17 +59,32 @@ def layer_outputs(
     def function(params: PyTree, *arrays: Any) -> Any:
         return apply_fn(params, *arguments.join(arrays))
 
-    jaxpr = jax.make_jaxpr(function)(params, *arguments.arrays)
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    values = [_Value(x, False, path_name(path)) for path, x in leaves]
-    values += [_Value(x, True, None) for x in arguments.arrays]
+    arrays = [*(x for _, x in leaves), *arguments.arrays]
+    jaxpr = jax.make_jaxpr(function)(params, *arguments.arrays)
+    program = flatten(jaxpr, [i >= len(leaves) for i in range(len(arrays))])
+    made_from = {n: path_name(p) for n, (p, _) in zip(program.inputs, leaves, strict=False)}
     found: list[tuple[str, Array]] = []
-    _evaluate(jaxpr, values, found)
-    seen = Counter[str]()
+
+    def observe(seen: Seen) -> None:
+        """Follows the leaves that values of parameters alone were made from."""
+        step = seen.step
+        traits = traits_of(step.equation)
+        pairs = zip(step.inputs[traits.sources], step.data[traits.sources], strict=True)
+        weights = [made_from.get(n) for n, data in pairs if not data]
+        name = next((w for w in weights if w is not None), None)
+        if any(step.data):
+            if traits.kind == "contraction" and len(weights) == 1 and name is not None:
+                found.append((name, seen.results[0]))
+        elif name is not None:
+            made_from.update(dict.fromkeys(step.outputs, name))
+
+    evaluate(program, dict(zip(program.inputs, arrays, strict=True)), observe)
+    times = Counter[str]()
     outputs: OrderedDict[str, Array] = OrderedDict()
     for name, array in found:
-        seen[name] += 1
-        outputs[name if seen[name] == 1 else f"{name}#{seen[name]}"] = array
+        times[name] += 1
+        outputs[name if times[name] == 1 else f"{name}#{times[name]}"] = array
     return outputs
 
 
@@ -161,38 +163,3 @@ def _divergence(change: float, inner: float, other: float, dense: float) -> Dive
         distance = 0.0 if same else 1.0 if dense else float("inf")
         return Divergence(distance, float(same))
     return Divergence(float(np.sqrt(change / dense)), float(inner / np.sqrt(other * dense)))
-
-
-def _evaluate(jaxpr: Any, inputs: Sequence[_Value], found: list[tuple[str, Array]]) -> list[_Value]:
-    inner, constvars, constants = compat.unpack(jaxpr)
-    values = dict(zip(inner.invars, inputs, strict=True))
-    values |= {v: _Value(c, False, None) for v, c in zip(constvars, constants, strict=True)}
-
-    def read(atom: Any) -> _Value:
-        if isinstance(atom, compat.Literal):
-            return _Value(atom.val, False, None)
-        return values[atom]
-
-    for equation in inner.eqns:
-        operands = [read(v) for v in equation.invars]
-        body = _body(equation)
-        if body is not None:
-            results = _evaluate(body, operands, found)
-        else:
-            arrays = compat.bind(equation, [x.array for x in operands])
-            data = any(x.data for x in operands)
-            leaves = [x.leaf for x in operands if x.leaf is not None and not x.data]
-            weights = [x.leaf for x in operands if not x.data]
-            is_layer = equation.primitive.name in _CONTRACTIONS and len(weights) == 1
-            if is_layer and weights[0] is not None:
-                found.append((weights[0], arrays[0]))
-            results = [_Value(x, data, leaves[0] if leaves and not data else None) for x in arrays]
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(v) for v in inner.outvars]
-
-
-def _body(equation: Any) -> Any:
-    """The jaxpr of a call whose operands are its inputs, one by one."""
-    if equation.primitive.name not in _CALLS:
-        return None
-    return next(equation.params[key] for key in _BODIES if key in equation.params)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.extend.core import JaxprEqn
 from jaxtyping import Array, Float, PyTree
 
 from ifjax.graph.analysis import analyse
-from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments
 from ifjax.jaxprs.axis_store import AxisStore
-from ifjax.jaxprs.walk import Axes, Frame
+from ifjax.jaxprs.evaluate import Seen, bind, evaluate
+from ifjax.jaxprs.program import Step, flatten
+from ifjax.jaxprs.traits import contraction_of, traits_of
+from ifjax.jaxprs.walk import Axes
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.structure import Plan
-
-LINEAR = ("dot_general", "conv_general_dilated")
-# Calls whose operands are those of their jaxpr, one by one.
-CALLS = (
-    *("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"),
-    *("custom_jvp_call", "custom_vjp_call"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Reading:
     value: Array
     axis: int
     where: ex.Expression
-    equation: Any
+    equation: JaxprEqn
 
     def rows(self, name: str) -> list[Float[Array, "n _"]]:
         """The activations of every neuron of a group, one matrix per occurrence on the axis."""
@@ -91,10 +87,20 @@ def readings(
     analysis = analyse(apply_fn, params, arguments, static, leaf_axes)
     owner = {analysis.store.find(node): name for name, node in atoms.items()}
     found: list[Reading] = []
+    program = flatten(
+        analysis.frame, [False] * len(analysis.leaves) + [True] * len(arguments.arrays)
+    )
     mesh_axes = varying(arguments.arrays)
-    values = [(vary(x, mesh_axes), False) for x in jax.tree.leaves(params)]
-    values += [(vary(x, mesh_axes), True) for x in arguments.arrays]
-    _evaluate(analysis.frame, analysis.store, values, owner, found, mesh_axes)
+    given = zip(program.inputs, (*jax.tree.leaves(params), *arguments.arrays), strict=True)
+    values = {n: vary(x, mesh_axes) for n, x in (*program.constants.items(), *given)}
+
+    def observe(seen: Seen) -> None:
+        found.extend(_reading(seen, analysis.store, owner))
+
+    def apply(step: Step, operands: list[Any]) -> list[Any]:
+        return [vary(x, mesh_axes) for x in bind(step, operands)]
+
+    evaluate(program, values, observe, apply=apply)
     return found
 
 
@@ -113,66 +119,25 @@ def vary(x: Any, axes: frozenset[str]) -> Any:
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
-def _evaluate(
-    frame: Frame,
-    store: AxisStore,
-    inputs: Sequence[tuple[Any, bool]],
-    owner: Mapping[int, str],
-    found: list[Reading],
-    mesh_axes: frozenset[str],
-) -> list[tuple[Any, bool]]:
-    """Evaluates a walked jaxpr on pairs of a value and whether it depends on the inputs."""
-    inner, constvars, _ = compat.unpack(frame.jaxpr)
-    env = dict(zip(inner.invars, inputs, strict=True))
-    constants = ((vary(c, mesh_axes), False) for c in frame.constants)
-    env.update(zip(constvars, constants, strict=True))
-
-    def read(atom: Any) -> tuple[Any, bool]:
-        if isinstance(atom, compat.Literal):
-            return vary(atom.val, mesh_axes), False
-        return env[atom]
-
-    for i, equation in enumerate(inner.eqns):
-        operands = [read(v) for v in equation.invars]
-        name, note = equation.primitive.name, frame.notes.get(i)
-        if name in CALLS and isinstance(note, Frame):
-            results = _evaluate(note, store, operands, owner, found, mesh_axes)
-        else:
-            if name in LINEAR:
-                axes = [frame.read(v, store) for v in equation.invars]
-                found += _reading(equation, axes, operands, store, owner)
-            data = any(dependent for _, dependent in operands)
-            out = compat.bind(equation, [value for value, _ in operands])
-            results = [(vary(x, mesh_axes), data) for x in out]
-        env.update(zip(equation.outvars, results, strict=True))
-    return [read(v) for v in inner.outvars]
-
-
-def _reading(
-    equation: Any,
-    axes: Sequence[Axes],
-    operands: Sequence[tuple[Any, bool]],
-    store: AxisStore,
-    owner: Mapping[int, str],
-) -> Iterator[Reading]:
+def _reading(seen: Seen, store: AxisStore, owner: Mapping[int, str]) -> Iterator[Reading]:
     """The axes that a contraction of an activation with a weight contracts."""
+    step, frame = seen.step, seen.step.frame
+    if traits_of(step.equation).kind != "contraction" or frame is None:
+        return
 
     def resolve(node: int) -> ex.Expression:
         return store.resolve(node, lambda root: owner.get(root, f"#{root}"))
 
-    dependent = [data for _, data in operands]
-    if sum(dependent) != 1:
+    factors = step.data[traits_of(step.equation).sources]
+    if sum(factors) != 1:
         return
-    data = dependent.index(True)
-    numbers = equation.params["dimension_numbers"]
-    if equation.primitive.name == "dot_general":
-        contracted = numbers[0]
-    else:
-        contracted = ((numbers.lhs_spec[1],), (numbers.rhs_spec[1],))
+    data = factors.index(True)
+    axes = [frame.read(v, store) for v in step.equation.invars]
+    contracted = contraction_of(step.equation).contracted
     known = set(owner.values())
     for axis, weight in zip(contracted[data], contracted[1 - data], strict=True):
         names = [n for n in ex.atoms(resolve(axes[1 - data][weight])) if n in known]
         if names:
             where = resolve(axes[data][axis])
             groups = tuple(n for n in dict.fromkeys(names) if n in set(ex.atoms(where)))
-            yield Reading(groups, operands[data][0], axis, where, equation)
+            yield Reading(groups, seen.operands[data], axis, where, step.equation)

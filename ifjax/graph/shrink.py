@@ -17,6 +17,8 @@ from ifjax.graph.facts.literals import follow_counts
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments, path_name, struct
 from ifjax.jaxprs.axis_store import AxisStore, Factors, Free, Segments
+from ifjax.jaxprs.evaluate import evaluate
+from ifjax.jaxprs.program import Step, flatten
 from ifjax.jaxprs.rules import rule_of
 from ifjax.jaxprs.rules.rule import Derive, Resize
 from ifjax.jaxprs.walk import Axes, Context, Frame, constant_axes, frames_of, walk
@@ -271,34 +273,31 @@ class _Shrunk:
         return jax.tree.unflatten(self.analysis.out_tree, outputs)
 
     def evaluate(self, frame: Frame, args: Sequence[Any]) -> list[Any]:
-        """Evaluates one frame on small values."""
-        store = self.analysis.store
-        inner, constvars, _ = compat.unpack(frame.jaxpr)
-        env = dict(zip(inner.invars, args, strict=True))
-        for var, value in zip(constvars, frame.constants, strict=True):
-            env[var] = self._constant(value, frame.axes[var])
+        """Evaluates one frame on small values; its calls stay calls, whose rules evaluate them."""
+        program = flatten(frame, [False] * len(args), calls=False)
+        values = dict(zip(program.inputs, args, strict=True))
+        for var, value in zip(compat.unpack(frame.jaxpr)[1], frame.constants, strict=True):
+            number = program.numbers[id(frame), var]
+            values[number] = self._constant(value, frame.axes[var])
+        results = evaluate(program, values, apply=self.rebuild)
+        return [results[n] for n in program.outputs]
 
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, compat.Literal) else env[atom]
-
-        for i, equation in enumerate(inner.eqns):
-            ins = [frame.read(v, store) for v in equation.invars]
-            outs = [frame.read(v, store) for v in equation.outvars]
-            values = [read(v) for v in equation.invars]
-            rule = rule_of(equation.primitive.name)
-            resize = Resize(
-                ins, outs, frame.notes.get(i), self.size, self.pieces, self.evaluate, self.derive
-            )
-            results = rule.rebuild(resize, equation, values)
-            for var, axes, value in zip(equation.outvars, outs, results, strict=True):
-                if jnp.shape(value) != resize.shape(axes):
-                    raise ValueError(
-                        f"{equation.primitive.name} at {compat.source_line(equation)}: expected a "
-                        f"result of shape {resize.shape(axes)}, got {jnp.shape(value)}; "
-                        "this is a defect of ifjax, please report it"
-                    )
-                env[var] = value
-        return [read(v) for v in inner.outvars]
+    def rebuild(self, step: Step, operands: list[Any]) -> list[Any]:
+        """Evaluates one equation on small values."""
+        frame, store, equation = step.frame, self.analysis.store, step.equation
+        assert frame is not None
+        ins = [frame.read(v, store) for v in equation.invars]
+        outs = [frame.read(v, store) for v in equation.outvars]
+        resize = Resize(ins, outs, step.note, self.size, self.pieces, self.evaluate, self.derive)
+        results = rule_of(equation.primitive.name).rebuild(resize, equation, operands)
+        for axes, value in zip(outs, results, strict=True):
+            if jnp.shape(value) != resize.shape(axes):
+                raise ValueError(
+                    f"{equation.primitive.name} at {compat.source_line(equation)}: expected a "
+                    f"result of shape {resize.shape(axes)}, got {jnp.shape(value)}; "
+                    "this is a defect of ifjax, please report it"
+                )
+        return results
 
     def derive(
         self,

@@ -9,35 +9,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jax.extend import core, source_info_util
+from jax.core import AbstractValue
+from jax.extend import source_info_util
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, gensym
 
-Literal = core.Literal
-Jaxpr = Any
-Equation = Any
-Var = Any
+AnyJaxpr = Jaxpr | ClosedJaxpr
 
 
-def unpack(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Var], list[Any]]:
+def unpack(jaxpr: AnyJaxpr) -> tuple[Jaxpr, list[Var], list[Any]]:
     """The open jaxpr, its constant variables and their values; an open jaxpr has no constants."""
     consts = list(getattr(jaxpr, "consts", ()))
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    inner: Any = getattr(jaxpr, "jaxpr", jaxpr)
     constvars = list(inner.constvars)
     if consts and not constvars:
         constvars = list(inner.all_invars[: len(consts)])
     return inner, constvars, consts
 
 
-def with_inner(jaxpr: Jaxpr, inner: Jaxpr) -> Jaxpr:
+def with_inner(jaxpr: AnyJaxpr, inner: Jaxpr) -> AnyJaxpr:
     """The jaxpr with other equations: ``inner`` replaces the first of what `unpack` returns."""
-    return inner if getattr(jaxpr, "jaxpr", jaxpr) is jaxpr else jaxpr.replace(jaxpr=inner)
+    closed: Any = jaxpr
+    return inner if getattr(closed, "jaxpr", closed) is closed else closed.replace(jaxpr=inner)
 
 
-def new_variable(aval: Any) -> Var:
+def new_variable(aval: AbstractValue) -> Var:
     """A variable that no jaxpr has yet."""
-    return core.gensym()(aval)
+    return gensym()(aval)
 
 
-def bind(equation: Equation, values: Sequence[Any], **changed: Any) -> list[Any]:
+def bind(equation: JaxprEqn, values: Sequence[Any], **changed: Any) -> list[Any]:
     """Evaluates one equation on ``values``, with some of its parameters changed."""
     params = equation.primitive.get_bind_params({**equation.params, **changed})
     info = equation.source_info
@@ -50,12 +50,17 @@ def bind(equation: Equation, values: Sequence[Any], **changed: Any) -> list[Any]
     return list(out) if equation.primitive.multiple_results else [out]
 
 
-def source_line(equation: Equation) -> str:
+def shape_of(atom: Var | Literal) -> tuple[int, ...]:
+    """The shape of a variable or literal; of what is no array, none."""
+    return tuple(getattr(atom.aval, "shape", ()))
+
+
+def source_line(equation: JaxprEqn) -> str:
     """Where in the user's code the equation comes from, as ``file:line (function)``."""
     return source_info_util.summarize(equation.source_info)
 
 
-def scan_counts(equation: Equation) -> tuple[int, int]:
+def scan_counts(equation: JaxprEqn) -> tuple[int, int]:
     """How many of a scan's operands are constants, and how many are carried."""
     p = equation.params
     if "num_consts" in p:
@@ -64,7 +69,7 @@ def scan_counts(equation: Equation) -> tuple[int, int]:
     return len(constants), len(carries)
 
 
-def jvp_jaxpr(equation: Equation, zeros: Sequence[bool]) -> tuple[Jaxpr, list[Any], list[bool]]:
+def jvp_jaxpr(equation: JaxprEqn, zeros: Sequence[bool]) -> tuple[Jaxpr, list[Any], list[bool]]:
     """The derivative rule of a ``custom_jvp_call``: jaxpr, its constants, which tangents are zero.
 
     The jaxpr takes the primal inputs without constants, then the tangents that ``zeros`` does not

@@ -91,7 +91,7 @@ def rebuild_while(resize: Resize, equation: Any, values: list[Any]) -> list[Any]
     loop: Loop = resize.note
     condition = loop.condition
     assert condition is not None
-    rank = len(compat.unpack(condition.jaxpr)[0].outvars[0].aval.shape)
+    rank = len(compat.shape_of(compat.unpack(condition.jaxpr)[0].outvars[0]))
     tests, consts, carries, _ = loop_parts(loop.counts, values)
 
     def decide(carries: list[Any]) -> Any:
