@@ -30,6 +30,7 @@ Kind = Literal[
     "window",  # a window moves along axes
     "made",  # made from nothing: counted or drawn
     "collective",  # entries of equal position on several devices meet
+    "callback",  # a look on the side
     "other",
 ]
 
@@ -72,6 +73,7 @@ CALLS = {
     **_rows("closed_call core_call custom_jvp_call custom_vjp_call", Traits("call", "call_jaxpr")),
     **_rows("scan while cond", Traits("control")),
     "shard_map": UNKNOWN,  # takes shards of its operands
+    **_rows("debug_callback debug_print io_callback", Traits("callback")),
 }
 
 CONTRACTIONS = _rows(
