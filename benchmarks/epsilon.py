@@ -123,9 +123,9 @@ class Cases:
 
     def distance(self, name: str, small: dict[str, Any]) -> float:
         """Relative distance of a small network from the reference's, in folded form."""
-        plan = self.spec(name).plan
-        want = reference.folded(plan, reference.params(self.arrays[name], "after"))
-        got = reference.folded(plan, small)
+        structure = self.spec(name).structure
+        want = reference.folded(structure, reference.params(self.arrays[name], "after"))
+        got = reference.folded(structure, small)
         difference = sum(float(np.sum((got[path] - want[path]) ** 2)) for path in want)
         return float(np.sqrt(difference / sum(float(np.sum(x**2)) for x in want.values())))
 
@@ -143,7 +143,7 @@ class Cases:
     def fuse(self, name: str, dtype: str, **solver: Any) -> dict[str, Any]:
         """Every group's problem and transport in turn, whether or not the solver converges."""
         settings, case, spec = self.settings[name], self.arrays[name], self.spec(name, **solver)
-        plan, method = spec.plan, spec.method
+        plan, method = spec.structure, spec.method
         groups = sorted(plan.groups, key=lambda g: -g.position)
         scores = reference.scores(settings, case, groups) or {}
         leaves, sizes = batch_norm.fold(self.params(name, dtype), plan.norms), {}

@@ -117,7 +117,7 @@ def trace_decoder(layers: int, scanned: bool, runs: int = 7) -> dict[str, Any]:
     return {
         "layers": layers,
         "written": "scanned" if scanned else "unrolled",
-        "parameters": graph.plan.weights(),
+        "parameters": graph.structure.weights(),
         "equations": equations,
         "groups": len(graph.groups),
         "make_jaxpr (s)": round(jaxpr, 3),
@@ -187,7 +187,7 @@ def encoder_with_ifjax() -> Iterator[dict[str, Any]]:
         return spec, jax.block_until_ready(ifjax.fuse_params(params, spec))
 
     *seconds, graph = timed(lambda: ifjax.trace(apply, params, x))
-    yield row("ifjax", "graph", seconds, graph.plan.weights())
+    yield row("ifjax", "graph", seconds, graph.structure.weights())
     *seconds, (spec, small) = timed(prune)
     weights = sum(leaf.size for leaf in jax.tree.leaves(small))
     yield row("ifjax", "graph and prune", seconds, weights)

@@ -79,7 +79,7 @@ def main() -> None:
 
     params = parameters(n, model, args.seed)
     spec = ifjax.trace(ffn, params, jnp.zeros((1, model))).spec(0.5, solver=args.solvers[0])
-    (group,) = spec.plan.groups
+    (group,) = spec.structure.groups
 
     x = part("features", jax.jit(described), params)
     targets = transport.top(jnp.abs(x).sum(1), m)

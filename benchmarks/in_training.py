@@ -124,7 +124,7 @@ class Loop:
         return [
             {
                 "network": self.name,
-                "groups": len(self.spec.plan.widths),
+                "groups": len(self.spec.structure.widths),
                 "k": k,
                 "plain step ms": plain,
                 "inside: ms per step": (fuse + (k - 1) * not_) / k - plain,

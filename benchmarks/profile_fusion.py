@@ -70,7 +70,7 @@ def _shapes(spec: Any) -> Iterator[tuple[int, int, int, int]]:
     """Problems, sources, targets and features of every bucket, padding included."""
     backend = jax.default_backend()
     limit = waves.bucket_bytes(backend)
-    schedule = waves.schedule(spec.plan, spec.method, frozenset(), backend, limit)
+    schedule = waves.schedule(spec.structure, spec.method, frozenset(), backend, limit)
     for wave in schedule:
         for bucket in wave.buckets:
             n, m, d = (max(x) for x in zip(*(u.extent for u in bucket.units), strict=True))

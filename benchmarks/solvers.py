@@ -227,7 +227,7 @@ def measure_accuracy(
             except RuntimeError:
                 row[f"{sparsity:.0%}"] = "-"
                 continue
-            row[f"{sparsity:.0%}"] = round(accuracy(name, spec.plan, small, images), 2)
+            row[f"{sparsity:.0%}"] = round(accuracy(name, spec.structure, small, images), 2)
     return [row]
 
 

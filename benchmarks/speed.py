@@ -95,7 +95,7 @@ def network(name: str, order: str, solver: str, width: float = 1.0) -> tuple[Lea
     spec = graph.spec(0.5, solver=solver, order=order)
     rng = np.random.default_rng(0)
     leaves = {}
-    for leaf in spec.plan.leaves:
+    for leaf in spec.structure.leaves:
         value = rng.standard_normal(leaf.shape, np.float32)
         if len(leaf.shape) > 1:
             value *= np.sqrt(2 / np.prod(leaf.shape[:-1]), dtype=np.float32)
@@ -128,16 +128,16 @@ def work(spec: Any) -> dict[str, Any]:
     Raises:
       ValueError: for a group of another kind than the peer knows.
     """
-    vectors = {p for n in spec.plan.norms for p in (n.scale, n.mean, n.variance, n.bias)}
+    vectors = {p for n in spec.structure.norms for p in (n.scale, n.mean, n.variance, n.bias)}
     groups = []
-    for group in spec.plan.in_order():
+    for group in spec.structure.in_order():
         found = {"name": group.name, "kept": group.kept}
         found |= {"producers": [], "consumers": [], "additive": []}
         if group.batch:
             raise ValueError(f"group {group.name}: has batch axes, which the peer has not")
         for m in group.members:
-            ndim = len(spec.plan.leaf[m.path].shape)
-            if spec.plan.leaf[m.path].axes[m.axis].size != group.size:
+            ndim = len(spec.structure.leaf[m.path].shape)
+            if spec.structure.leaf[m.path].axes[m.axis].size != group.size:
                 raise ValueError(f"{m.path}: more than the group lies along axis {m.axis}")
             if (m.role, ndim - m.axis) in (("producer", 1), ("consumer", 2)):
                 found[f"{m.role}s"].append(m.path)
@@ -146,7 +146,7 @@ def work(spec: Any) -> dict[str, Any]:
             elif m.path not in vectors:
                 raise ValueError(f"{m.path}: the peer knows no {m.role} axis {m.axis} of {ndim}")
         groups.append(found)
-    norms = [{k: getattr(n, k) for k in n.__dataclass_fields__} for n in spec.plan.norms]
+    norms = [{k: getattr(n, k) for k in n.__dataclass_fields__} for n in spec.structure.norms]
     return {"groups": groups, "norms": norms}
 
 

@@ -124,7 +124,7 @@ def spreads(train: Network, small: Any, spec: ifjax.FusionSpec, images: Any) -> 
 
 def cut_norms(spec: ifjax.FusionSpec) -> list[Any]:
     """The norms of the kernels that are fused."""
-    return [n for n in spec.plan.norms if n.kernel in spec.plan.widths]
+    return [n for n in spec.structure.norms if n.kernel in spec.structure.widths]
 
 
 def leaves(tree: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None
       FileExistsError: if ``path`` exists.
     """
     params = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.numpy.asarray(x), params)
-    check_small(params, spec.plan)
+    check_small(params, spec.structure)
     check_finite(leaves_by_path(params))
     path = Path(path).absolute()
     if path.exists():
@@ -133,7 +133,7 @@ def load(
             f"{path}: not a complete checkpoint of ifjax.save, it is truncated or was written by "
             f"something else ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})"
         ) from e
-    check_small(params, spec.plan)
+    check_small(params, spec.structure)
     found = leaves_by_path(params)
     if not isinstance(sharding, jax.sharding.Sharding | None):
         _check_same(path, found, leaves_by_path(sharding), "sharding")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ifjax
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 
 Leaves = dict[str, np.ndarray]
 # Widths of the fixtures: hidden layers, convolutions, stages.
@@ -64,7 +64,7 @@ def scores(settings: dict, case: Leaves, groups: Sequence[Any]) -> Leaves | None
     return {g.name: case[f"group{k}/importance"] for k, g in enumerate(groups)}
 
 
-def folded(plan: Plan, leaves: Mapping[str, Any]) -> Leaves:
+def folded(plan: Structure, leaves: Mapping[str, Any]) -> Leaves:
     """Every kernel times its norm's slope, every norm as its offset, other leaves as they are.
 
     The reference leaves norms as the identity and its offset in the kernel's bias, which exists

@@ -74,12 +74,12 @@ def test_the_case_is_the_reference_s(monkeypatch, name):
 
     small = ifjax.apply_maps(params, spec, found_maps)
     got, expected = (
-        reference.folded(graph.plan, x) for x in (small, reference.params(case, "after"))
+        reference.folded(graph.structure, x) for x in (small, reference.params(case, "after"))
     )
     assert sorted(got) == sorted(expected)
     for path in got:
         close(got[path], expected[path], path)
-    close(shrunk(model, spec.plan)(small, case["x"]), case["y_pruned"], "outputs")
+    close(shrunk(model, spec.structure)(small, case["x"]), case["y_pruned"], "outputs")
 
 
 def recording(function, results):

@@ -33,7 +33,7 @@ def random_variables(graph, variables, seed=0):
     from ifjax.tree import leaves_by_path, with_leaves
 
     leaves = leaves_by_path(variables)
-    values = general_position(graph.plan, leaves, np.random.default_rng(seed))
+    values = general_position(graph.structure, leaves, np.random.default_rng(seed))
     return with_leaves(variables, dict(zip(leaves, values, strict=True)))
 
 
@@ -60,9 +60,11 @@ def test_a_wrong_graph_does_not_verify(network):
     module, variables, graph = network
     group = graph.groups[0]
     wrong = dataclasses.replace(group, members=group.members[:-1])
-    plan = dataclasses.replace(graph.plan, groups=(wrong, *graph.groups[1:]))
+    structure = dataclasses.replace(graph.structure, groups=(wrong, *graph.groups[1:]))
     with pytest.raises(ValueError, match="changes the output"):
-        dataclasses.replace(graph, plan=plan).verify(module.apply, variables, jnp.zeros(IMAGE))
+        dataclasses.replace(graph, structure=structure).verify(
+            module.apply, variables, jnp.zeros(IMAGE)
+        )
 
 
 def test_take_and_shrink_equal_zeroing(network):
@@ -77,7 +79,7 @@ def test_take_and_shrink_equal_zeroing(network):
         spec = graph.spec(keep={g.name: len(keep[g.name]) for g in graph.groups}, method="prune")
         small = ifjax.take(full, graph, keep)
         got = ifjax.shrink(module.apply, spec)(small, x)
-        leaves = {leaf.path: leaf for leaf in graph.plan.leaves}
+        leaves = {leaf.path: leaf for leaf in graph.structure.leaves}
         from ifjax.structure import axis_arrays
         from ifjax.tree import leaves_by_path, with_leaves
 
@@ -124,7 +126,7 @@ def test_residual_stream_of_zero_padded_shortcuts():
         "params/layer3_0/conv2/kernel@0:16": 16,
         "params/layer3_0/conv2/kernel@48:64": 16,
     }
-    stem = graph.plan.group["params/conv1/kernel"]
+    stem = graph.structure.group["params/conv1/kernel"]
     where = {m.path: m.where for m in stem.members if m.role == "consumer"}
     assert where["params/layer1_0/conv1/kernel"] == ("0:16",)
     assert where["params/layer2_1/conv1/kernel"] == ("8:24",)

@@ -216,7 +216,9 @@ def test_fusing_inside_a_jitted_step_compiles_once_and_dropped_neurons_stay_drop
         assert revived == ([] if masked or activation is jax.nn.relu else ["b0", "w0", "w1"])
     assert step._cache_size() == 2  # one for every value of the static argument
     if activation is jax.nn.relu:  # what is trained at full shape compacts to the small network
-        maps = {name: np.flatnonzero(mask[name.replace("w", "b")]) for name in spec.plan.widths}
+        maps = {
+            name: np.flatnonzero(mask[name.replace("w", "b")]) for name in spec.structure.widths
+        }
         small = ifjax.compact(p, spec, maps)
         got = ifjax.shrink(apply, spec)(small, IMAGES)
         np.testing.assert_allclose(got, apply(p, IMAGES), atol=1e-4)

@@ -79,10 +79,10 @@ def test_the_checks_see_what_is_wrong(monkeypatch):
             dataclasses.replace(leaf, axes=leaf.axes[:1] + leaf.axes[:1])
             if leaf.path == "b"
             else leaf
-            for leaf in graph.plan.leaves
+            for leaf in graph.structure.leaves
         ]
         return dataclasses.replace(
-            graph, plan=dataclasses.replace(graph.plan, leaves=tuple(leaves))
+            graph, structure=dataclasses.replace(graph.structure, leaves=tuple(leaves))
         )
 
     monkeypatch.setattr(trace, "build", wrong)

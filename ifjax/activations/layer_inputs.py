@@ -19,7 +19,7 @@ from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.jaxprs.walk import Axes
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Reading:
 
 
 def readings(
-    apply_fn: Callable[..., Any], params: PyTree, plan: Plan, *inputs: Any, **static: Any
+    apply_fn: Callable[..., Any], params: PyTree, structure: Structure, *inputs: Any, **static: Any
 ) -> list[Reading]:
     """Evaluates a function and collects what its contractions with weights read.
 
@@ -56,7 +56,7 @@ def readings(
     Args:
       apply_fn: the function that was traced.
       params: its full parameters.
-      plan: of its graph.
+      structure: of its graph.
       *inputs: arrays; Python values that are not arrays are static.
       **static: keyword arguments, not traced.
 
@@ -67,8 +67,8 @@ def readings(
       >>> import ifjax, jax.numpy as jnp
       >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
       >>> apply = lambda p, x: (x @ p["w1"]) @ p["w2"]
-      >>> plan = ifjax.trace(apply, params, jnp.ones((1, 4))).plan
-      >>> [(r.groups, r.value.shape) for r in readings(apply, params, plan, jnp.ones((3, 4)))]
+      >>> structure = ifjax.trace(apply, params, jnp.ones((1, 4))).structure
+      >>> [(r.groups, r.value.shape) for r in readings(apply, params, structure, jnp.ones((3, 4)))]
       [(('w1',), (3, 8))]
     """
     arguments = Arguments.split(inputs)
@@ -82,7 +82,7 @@ def readings(
                 atoms[a.name] = store.fresh(a.size)
             return atoms[a.name]
 
-        return tuple(store.instantiate(e, atom) for e in plan.leaf[path].axes)
+        return tuple(store.instantiate(e, atom) for e in structure.leaf[path].axes)
 
     analysis = analyse(apply_fn, params, arguments, static, leaf_axes)
     owner = {analysis.store.find(node): name for name, node in atoms.items()}

@@ -26,7 +26,7 @@ from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import View
 from ifjax.structure.layout import flat
 from ifjax.structure.leaves import checked_leaves
-from ifjax.structure.structure import Group, Plan
+from ifjax.structure.structure import Group, Structure
 from ifjax.tree import leaves_by_path, with_leaves
 
 METRICS = tuple(importance.NEEDS)
@@ -154,7 +154,7 @@ def collect_stats(
       ((8,), 6)
     """
     chosen = _checked_metrics(metrics, graph, loss_fn)
-    checked_leaves(params, graph.plan)
+    checked_leaves(params, graph.structure)
 
     @jax.jit
     def step(params: Any, batch: Any) -> Stats:
@@ -214,7 +214,7 @@ def batch_stats(
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, or None for the whole batch; got {chunk!r}")
     inputs, targets, count = _checked_batch(batch, loss_fn)
-    leaves = checked_leaves(params, graph.plan)
+    leaves = checked_leaves(params, graph.structure)
     mesh_axes = varying(batch)
     params = jax.tree.map(lambda x: vary(x, mesh_axes), params)
     groups = _groups(graph)
@@ -250,7 +250,7 @@ def batch_stats(
 
         def sensitivity(inputs: Any, targets: Any) -> Any:
             def masked_loss(masks: Any) -> Array:
-                return loss(_masked(params, graph.plan, groups, masks), inputs, targets)
+                return loss(_masked(params, graph.structure, groups, masks), inputs, targets)
 
             return jax.tree.map(jnp.square, jax.grad(masked_loss)(masks))
 
@@ -259,7 +259,7 @@ def batch_stats(
 
         def independent(inputs: Any, targets: Any) -> Any:
             del targets
-            seen = readings(apply_fn, params, graph.plan, *inputs)
+            seen = readings(apply_fn, params, graph.structure, *inputs)
             return {g.name: _independence(g.name, seen) for g in groups}
 
         found = over_examples(independent)
@@ -290,12 +290,14 @@ def _independence(name: str, seen: Sequence[Reading]) -> Array:
     return maps if all(x.shape[1] == 1 for x in found) else independence(maps)
 
 
-def _masked(params: PyTree, plan: Plan, groups: Sequence[Group], masks: dict[str, Array]) -> PyTree:
+def _masked(
+    params: PyTree, structure: Structure, groups: Sequence[Group], masks: dict[str, Array]
+) -> PyTree:
     """The parameters with a mask on the consumers of every group."""
     leaves = leaves_by_path(params)
     for group in groups:
         for m in _masking(group):
-            view = View(plan.leaf[m.path].axes, group.along)
+            view = View(structure.leaf[m.path].axes, group.along)
             one = functools.partial(_times, name=group.name, axis=m.axis, axes=view.rest())
             x, mask = leaves[m.path], masks[group.name]
             if group.batch:
@@ -329,7 +331,7 @@ def _kernels(group: Group, leaves: Any) -> list[Any]:
 def _groups(graph: DependencyGraph | FusionSpec) -> list[Group]:
     """The groups that a spec cuts, or all neurons of a graph."""
     if isinstance(graph, FusionSpec):
-        return graph.plan.in_order()
+        return graph.structure.in_order()
     return [g for g in graph.groups if g.kind != "free"]
 
 

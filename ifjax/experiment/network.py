@@ -74,7 +74,7 @@ def load(config: Config, dataset: data.ImageDataset, path: Path) -> Network:
         variables = _from_torch(config, model, path)
     else:
         variables, spec = ifjax.load(path)
-        if spec.plan.widths:
+        if spec.structure.widths:
             raise UserError(
                 f"--checkpoint: {path} was compressed already; start from a dense network"
             )

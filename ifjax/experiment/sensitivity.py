@@ -28,7 +28,7 @@ def one_at_a_time(
     Yields:
         The name of a group, and its sparsities, importances, methods and specs.
     """
-    for name in spec.plan.widths:
+    for name in spec.structure.widths:
         found = []
         for sparsity in sorted(config.cuts):
             alone = choose(config, graph, sparsity, lambda group, name=name: group.name == name)
@@ -60,7 +60,7 @@ def accuracy_alone(
     Returns:
         Fraction of the test images classified correctly.
     """
-    exact = all(group.exact for group in spec.groups if group.name in spec.plan.widths)
+    exact = all(group.exact for group in spec.groups if group.name in spec.structure.widths)
     small = ifjax.fuse_params(network.variables, spec, stats=stats, keep_shape=exact)
     if exact:
         return test(small).accuracy

@@ -80,7 +80,7 @@ def require_agreement(
         sqrt(eps) of the largest, eps that of their dtype.
     """
     leaves = leaves_by_path(small)
-    values = general_position(spec.plan, leaves, np.random.default_rng(0))
+    values = general_position(spec.structure, leaves, np.random.default_rng(0))
     drawn = [jnp.asarray(v, x.dtype) for v, x in zip(values, leaves.values(), strict=True)]
     params = jax.tree.unflatten(jax.tree.structure(small), drawn)
     arguments = Arguments.split(inputs)

@@ -17,7 +17,7 @@ from ifjax.fusion.transport_maps import transport_maps
 from ifjax.jaxprs.arguments import path_name
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 from ifjax.transport.transport import Transport
 
 Axes = Callable[[str], Sequence[ex.Expression]]
@@ -106,7 +106,7 @@ def cut_equinox(
     small = apply_maps(arrays, spec, maps)
     unknown: list[str] = []
     rest = eqx.filter(module, eqx.is_array, inverse=True)
-    cut = _with_sizes(eqx, eqx.combine(small, rest), "", spec.plan, unknown)
+    cut = _with_sizes(eqx, eqx.combine(small, rest), "", spec.structure, unknown)
     apply_cut, _ = equinox_function(cut, call)
     cut_arrays = eqx.filter(cut, eqx.is_array)
     by_sizes = lambda p, *a, **k: apply_cut(  # noqa: E731
@@ -191,28 +191,30 @@ def _call_itself(module: Any, *inputs: Any, **static: Any) -> Any:
     return module(*inputs, **static)
 
 
-def _with_sizes(eqx: ModuleType, tree: Any, at: str, plan: Plan, unknown: list[str]) -> Any:
+def _with_sizes(
+    eqx: ModuleType, tree: Any, at: str, structure: Structure, unknown: list[str]
+) -> Any:
     """A tree with the static sizes of its layers read off their arrays; lists unknown layers."""
-    children, structure = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda x: x is not tree
-    )
+    children, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
     names = ["/".join(filter(None, (at, path_name(path)))) for path, _ in children]
     if names in ([], [at]):
         return tree
     parts = [
-        _with_sizes(eqx, child, name, plan, unknown)
+        _with_sizes(eqx, child, name, structure, unknown)
         for name, (_, child) in zip(names, children, strict=True)
     ]
-    tree = jax.tree.unflatten(structure, parts)
+    tree = jax.tree.unflatten(treedef, parts)
     if not isinstance(tree, eqx.Module):
         return tree
 
     def axes(name: str) -> Sequence[ex.Expression]:
-        return plan.leaf[f"{at}/{name}" if at else name].axes
+        return structure.leaf[f"{at}/{name}" if at else name].axes
 
-    sizes = _sizes(eqx.nn, tree, axes, plan.widths)
-    held = [ex.atoms(e) for name in names if name in plan.leaf for e in plan.leaf[name].axes]
-    if not sizes and any(name in plan.widths for names in held for name in names):
+    sizes = _sizes(eqx.nn, tree, axes, structure.widths)
+    held = [
+        ex.atoms(e) for name in names if name in structure.leaf for e in structure.leaf[name].axes
+    ]
+    if not sizes and any(name in structure.widths for names in held for name in names):
         unknown.append(f"{at or 'the module'} ({type(tree).__name__})")
     return _replaced(tree, sizes) if sizes else tree
 

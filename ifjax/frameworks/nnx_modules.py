@@ -15,7 +15,7 @@ from ifjax.fusion.fuse_tree import fuse_tree
 from ifjax.fusion.transport_maps import transport_maps
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 from ifjax.transport.transport import Transport
 
 Axes = Callable[[str], Sequence[ex.Expression]]
@@ -103,11 +103,11 @@ def cut_nnx(
     small = apply_maps(state, spec, maps)
     carried = None if optimizer is None else fuse_tree(nnx.state(optimizer), spec, maps)
     trial = nnx.merge(nnx.graphdef(module), small)
-    unknown = _declare_sizes(trial, spec.plan)
+    unknown = _declare_sizes(trial, spec.structure)
     apply_cut, _ = nnx_function(trial, call)
     require_agreement(apply_fn, apply_cut, small, spec, inputs, static, unknown)
     nnx.update(module, small)
-    _declare_sizes(module, spec.plan)
+    _declare_sizes(module, spec.structure)
     if optimizer is not None:
         nnx.update(optimizer, carried)
     return maps
@@ -117,7 +117,7 @@ def _call_itself(module: Any, *inputs: Any, **static: Any) -> Any:
     return module(*inputs, **static)
 
 
-def _declare_sizes(module: nnx.Module, plan: Plan) -> list[str]:
+def _declare_sizes(module: nnx.Module, structure: Structure) -> list[str]:
     """Sets the sizes of layers that hold small arrays; returns those of unknown layers."""
     unknown = []
     for path, layer in nnx.iter_graph(module):
@@ -126,14 +126,14 @@ def _declare_sizes(module: nnx.Module, plan: Plan) -> list[str]:
         prefix = [str(key) for key in path]
 
         def axes(name: str, prefix: list[str] = prefix) -> Sequence[ex.Expression]:
-            return plan.leaf["/".join([*prefix, *name.split("/"), "value"])].axes
+            return structure.leaf["/".join([*prefix, *name.split("/"), "value"])].axes
 
-        sizes = _sizes(layer, axes, plan.widths)
+        sizes = _sizes(layer, axes, structure.widths)
         for name, size in sizes.items():
             setattr(layer, name, size)
         own = ["/".join([*prefix, name, "value"]) for name in vars(layer)]
-        held = [ex.atoms(e) for p in own if p in plan.leaf for e in plan.leaf[p].axes]
-        if not sizes and any(name in plan.widths for names in held for name in names):
+        held = [ex.atoms(e) for p in own if p in structure.leaf for e in structure.leaf[p].axes]
+        if not sizes and any(name in structure.widths for names in held for name in names):
             unknown.append(f"{'/'.join(prefix) or 'the module'} ({type(layer).__name__})")
     return unknown
 

@@ -26,7 +26,7 @@ from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure import axis as ex
 from ifjax.structure.layout import alone, places, seen
 from ifjax.structure.leaves import checked_leaves
-from ifjax.structure.structure import BatchNorm, Group, Plan
+from ifjax.structure.structure import BatchNorm, Group, Structure
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, leaves_by_path, promoted, with_leaves
 
@@ -131,13 +131,17 @@ def apply_maps(
       TypeError: for a spec or a map that is none.
     """
     check_spec(spec)
-    plan = spec.plan
+    structure = spec.structure
     if kind not in ("weights", "gradients", "select"):
         raise ValueError(f"kind must be one of weights, gradients, select; got {kind!r}")
 
     def applied(params: PyTree, maps: Mapping[str, Transport]) -> PyTree:
-        leaves = checked_leaves(params, plan) if kind == "weights" else _some_leaves(params, plan)
-        check_maps(maps, plan)
+        leaves = (
+            checked_leaves(params, structure)
+            if kind == "weights"
+            else _some_leaves(params, structure)
+        )
+        check_maps(maps, structure)
         return _applied(params, leaves, spec, maps, None, kind, keep_shape)
 
     outputs = functools.partial(explicit_outputs, spec, params, keep_shape)
@@ -154,20 +158,20 @@ def _applied(
     keep_shape: bool,
 ) -> PyTree:
     """The maps of every group, or what they are taken from, applied to leaves of the parameters."""
-    plan = spec.plan
-    if not plan.widths:
+    structure = spec.structure
+    if not structure.widths:
         return params
     method = merging(spec.method)
     if keep_shape:
-        _check_in_place(plan, functools.partial(_how, method, kind))
-    touched = {m.path for g in plan.in_order() for m in g.members}
+        _check_in_place(structure, functools.partial(_how, method, kind))
+    touched = {m.path for g in structure.in_order() for m in g.members}
     touched = {path: x for path, x in leaves.items() if path in touched}
     sources: Sources = "few" if spec.method.solver in ("exact", "auto") else "many"
-    given = {name: maps[name] for name in plan.widths if name in maps}
+    given = {name: maps[name] for name in structure.widths if name in maps}
     needed = {name: Map(x.map, x.targets, sources) for name, x in given.items()}
     norms, folded = [], None
     if kind == "weights" and method.method == "fuse":
-        norms = [n for n in plan.norms if _is_cut(plan, n.kernel, n.axis)]
+        norms = [n for n in structure.norms if _is_cut(structure, n.kernel, n.axis)]
     stacks, located = [], ()
     if found is not None:
         stacks = found.stacks
@@ -177,7 +181,7 @@ def _applied(
             folded = {path: found.folded[path] for path in paths}
         located = tuple(tuple((e.name, at) for e, at in wave.groups) for wave in found.waves)
     merged = _merged(
-        touched, folded, needed, stacks, plan, located, method, kind, keep_shape, tuple(norms)
+        touched, folded, needed, stacks, structure, located, method, kind, keep_shape, tuple(norms)
     )
     return laid_like(with_leaves(params, {**leaves, **merged}), params)
 
@@ -189,14 +193,14 @@ def _how(method: Method, kind: str, group: Group) -> str:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("plan", "located", "method", "kind", "keep_shape", "norms")
+    jax.jit, static_argnames=("structure", "located", "method", "kind", "keep_shape", "norms")
 )
 def _merged(
     leaves: dict[str, Any],
     folded: dict[str, Array] | None,
     given: dict[str, Map],
     stacks: list[list[Transport]],
-    plan: Plan,
+    structure: Structure,
     located: tuple[tuple[tuple[str, Located], ...], ...],
     method: Method,
     kind: str,
@@ -210,7 +214,7 @@ def _merged(
       folded: those of batch norms that are cut, folded; None if that is to be done.
       given: the maps, or
       stacks: what they are taken from.
-      plan: as all that follows, static.
+      structure: as all that follows, static.
       located: where in the stacks the maps are.
       method: as far as `ifjax.fusion.transport_maps.merging` goes.
       kind: as for `apply_maps`.
@@ -226,15 +230,15 @@ def _merged(
     how = functools.partial(_how, method, kind)
     work = {path: promoted(x) for path, x in leaves.items()}
     folded = batch_norm.fold(work, norms) if folded is None else {**work, **folded}
-    merged = merge_leaves(folded, plan, maps, how, keep_shape, neutral=kind == "weights")
+    merged = merge_leaves(folded, structure, maps, how, keep_shape, neutral=kind == "weights")
     for norm in norms:
         rows = folded[norm.kernel]
         scale, variance = work[norm.scale], work[norm.variance]
         factors = batch_norm.spread_factors(rows, scale, norm.axis)
         size, sign = batch_norm.slope(rows, scale, variance, norm.axis, norm.eps)
-        rows = _merge_outputs(plan, norm, maps, rows, norm.axis, how, keep_shape, factors)
-        size = _merge_outputs(plan, norm, maps, size, 0, how, keep_shape)
-        sign = _merge_outputs(plan, norm, maps, sign, 0, lambda _: "select", keep_shape)
+        rows = _merge_outputs(structure, norm, maps, rows, norm.axis, how, keep_shape, factors)
+        size = _merge_outputs(structure, norm, maps, size, 0, how, keep_shape)
+        sign = _merge_outputs(structure, norm, maps, sign, 0, lambda _: "select", keep_shape)
         dtype = jax.dtypes.canonicalize_dtype(leaves[norm.variance].dtype)
         merged.update(batch_norm.unfold(merged, norm, rows, size * sign, dtype))
     return {
@@ -243,9 +247,9 @@ def _merged(
     }
 
 
-def _check_in_place(plan: Plan, how: Callable[[Group], str]) -> None:
+def _check_in_place(structure: Structure, how: Callable[[Group], str]) -> None:
     """Refuses to merge entries whose own neurons stand in different places."""
-    cut = plan.in_order()
+    cut = structure.in_order()
     for outer in (g for g in cut if how(g) != "select"):
         for inner in (g for g in cut if outer.name in g.along):
             raise ValueError(
@@ -255,20 +259,20 @@ def _check_in_place(plan: Plan, how: Callable[[Group], str]) -> None:
             )
 
 
-def _some_leaves(tree: PyTree, plan: Plan) -> dict[str, Any]:
-    """Leaves by path, if they are leaves of the plan at full shape."""
+def _some_leaves(tree: PyTree, structure: Structure) -> dict[str, Any]:
+    """Leaves by path, if they are leaves of the structure at full shape."""
     leaves = leaves_by_path(tree)
     for path, x in leaves.items():
-        if path not in plan.leaf:
+        if path not in structure.leaf:
             raise ValueError(f"{path}: not a leaf of the network this spec was made for")
         got = getattr(x, "shape", type(x).__name__)
-        if got != plan.leaf[path].shape:
-            raise ValueError(f"{path}: expected shape {plan.leaf[path].shape}, got {got}")
+        if got != structure.leaf[path].shape:
+            raise ValueError(f"{path}: expected shape {structure.leaf[path].shape}, got {got}")
     return leaves
 
 
 def _merge_outputs(
-    plan: Plan,
+    structure: Structure,
     norm: BatchNorm,
     maps: Mapping[str, Map],
     x: Array,
@@ -282,13 +286,13 @@ def _merge_outputs(
     Multiplied by factors along the axis before.
     """
     sizes: dict[str, int] = {}
-    along = set(ex.atoms(plan.leaf[norm.kernel].axes[norm.axis]))
-    for group in plan.in_order():
+    along = set(ex.atoms(structure.leaf[norm.kernel].axes[norm.axis]))
+    for group in structure.in_order():
         if group.name in along:
-            paths, where = places(plan, group, sizes)
+            paths, where = places(structure, group, sizes)
             where = alone(where, [paths.index(norm.kernel)])
             where = [dataclasses.replace(p, axis=axis) for p in where if p.axis == norm.axis]
-            axes = plan.leaf[norm.kernel].axes
+            axes = structure.leaf[norm.kernel].axes
             axes = axes if x.ndim > 1 else (axes[norm.axis],)
             holds = seen([axes], tuple(where), group, sizes)
             full = group.size if keep_shape else None
@@ -304,5 +308,5 @@ def _merge_outputs(
     return x
 
 
-def _is_cut(plan: Plan, path: str, axis: int) -> bool:
-    return any(name in plan.widths for name in ex.atoms(plan.leaf[path].axes[axis]))
+def _is_cut(structure: Structure, path: str, axis: int) -> bool:
+    return any(name in structure.widths for name in ex.atoms(structure.leaf[path].axes[axis]))

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from ifjax.fusion.fuse import apply_maps
 from ifjax.spec.spec import FusionSpec
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 from ifjax.transport.transport import Transport
 from ifjax.tree import leaves_by_path
 
@@ -72,10 +72,12 @@ def fuse_tree(
     """
     flat, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
     entries = [(tuple(jax.tree_util.keystr((k,), simple=True) for k in p), x) for p, x in flat]
-    suffixes = _suffixes(spec.plan)
+    suffixes = _suffixes(spec.structure)
     results = [x for _, x in flat]
     matters = [i for i, (_, x) in enumerate(flat) if _is_masked(x) or _has_width(x)]
-    for part, prefix, depth in _parts([(i, entries[i]) for i in matters], 0, suffixes, spec.plan):
+    for part, prefix, depth in _parts(
+        [(i, entries[i]) for i in matters], 0, suffixes, spec.structure
+    ):
         values = {_join(prefix, path[depth:]): i for i, (path, x) in part if not _is_masked(x)}
         given = {path: results[i] for path, i in values.items()}
         if kind == "weights":
@@ -131,10 +133,10 @@ def _join(prefix: str, path: Sequence[str]) -> str:
     return "/".join((prefix, *path) if prefix else path)
 
 
-def _suffixes(plan: Plan) -> dict[str, set[str]]:
+def _suffixes(structure: Structure) -> dict[str, set[str]]:
     """What may stand before every relative path of a leaf, or of a part of the tree."""
     found: dict[str, set[str]] = defaultdict(set)
-    for path in plan.leaf:
+    for path in structure.leaf:
         keys = path.split("/")
         for end in range(len(keys) + 1):
             for start in range(end + (end < len(keys))):
@@ -146,7 +148,7 @@ def _parts(
     entries: Sequence[tuple[int, Entry]],
     depth: int,
     suffixes: Mapping[str, set[str]],
-    plan: Plan,
+    structure: Structure,
 ) -> Iterator[tuple[Sequence[tuple[int, Entry]], str, int]]:
     """The outermost sub-trees that look like parameters, what stands before their paths there."""
     arrays = [entry for _, entry in entries if not _is_masked(entry[1])]
@@ -155,9 +157,11 @@ def _parts(
     prefixes = set.intersection(
         *(suffixes.get("/".join(path[depth:]), set()) for _, (path, _) in entries)
     )
-    prefixes = {p for p in prefixes if all(_join(p, x[depth:]) in plan.leaf for x, _ in arrays)}
+    prefixes = {
+        p for p in prefixes if all(_join(p, x[depth:]) in structure.leaf for x, _ in arrays)
+    }
     if prefixes:
-        yield entries, _the_prefix(prefixes, arrays, depth, plan), depth
+        yield entries, _the_prefix(prefixes, arrays, depth, structure), depth
         return
     for path, x in arrays:
         if len(path) == depth:
@@ -171,14 +175,16 @@ def _parts(
         if len(entry[1][0]) > depth:
             children[entry[1][0][depth]].append(entry)
     for child in children.values():
-        yield from _parts(child, depth + 1, suffixes, plan)
+        yield from _parts(child, depth + 1, suffixes, structure)
 
 
-def _the_prefix(prefixes: set[str], arrays: Sequence[Entry], depth: int, plan: Plan) -> str:
+def _the_prefix(
+    prefixes: set[str], arrays: Sequence[Entry], depth: int, structure: Structure
+) -> str:
     """The one that fits the shapes."""
 
     def leaf(prefix: str, path: Sequence[str]) -> Any:
-        return plan.leaf[_join(prefix, path[depth:])]
+        return structure.leaf[_join(prefix, path[depth:])]
 
     fitting = [p for p in prefixes if all(leaf(p, path).shape == x.shape for path, x in arrays)]
     if not fitting:

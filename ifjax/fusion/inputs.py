@@ -14,20 +14,20 @@ from jaxtyping import Array
 from ifjax.activations.statistics import Stats
 from ifjax.importance import metrics as importance
 from ifjax.spec.method import Method
-from ifjax.structure.structure import Group, Plan, known_group
+from ifjax.structure.structure import Group, Structure, known_group
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, leaves_by_path
 
 Scores = Mapping[str, ArrayLike]
 
 
-def checked_scores(scores: Scores | None, plan: Plan) -> dict[str, Array]:
+def checked_scores(scores: Scores | None, structure: Structure) -> dict[str, Array]:
     """Scores ``[*batch, n]``, finite and at least float32; no gradient flows into them."""
     if not isinstance(scores, Mapping | None):
         raise TypeError(f"expected scores by group name, got {type(scores).__name__}")
     result = {}
     for name, value in (scores or {}).items():
-        group = known_group(plan, name)
+        group = known_group(structure, name)
         finite = not is_concrete(value) or bool(np.all(np.isfinite(np.asarray(value))))
         value = jnp.asarray(value)
         if jnp.issubdtype(value.dtype, jnp.complexfloating):
@@ -43,14 +43,14 @@ def checked_scores(scores: Scores | None, plan: Plan) -> dict[str, Array]:
 
 
 def checked_stats(
-    stats: Stats | None, plan: Plan, method: Method, scores: Mapping[str, Any]
+    stats: Stats | None, structure: Structure, method: Method, scores: Mapping[str, Any]
 ) -> Stats | None:
     """What the method's importance needs of the statistics, for the groups without scores.
 
     Gradients by path of the kernels, everything at least float32; None where it needs nothing.
     """
     field = importance.NEEDS.get(method.importance)
-    groups = [g for g in plan.in_order() if g.name not in scores]
+    groups = [g for g in structure.in_order() if g.name not in scores]
     if field is None or not groups:
         return None
     if not isinstance(stats, Stats | None):
@@ -72,7 +72,7 @@ def checked_stats(
     if field == "gradients":
         found = leaves_by_path(found)
         kernels = (m.path for g in groups for m in _describing(g))
-        wanted = {path: (plan.leaf[path].shape,) for path in dict.fromkeys(kernels)}
+        wanted = {path: (structure.leaf[path].shape,) for path in dict.fromkeys(kernels)}
         hint = 'a tree like the parameters, for flax.linen {"params": grads}'
     else:
         found = dict(found)
@@ -98,9 +98,9 @@ def _describing(group: Group) -> list[Any]:
     return [m for m in group.members if m.role in ("producer", "consumer")] or [*group.members]
 
 
-def checked_indices(plan: Plan, name: str, index: Any) -> Any:
+def checked_indices(structure: Structure, name: str, index: Any) -> Any:
     """Integers in the range of a known group, ``[k]`` or ``[*batch, k]``."""
-    group = known_group(plan, name)
+    group = known_group(structure, name)
     n, batch = group.size, group.batch
     if is_concrete(index):
         index = np.asarray(index)
@@ -116,17 +116,17 @@ def checked_indices(plan: Plan, name: str, index: Any) -> Any:
     return index
 
 
-def check_maps(maps: Mapping[str, Transport], plan: Plan) -> None:
+def check_maps(maps: Mapping[str, Transport], structure: Structure) -> None:
     """Raises ValueError unless every group that is cut has a map of its shape."""
     for name, found in maps.items():
-        known_group(plan, name)
+        known_group(structure, name)
         if not isinstance(found, Transport):
             raise TypeError(
                 f"group {name}: expected an ifjax.Transport, as ifjax.transport_maps gives it, "
                 f"got {type(found).__name__}"
             )
-    for name, kept in plan.widths.items():
-        shape = (*plan.group[name].batch, plan.group[name].size, kept)
+    for name, kept in structure.widths.items():
+        shape = (*structure.group[name].batch, structure.group[name].size, kept)
         if name not in maps or maps[name].map.shape != shape:
             got = maps[name].map.shape if name in maps else "none"
             raise ValueError(f"group {name}: expected a transport map of shape {shape}, got {got}")

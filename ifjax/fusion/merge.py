@@ -17,7 +17,7 @@ from ifjax.spec.method import Method
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.layout import SELF, Held, Place, held
-from ifjax.structure.structure import Group, Plan, Role
+from ifjax.structure.structure import Group, Role, Structure
 from ifjax.transport.transport import Transport
 
 Sources = Literal["many", "few", "whole"]
@@ -42,16 +42,16 @@ class Map:
 
 def merge_leaves(
     leaves: Mapping[str, Any],
-    plan: Plan,
+    structure: Structure,
     maps: Mapping[str, Map | Transport],
     merge: Callable[[Group], str],
     keep_shape: bool,
     neutral: bool = False,
 ) -> dict[str, Any]:
-    """Applies the maps of all groups to those of a plan's leaves that are given, by path."""
+    """Applies the maps of all groups to those of a structure's leaves that are given, by path."""
     result, sizes = dict(leaves), dict[str, int]()
-    for group in plan.in_order():
-        holds, paths = held(plan, group, sizes, leaves)
+    for group in structure.in_order():
+        holds, paths = held(structure, group, sizes, leaves)
         full = group.size if keep_shape else None
         arrays = [result[path] for path in paths]
         merged = merge_group(holds, arrays, maps[group.name], merge(group), full, neutral)

@@ -49,18 +49,20 @@ def take(
       >>> take(params, graph, {"w1": [2, 0]})["w1"].tolist()
       [[2.0, 0.0], [5.0, 3.0]]
     """
-    plan = graph.plan
-    result = dict(checked_leaves(params, plan))
-    chosen = {name: checked_indices(plan, name, index) for name, index in selections.items()}
+    structure = graph.structure
+    result = dict(checked_leaves(params, structure))
+    chosen = {name: checked_indices(structure, name, index) for name, index in selections.items()}
     sizes: dict[str, int] = {}
-    for group in plan.in_order([plan.group[name] for name in chosen]):
+    for group in structure.in_order([structure.group[name] for name in chosen]):
         index = chosen[group.name]
         if index.ndim > 1:
             del chosen[group.name]
             for path in dict.fromkeys(m.path for m in group.members):
-                result[path] = take_batched(result[path], plan.leaf[path].axes, group, index, sizes)
+                result[path] = take_batched(
+                    result[path], structure.leaf[path].axes, group, index, sizes
+                )
             sizes[group.name] = index.shape[-1]
-    for path, leaf in plan.leaf.items():
+    for path, leaf in structure.leaf.items():
         for axis, expression in enumerate(leaf.axes):
             if any(name in chosen for name in ex.atoms(expression)):
                 index = axis_arrays.indices(expression, chosen, sizes)
@@ -98,9 +100,9 @@ def compact(params: PyTree, spec: FusionSpec, maps: Mapping[str, Transport | Any
         for name, found in maps.items()
     }
     for name in targets:
-        known_group(spec.plan, name)
-    for name, kept in spec.plan.widths.items():
+        known_group(spec.structure, name)
+    for name, kept in spec.structure.widths.items():
         got = targets[name].shape if name in targets else "none"
         if got[-1:] != (kept,):
             raise ValueError(f"group {name}: expected {kept} kept neurons, got {got}")
-    return take(params, spec, {name: targets[name] for name in spec.plan.widths})
+    return take(params, spec, {name: targets[name] for name in spec.structure.widths})

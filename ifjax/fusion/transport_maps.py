@@ -34,7 +34,7 @@ from ifjax.spec.method import Method
 from ifjax.spec.shardings import explicit_maps
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
-from ifjax.structure.structure import BatchNorm, Group, Plan
+from ifjax.structure.structure import BatchNorm, Group, Structure
 from ifjax.transport import centroids, solvers
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted
@@ -89,7 +89,7 @@ def transport_maps(
     def found(params: Any, *given: Any) -> dict[str, Transport]:
         return stacked_maps(params, spec, *given).maps()
 
-    outputs = functools.partial(explicit_maps, spec.plan)
+    outputs = functools.partial(explicit_maps, spec.structure)
     return on_mesh(found, params, scores, stats, init, outputs=outputs)
 
 
@@ -126,23 +126,25 @@ def stacked_maps(
 ) -> Found:
     """`transport_maps` before the groups are taken out of their buckets, and the leaves."""
     check_spec(spec)
-    plan, method = spec.plan, spec.method
+    structure, method = spec.structure, spec.method
     if method.method == "fuse":
         solvers.require(method.solver)
     if method.targets == "centroids":
         centroids.require(method.centroids)
-    leaves = checked_leaves(params, plan)
-    scores = checked_scores(scores, plan)
-    stats = checked_stats(stats, plan, method, scores)
+    leaves = checked_leaves(params, structure)
+    scores = checked_scores(scores, structure)
+    stats = checked_stats(stats, structure, method, scores)
     backend = jax.default_backend()
     limit = bucket_bytes(backend, *leaves.values(), *scores.values())
-    waves = schedule(plan, method, frozenset(scores), backend, limit)
+    waves = schedule(structure, method, frozenset(scores), backend, limit)
     require(waves)
-    described, scored = _weights(leaves, plan, method, stats)
+    described, scored = _weights(leaves, structure, method, stats)
     folded, stacks = described, []
     for wave in waves:
         inputs = [_inputs(entries, described, scored, scores) for entries in wave.entries]
-        starts = [[_start(init, plan.group[e.name]) for e in entries] for entries in wave.entries]
+        starts = [
+            [_start(init, structure.group[e.name]) for e in entries] for entries in wave.entries
+        ]
         stacks.append(_solved(inputs, wave, starts, method.epsilon))
         if method.order == "sequential" and wave is not waves[-1]:
             same = scored is described
@@ -188,18 +190,18 @@ def neuron_scores(params: PyTree, spec: FusionSpec, stats: Stats | None = None) 
     def found(params: Any, stats: Stats | None) -> dict[str, Array]:
         return _scores(params, spec, stats)
 
-    outputs = functools.partial(explicit_maps, spec.plan)
+    outputs = functools.partial(explicit_maps, spec.structure)
     return on_mesh(found, params, stats, outputs=outputs)
 
 
 def _scores(params: PyTree, spec: FusionSpec, stats: Stats | None) -> dict[str, Array]:
-    plan = spec.plan
+    structure = spec.structure
     method = dataclasses.replace(spec.method, method="prune", targets="top", order="simultaneous")
-    leaves = checked_leaves(params, plan)
-    stats = checked_stats(stats, plan, method, {})
-    described, scored = _weights(leaves, plan, method, stats)
+    leaves = checked_leaves(params, structure)
+    stats = checked_stats(stats, structure, method, {})
+    described, scored = _weights(leaves, structure, method, stats)
     found = {}
-    waves = schedule(plan, method, frozenset(), jax.default_backend())
+    waves = schedule(structure, method, frozenset(), jax.default_backend())
     for wave in waves:
         stacks = [
             read(_inputs(entries, described, scored, {}), bucket).scores
@@ -213,14 +215,14 @@ def _scores(params: PyTree, spec: FusionSpec, stats: Stats | None) -> dict[str, 
 
 
 def _weights(
-    leaves: Mapping[str, Any], plan: Plan, method: Method, stats: Stats | None
+    leaves: Mapping[str, Any], structure: Structure, method: Method, stats: Stats | None
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The arrays that describe the groups, and those that they are scored by, by path.
 
     Statistics that are not weights by the name of their group.
     """
-    held = {m.path for group in plan.in_order() for m in group.members}
-    norms = tuple(norm for norm in plan.norms if norm.kernel in held)
+    held = {m.path for group in structure.in_order() for m in group.members}
+    norms = tuple(norm for norm in structure.norms if norm.kernel in held)
     vectors = {path for norm in norms for path in (norm.scale, norm.variance, norm.mean, norm.bias)}
     dense = {path: x for path, x in leaves.items() if path in held | vectors}
     # Before the solver: the exact one has no derivative to stop.
@@ -230,7 +232,7 @@ def _weights(
         return folded, dense if raw else folded
     if method.importance == "taylor":
         return folded, _products({p: dense[p] for p in stats.gradients}, stats.gradients)
-    ranks = tuple((group.name, len(group.batch)) for group in plan.in_order())
+    ranks = tuple((group.name, len(group.batch)) for group in structure.in_order())
     values = getattr(stats, method.importance)
     ranks = tuple((name, rank) for name, rank in ranks if name in values)
     return folded, _per_example(values, stats.count, ranks)

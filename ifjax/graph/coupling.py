@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Coupling(NamedTuple):
     """What hangs together in a function.
 
     Attributes:
-      plan: leaves, groups, batch norms; every group at full width.
+      structure: leaves, groups, batch norms; every group at full width.
       pinned: axes that cannot be cut, and why.
       unused: paths of leaves that reach no output.
     """
 
-    plan: Plan
+    structure: Structure
     pinned: tuple[PinnedAxis, ...]
     unused: tuple[str, ...]

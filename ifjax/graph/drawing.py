@@ -54,8 +54,10 @@ def to_mermaid(graph: Coupling, *, most: int = 12) -> str:
     """
     if most < 1:
         raise ValueError(f"expected to draw at least 1 group, got most={most!r}")
-    classes = _group_classes(graph.plan.groups)
-    weights = {i: savings(graph.plan, groups[0])[0] * len(groups) for i, groups in classes.items()}
+    classes = _group_classes(graph.structure.groups)
+    weights = {
+        i: savings(graph.structure, groups[0])[0] * len(groups) for i, groups in classes.items()
+    }
     drawn = sorted(sorted(classes, key=lambda i: -weights[i])[:most])
     lines = [f"  {_group_box(i, classes[i])}" for i in drawn]
     lines += _leaf_lines(graph, {i: classes[i] for i in drawn}, most)
@@ -107,14 +109,17 @@ def _leaf_lines(graph: Coupling, classes: dict[int, list[Group]], most: int) -> 
                     shown[member.path].add((number, member.role))
     boxes: dict[object, list[str]] = defaultdict(list)
     for path, ends in shown.items():
-        shape = graph.plan.leaf[path].shape
+        shape = graph.structure.leaf[path].shape
         boxes[(_masked(path), shape, frozenset(ends))].append(path)
     at_group = Counter[int]()
     left_out = Counter[int]()
     numbers = itertools.count()
-    order = {leaf.path: place for place, leaf in enumerate(graph.plan.leaves)}
+    order = {leaf.path: place for place, leaf in enumerate(graph.structure.leaves)}
     position = {
-        m.path: m.position for g in graph.plan.groups for m in g.members if m.role == "producer"
+        m.path: m.position
+        for g in graph.structure.groups
+        for m in g.members
+        if m.role == "producer"
     }
     last = max(position.values(), default=0) + 1
     for paths in sorted(boxes.values(), key=lambda p: (position.get(p[0], last), order[p[0]])):
@@ -125,7 +130,7 @@ def _leaf_lines(graph: Coupling, classes: dict[int, list[Group]], most: int) -> 
         if not kept:
             continue
         box = f"l{next(numbers)}"
-        shape = " x ".join(map(str, graph.plan.leaf[paths[0]].shape))
+        shape = " x ".join(map(str, graph.structure.leaf[paths[0]].shape))
         yield f'  {box}["{_label([_pattern(paths), shape])}"]:::leaf'
         for number, role in kept:
             if role == "producer":

@@ -15,7 +15,7 @@ from ifjax.graph.verify import Verification, verify
 from ifjax.spec import widths as selecting
 from ifjax.spec.method import Method
 from ifjax.spec.spec import FusionSpec
-from ifjax.structure.structure import Group, Member, Plan
+from ifjax.structure.structure import Group, Member, Structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DependencyGraph:
     """What hangs together in a function.
 
     Attributes:
-      plan: leaves, groups, batch norms; every group at full width.
+      structure: leaves, groups, batch norms; every group at full width.
       pinned: axes that cannot be cut, and why.
       literals: numbers in the function that equal a group's width and do not follow it, with their
         source lines: to be looked at where the function means the width by them.
@@ -31,20 +31,25 @@ class DependencyGraph:
         one with a leaf that does.
     """
 
-    plan: Plan
+    structure: Structure
     pinned: tuple[PinnedAxis, ...]
     unused: tuple[str, ...]
     literals: tuple[str, ...] = ()
 
     @property
+    def plan(self) -> Structure:
+        """The structure, by the name that it had before 0.2."""
+        return self.structure
+
+    @property
     def groups(self) -> tuple[Group, ...]:
         """All groups, in the order of their first producer."""
-        return self.plan.groups
+        return self.structure.groups
 
     @property
     def coupling(self) -> Coupling:
         """Structure, pinned axes and unused leaves alone."""
-        return Coupling(self.plan, self.pinned, self.unused)
+        return Coupling(self.structure, self.pinned, self.unused)
 
     def spec(
         self,
@@ -90,7 +95,7 @@ class DependencyGraph:
                 )
         kept = self.couplings(protect) if protect else None
         groups = selecting.widths(self.groups, sparsity, keep, include, exclude, round_to, kept)
-        return FusionSpec(dataclasses.replace(self.plan, groups=groups), Method(**method))
+        return FusionSpec(dataclasses.replace(self.structure, groups=groups), Method(**method))
 
     def couplings(self, leaves: str | Sequence[str]) -> dict[str, tuple[Member, ...]]:
         """The groups whose cutting changes some leaves, and where these hold them.
@@ -114,9 +119,9 @@ class DependencyGraph:
         globs = [leaves] if isinstance(leaves, str) else list(leaves)
         chosen = set()
         for glob in globs:
-            found = {x for x in self.plan.leaf if x == glob or fnmatch.fnmatchcase(x, glob)}
+            found = {x for x in self.structure.leaf if x == glob or fnmatch.fnmatchcase(x, glob)}
             if not found:
-                some = ", ".join(list(self.plan.leaf)[:3])
+                some = ", ".join(list(self.structure.leaf)[:3])
                 raise ValueError(f"pattern {glob!r} matches none of the leaves, such as {some}")
             chosen |= found
         held = {g.name: tuple(m for m in g.members if m.path in chosen) for g in self.groups}
@@ -126,7 +131,7 @@ class DependencyGraph:
         self, apply_fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any
     ) -> Verification:
         """Permutes every group and compares the function's output; see `ifjax.graph.verify`."""
-        return verify(self.plan, apply_fn, params, *inputs, **options)
+        return verify(self.structure, apply_fn, params, *inputs, **options)
 
     def to_mermaid(self, *, most: int = 12) -> str:
         """The graph as a Mermaid flowchart; see `ifjax.graph.drawing.to_mermaid`."""

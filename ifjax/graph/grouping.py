@@ -12,7 +12,7 @@ from ifjax.graph.facts.roles import Roles
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
 from ifjax.structure import axis as ex
-from ifjax.structure.structure import BatchNorm, Group, Kind, Leaf, Member, Plan
+from ifjax.structure.structure import BatchNorm, Group, Kind, Leaf, Member, Structure
 
 Described = tuple[str, tuple[int, ...], str]  # path, shape, dtype
 
@@ -107,7 +107,7 @@ def build(
         for j, (axis, node) in enumerate(zip(axes, leaf_axes[i], strict=True))
         if store.reasons(node)
     ]
-    plan = Plan(
+    structure = Structure(
         leaves=tuple(
             Leaf(path, shape, dtype, tuple(_freeze(a, names) for a in axes))
             for (path, shape, dtype), axes in zip(leaves, exprs, strict=True)
@@ -119,7 +119,7 @@ def build(
         carried=tuple(carried),
     )
     unused = tuple(path for i, path in enumerate(paths) if i not in roles.live)
-    return Coupling(plan, tuple(pinned), unused)
+    return Coupling(structure, tuple(pinned), unused)
 
 
 def _marks(

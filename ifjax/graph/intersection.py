@@ -19,9 +19,11 @@ from ifjax.structure.structure import BatchNorm, Group, Kind, Leaf
 
 def intersect(a: Coupling, b: Coupling) -> Coupling:
     """Unifies the axes of every leaf in both graphs; what either pins or ties stays so."""
-    if [(x.path, x.shape) for x in a.plan.leaves] != [(x.path, x.shape) for x in b.plan.leaves]:
-        mine = {x.path: x.shape for x in a.plan.leaves}
-        for leaf in b.plan.leaves:
+    if [(x.path, x.shape) for x in a.structure.leaves] != [
+        (x.path, x.shape) for x in b.structure.leaves
+    ]:
+        mine = {x.path: x.shape for x in a.structure.leaves}
+        for leaf in b.structure.leaves:
             if mine.get(leaf.path) != leaf.shape:
                 raise ValueError(
                     f"graphs of different parameter trees: at {leaf.path} expected shape "
@@ -43,10 +45,10 @@ def intersect(a: Coupling, b: Coupling) -> Coupling:
                 store.instantiate(x, atom, reason.get((leaf.path, i), "reaches no output"), named)
                 for i, x in enumerate(leaf.axes)
             )
-            for leaf in graph.plan.leaves
+            for leaf in graph.structure.leaves
         ]
         atoms.update({side + name: node for name, node in named.items()})
-        for leaf in graph.plan.state:
+        for leaf in graph.structure.state:
             axes = tuple(store.instantiate(x, atom, "an axis of a state", named) for x in leaf.axes)
             other, known = state.setdefault(leaf.path, (leaf, axes))
             if len(other.shape) != len(leaf.shape):
@@ -63,19 +65,19 @@ def intersect(a: Coupling, b: Coupling) -> Coupling:
 
     left, right = nodes(a, "a:"), nodes(b, "b:")
     for i, (x, y) in enumerate(zip(left, right, strict=True)):
-        dead = [a.plan.leaves[i].path in g.unused for g in (a, b)]
+        dead = [a.structure.leaves[i].path in g.unused for g in (a, b)]
         for p, q in zip(x, y, strict=True):
             if not any(dead):
                 store.unify(p, q)
     live_left = [
-        y if a.plan.leaves[i].path in a.unused else x
+        y if a.structure.leaves[i].path in a.unused else x
         for i, (x, y) in enumerate(zip(left, right, strict=True))
     ]
     of: dict[tuple[int, int], Any] = {}
     position: dict[tuple[int, int], int] = {}
     for graph in (b, a):
-        index = {leaf.path: i for i, leaf in enumerate(graph.plan.leaves)}
-        for group in graph.plan.groups:
+        index = {leaf.path: i for i, leaf in enumerate(graph.structure.leaves)}
+        for group in graph.structure.groups:
             for member in group.members:
                 key = (index[member.path], member.axis)
                 of[key] = member.role
@@ -83,17 +85,17 @@ def intersect(a: Coupling, b: Coupling) -> Coupling:
                     position[key] = member.position
     live = frozenset(
         i
-        for i, leaf in enumerate(a.plan.leaves)
+        for i, leaf in enumerate(a.structure.leaves)
         if leaf.path not in a.unused or leaf.path not in b.unused
     )
     macs = []
-    for product in a.plan.products:
+    for product in a.structure.products:
         at = lambda e: atoms["a:" + e.name]  # noqa: E731
         macs.append(tuple(store.instantiate(e, at) for e in product))
-    leaves = [(x.path, x.shape, x.dtype) for x in a.plan.leaves]
+    leaves = [(x.path, x.shape, x.dtype) for x in a.structure.leaves]
     held: dict[int, list[tuple[str, Group]]] = defaultdict(list)
     for side, graph in (("a:", a), ("b:", b)):
-        for group in graph.plan.groups:
+        for group in graph.structure.groups:
             for root in store.classes(atoms[side + group.name]):
                 held[root].append((side, group))
     inexact = {root for root, groups in held.items() if not all(g.exact for _, g in groups)}
@@ -117,11 +119,11 @@ def intersect(a: Coupling, b: Coupling) -> Coupling:
         leaves,
         Facts(roles, [], inexact, batches, kind_at),
         [((leaf.path, leaf.shape, leaf.dtype), axes) for leaf, axes in state.values()],
-        tuple(dict.fromkeys(a.plan.carried + b.plan.carried)),
+        tuple(dict.fromkeys(a.structure.carried + b.structure.carried)),
     )
-    norms = tuple(n for n in a.plan.norms if _foldable_in(b, n))
-    norms += tuple(n for n in b.plan.norms if n not in norms and _foldable_in(a, n))
-    return graph._replace(plan=dataclasses.replace(graph.plan, norms=norms))
+    norms = tuple(n for n in a.structure.norms if _foldable_in(b, n))
+    norms += tuple(n for n in b.structure.norms if n not in norms and _foldable_in(a, n))
+    return graph._replace(structure=dataclasses.replace(graph.structure, norms=norms))
 
 
 def _foldable_in(graph: Coupling, norm: BatchNorm) -> bool:
@@ -130,10 +132,10 @@ def _foldable_in(graph: Coupling, norm: BatchNorm) -> bool:
     It does where it has the same norm, does not use the kernel at all, or normalises the kernel's
     output by batch statistics (train mode): then it uses the scale, and no norm shares a leaf.
     """
-    if norm in graph.plan.norms or norm.kernel in graph.unused:
+    if norm in graph.structure.norms or norm.kernel in graph.unused:
         return True
     own = {norm.kernel, norm.bias, norm.scale, norm.offset, norm.mean, norm.variance} - {None}
-    for other in graph.plan.norms:
+    for other in graph.structure.norms:
         parts = {other.kernel, other.bias, other.scale, other.offset, other.mean, other.variance}
         if own & parts:
             return False

@@ -36,11 +36,11 @@ def onward(graph: DependencyGraph, spec: FusionSpec) -> DependencyGraph:
     if not isinstance(graph, DependencyGraph):
         raise TypeError(f"expected the graph of ifjax.trace, got {type(graph).__name__}")
     check_spec(spec)
-    if graph.plan.leaves != spec.plan.leaves:
+    if graph.structure.leaves != spec.structure.leaves:
         raise ValueError("the spec was made from another graph than this one")
-    plan, widths = at_widths(graph.plan, spec.plan.widths), spec.plan.widths
+    structure, widths = at_widths(graph.structure, spec.structure.widths), spec.structure.widths
     pinned = tuple(
-        dataclasses.replace(p, size=ex.size(graph.plan.leaf[p.path].axes[p.axis], widths))
+        dataclasses.replace(p, size=ex.size(graph.structure.leaf[p.path].axes[p.axis], widths))
         for p in graph.pinned
     )
-    return dataclasses.replace(graph, plan=plan, pinned=pinned)
+    return dataclasses.replace(graph, structure=structure, pinned=pinned)

@@ -10,23 +10,23 @@ MOST_PINNED = 12
 
 def graph_table(graph: Coupling, literals: tuple[str, ...] = ()) -> str:
     """Groups with size, members, weights and FLOPs; then what is pinned, by reason."""
-    plan = graph.plan
+    structure = graph.structure
     rows: list[tuple[str, ...]] = [("group", "size", "kind", "members", "weights", "FLOPs")]
-    for group in plan.groups:
-        weights, flops = savings(plan, group)
+    for group in structure.groups:
+        weights, flops = savings(structure, group)
         members = f"{len(group.members)} in {len({m.path for m in group.members})} leaves"
         size = " x ".join(map(str, (*group.batch, group.size)))
         kind = group.kind if group.exact else f"{group.kind} ~"
         row = (group.name, size, kind, members, f"{weights:,}", f"{flops:,}")
         rows.append(tuple(map(str, row)))
     lines = [
-        f"DependencyGraph: {len(plan.groups)} groups, {plan.weights({}):,} weights, "
-        f"{plan.flops({}):,} FLOPs",
+        f"DependencyGraph: {len(structure.groups)} groups, {structure.weights({}):,} weights, "
+        f"{structure.flops({}):,} FLOPs",
         *align(rows),
     ]
-    if any(group.batch for group in plan.groups):
+    if any(group.batch for group in structure.groups):
         lines.append("L x n: every one of L (layers, experts, heads) has n neurons of its own")
-    if not all(group.exact for group in plan.groups):
+    if not all(group.exact for group in structure.groups):
         lines.append("~: cutting is not zeroing, for a norm, a softmax or a mean runs over them")
     if graph.pinned:
         lines.append(f"pinned: {len(graph.pinned)} axes")

@@ -25,7 +25,7 @@ from ifjax.jaxprs.walk import Axes, Context, Frame, constant_axes, frames_of, wa
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
-from ifjax.structure.structure import Leaf, Plan
+from ifjax.structure.structure import Leaf, Structure
 
 
 def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]:
@@ -74,7 +74,7 @@ def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]
         except TypeError:  # a static argument that cannot be hashed
             key = shrunk = None
         if shrunk is None:
-            shrunk = _prepare(apply_fn, spec.plan, params, arguments, static)
+            shrunk = _prepare(apply_fn, spec.structure, params, arguments, static)
             if key is not None and not any(_is_traced(c) for c in shrunk.constants()):
                 cache[key] = shrunk
         return shrunk(leaves, arguments.arrays)
@@ -87,16 +87,22 @@ def _is_traced(x: Any) -> bool:
 
 
 def _prepare(
-    apply_fn: Callable[..., Any], plan: Plan, params: Any, arguments: Arguments, static: Any
+    apply_fn: Callable[..., Any],
+    structure: Structure,
+    params: Any,
+    arguments: Arguments,
+    static: Any,
 ) -> _Shrunk:
-    """Traces at full size, with the plan's groups as named atoms of the axis store."""
-    check_small(params, plan)
+    """Traces at full size, with the structure's groups as named atoms of the axis store."""
+    check_small(params, structure)
     full = jax.tree_util.tree_map_with_path(
-        lambda path, x: jax.ShapeDtypeStruct(plan.leaf[path_name(path)].shape, struct(x).dtype),
+        lambda path, x: jax.ShapeDtypeStruct(
+            structure.leaf[path_name(path)].shape, struct(x).dtype
+        ),
         params,
     )
     atoms: dict[str, int] = {}
-    follows = {s.path: s for s in plan.state if s.path in arguments.paths}
+    follows = {s.path: s for s in structure.state if s.path in arguments.paths}
 
     def axes_of(leaf: Leaf) -> LeafAxes:
         def axes(store: AxisStore, path: str, x: Any) -> Axes:
@@ -116,7 +122,7 @@ def _prepare(
         return axes
 
     arrays = [
-        _full_state(follows[path], x, plan) if path in follows else x
+        _full_state(follows[path], x, structure) if path in follows else x
         for path, x in zip(arguments.paths, arguments.arrays, strict=True)
     ]
 
@@ -127,12 +133,12 @@ def _prepare(
             full,
             dataclasses.replace(arguments, arrays=tuple(arrays)),
             static,
-            lambda store, path, x: axes_of(plan.leaf[path])(store, path, x),
+            lambda store, path, x: axes_of(structure.leaf[path])(store, path, x),
             {path: axes_of(leaf) for path, leaf in follows.items()},
-            lambda path: path in plan.carried,
+            lambda path: path in structure.carried,
             keep_callbacks,
         )
-        return _Shrunk(analysis, plan, dict(atoms))
+        return _Shrunk(analysis, structure, dict(atoms))
 
     shrunk = walked(keep_callbacks=True)
     try:
@@ -143,7 +149,7 @@ def _prepare(
     return shrunk
 
 
-def _full_state(leaf: Leaf, x: Any, plan: Plan) -> jax.ShapeDtypeStruct:
+def _full_state(leaf: Leaf, x: Any, structure: Structure) -> jax.ShapeDtypeStruct:
     """State at full size, for state at small size; axes without a group may have any size."""
     x = struct(x)
     if len(x.shape) != len(leaf.axes):
@@ -151,33 +157,33 @@ def _full_state(leaf: Leaf, x: Any, plan: Plan) -> jax.ShapeDtypeStruct:
     shape = []
     for axis, (e, n) in enumerate(zip(leaf.axes, x.shape, strict=True)):
         held = {*ex.atoms(e)}
-        if held and n != ex.size(e, plan.widths):
+        if held and n != ex.size(e, structure.widths):
             raise ValueError(
-                f"{leaf.path}, axis {axis}: expected {ex.size(e, plan.widths)} at the widths of "
-                f"the spec (spec.small_inputs gives the shapes), got shape {x.shape}"
+                f"{leaf.path}, axis {axis}: expected {ex.size(e, structure.widths)} at the widths "
+                f"of the spec (spec.small_inputs gives the shapes), got shape {x.shape}"
             )
         shape.append(ex.size(e) if held else n)
     return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
 
 
-def check_small(params: Any, plan: Plan) -> None:
-    """Raises ValueError at the first leaf whose shape is not the plan's small one."""
+def check_small(params: Any, structure: Structure) -> None:
+    """Raises ValueError at the first leaf whose shape is not the structure's small one."""
     found = {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(params)}
-    for path in plan.leaf:
+    for path in structure.leaf:
         if path not in found:
-            roles = {m.path: m.role for g in plan.groups for m in g.members}
+            roles = {m.path: m.role for g in structure.groups for m in g.members}
             hint = ""
             if roles.get(path) in ("mean", "variance"):
                 hint = '; pass the whole tree, for flax.linen {"params": ..., "batch_stats": ...}'
             raise ValueError(f"{path}: the spec has this leaf, the parameters do not{hint}")
     for path, shape in found.items():
-        if path not in plan.leaf:
+        if path not in structure.leaf:
             raise ValueError(f"{path}: not a leaf of the network this spec was made for")
-        if shape != plan.shape(path):
+        if shape != structure.shape(path):
             full = " (the full shape: call ifjax.fuse_params first)"
             raise ValueError(
-                f"{path}: expected shape {plan.shape(path)} at the widths of the spec, got {shape}"
-                + (full if shape == plan.leaf[path].shape else "")
+                f"{path}: expected shape {structure.shape(path)} at the widths of the spec, got "
+                f"{shape}" + (full if shape == structure.leaf[path].shape else "")
             )
 
 
@@ -186,7 +192,7 @@ class _Shrunk:
     """A walked function with small widths for some of its classes of axes."""
 
     analysis: Analysis
-    plan: Plan
+    structure: Structure
     atoms: dict[str, int]
     widths: dict[int, int] = dataclasses.field(default_factory=dict)
     parts: dict[tuple[int, ...], list[int]] = dataclasses.field(default_factory=dict)
@@ -194,7 +200,7 @@ class _Shrunk:
     def refresh(self) -> None:
         """Looks up the classes of the cut groups; refuses where the walk has changed one."""
         store, owner = self.analysis.store, dict[int, str]()
-        for name, kept in self.plan.widths.items():
+        for name, kept in self.structure.widths.items():
             node = self.atoms[name]
             root = store.find(node)
             if not isinstance(store.form(node), Free):
@@ -204,13 +210,13 @@ class _Shrunk:
                 self._refuse(name, f"ties it to group {owner[root]}")
             owner[root] = name
             self.widths[root] = kept
-        for name in self.atoms.keys() - self.plan.widths.keys():
+        for name in self.atoms.keys() - self.structure.widths.keys():
             for root in store.classes(self.atoms[name]):
                 if root in owner:
                     self._refuse(owner[root], f"ties it to group {name}, which is not cut")
 
     def _refuse(self, name: str, why: str) -> NoReturn:
-        member = self.plan.group[name].members[0]
+        member = self.structure.group[name].members[0]
         remedy = "trace this function too and make the spec from graph1 & graph2"
         if FIXED_KEY in why:  # tracing it would lose the group that dropout leaves alone
             remedy = (

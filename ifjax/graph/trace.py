@@ -125,7 +125,7 @@ def trace(
     found = build(
         analysis.store, analysis.leaves, analysis.macs, leaves, facts, follows, tuple(carried)
     )
-    names = {group.size: group.name for group in reversed(found.plan.groups)}
+    names = {group.size: group.name for group in reversed(found.structure.groups)}
     literals = (f"{w}, the width of {names[n]}" for n, w in fixed_numbers(analysis.frame, names))
     return DependencyGraph(*found, literals=tuple(literals))
 

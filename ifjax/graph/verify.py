@@ -16,7 +16,7 @@ from ifjax.jaxprs.arguments import Arguments, path_name
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import take_batched
-from ifjax.structure.structure import KEYS, Group, Plan
+from ifjax.structure.structure import KEYS, Group, Structure
 
 NOISE = 1e-7  # relative change of the weights that a permutation's effect is judged against
 NOISE_FLOAT32 = 1e-6  # the same for a function that does not run in float64
@@ -47,7 +47,7 @@ class Verification:
 
 
 def verify(
-    plan: Plan,
+    structure: Structure,
     apply_fn: Callable[..., Any],
     params: Any,
     *inputs: Any,
@@ -63,7 +63,7 @@ def verify(
     are not used: a branch that is initialised with zeros would hide a wrong group.
 
     Args:
-      plan: leaves and groups to check.
+      structure: leaves and groups to check.
       apply_fn: the function that was traced, without dropout.
       params: its parameters, or their structs.
       *inputs: its inputs; structs and arrays that hold one value alone are replaced by normal
@@ -88,11 +88,11 @@ def verify(
       >>> graph.verify(apply, params, jnp.ones((1, 4))).ok
       True
     """
-    check_paths(params, plan)
+    check_paths(params, structure)
     rng = np.random.default_rng(seed)
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     paths = [path_name(path) for path, _ in leaves]
-    values = general_position(plan, dict(zip(paths, (x for _, x in leaves), strict=True)), rng)
+    values = general_position(structure, dict(zip(paths, (x for _, x in leaves), strict=True)), rng)
     arguments = Arguments.split(inputs)
     arrays = [_as_float64(x, rng) for x in arguments.arrays]
 
@@ -118,8 +118,8 @@ def verify(
                 "verified; pass inputs inside its domain"
             )
         # updated statistics are among the outputs and move with their group; compare the rest
-        fixed = _unmoved(apply_fn, params, arguments, static, plan.carried)
-        state = {s.path: s.axes for s in plan.state}
+        fixed = _unmoved(apply_fn, params, arguments, static, structure.carried)
+        state = {s.path: s.axes for s in structure.state}
         noise = {
             p: v * (1 + size * rng.standard_normal(np.shape(v)))
             for p, v in zip(paths, values, strict=True)
@@ -129,13 +129,13 @@ def verify(
         changes: dict[str, float] = {}
         unverified: list[str] = []
         current = dict(zip(paths, values, strict=True))
-        for group in plan.groups:
+        for group in structure.groups:
             order = np.stack([_derangement(group.size, rng) for _ in range(math.prod(group.batch))])
             order = order.reshape(*group.batch, group.size)
             moved = {}
             for member in group.members:
                 x = moved.get(member.path, current[member.path])
-                axes, axis = plan.leaf[member.path].axes, member.axis
+                axes, axis = structure.leaf[member.path].axes, member.axis
                 moved[member.path] = _permuted(x, axes, axis, group, order)
                 alone = _permuted(current[member.path], axes, axis, group, order)
                 change = _distance(run({member.path: alone}), base, fixed)
@@ -169,11 +169,11 @@ def _runs_in_float64(function: Callable[..., Any], *args: Any) -> bool:
     return True
 
 
-def check_paths(params: Any, plan: Plan) -> None:
-    """Raises ValueError where the leaves are not those of the plan."""
+def check_paths(params: Any, structure: Structure) -> None:
+    """Raises ValueError where the leaves are not those of the structure."""
     found = {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(params)}
-    for path in {**plan.leaf, **found}:
-        want = plan.leaf[path].shape if path in plan.leaf else None
+    for path in {**structure.leaf, **found}:
+        want = structure.leaf[path].shape if path in structure.leaf else None
         if found.get(path) != want:
             raise ValueError(
                 f"{path}: expected shape {want or 'no such leaf'}, got "
@@ -181,19 +181,21 @@ def check_paths(params: Any, plan: Plan) -> None:
             )
 
 
-def general_position(plan: Plan, leaves: dict[str, Any], rng: np.random.Generator) -> list[Any]:
+def general_position(
+    structure: Structure, leaves: dict[str, Any], rng: np.random.Generator
+) -> list[Any]:
     """Random float64 values for all leaves: kernels normal by fan-in, variances positive.
 
     Args:
-      plan: gives the roles.
+      structure: gives the roles.
       leaves: arrays or structs by path; what is not floating point keeps its value.
       rng: where the values come from.
 
     Returns:
       Values in the order of ``leaves``.
     """
-    roles = {m.path: m.role for g in plan.groups for m in g.members}
-    roles |= {n.variance: "variance" for n in plan.norms}
+    roles = {m.path: m.role for g in structure.groups for m in g.members}
+    roles |= {n.variance: "variance" for n in structure.norms}
     values: list[Any] = []
     for path, x in leaves.items():
         shape = tuple(x.shape)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import View, mentioned
-from ifjax.structure.structure import Group, Member, Plan
+from ifjax.structure.structure import Group, Member, Structure
 
 Sizes = Mapping[str, int]
 SELF = "self"  # the group at hand
@@ -30,13 +30,14 @@ class Network:
     """A network on its way into the coordinates of another one.
 
     Attributes:
-      plan: what it is made of, at its own widths; the groups in the order of `alignment_order`.
+      structure: what it is made of, at its own widths; the groups in the order of
+        `alignment_order`.
       leaves: its arrays by path, batch norms folded.
       maps: of the groups that are aligned, the plan T ``[*batch, n, m]``; a group that batches
         others comes before them, and theirs are those of its aligned entries.
     """
 
-    plan: Plan
+    structure: Structure
     leaves: Mapping[str, Array]
     maps: dict[str, Array] = dataclasses.field(default_factory=dict)
 
@@ -50,10 +51,10 @@ class Network:
           without: groups to leave as they are.
           own: one of these groups, to be mapped all the same on the leaf's axes other than this.
         """
-        x, axes = self.leaves[path], self.plan.leaf[path].axes
-        sizes = {group.name: group.size for group in self.plan.groups}
+        x, axes = self.leaves[path], self.structure.leaf[path].axes
+        sizes = {group.name: group.size for group in self.structure.groups}
         held = {name for e in axes for name in ex.atoms(e)}
-        for group in self.plan.groups:
+        for group in self.structure.groups:
             if group.name in self.maps and group.name not in without:
                 plan = self.maps[group.name]
                 if group.name in held:
@@ -68,23 +69,24 @@ class Network:
         return x, sizes
 
 
-def alignment_order(plan: Plan) -> list[Group]:
+def alignment_order(structure: Structure) -> list[Group]:
     """All groups, from the input to the output.
 
     Next comes the first group, in the order of first producers, that a producer describes which is
     aligned but for the group itself; where there is none, the first one of which anything is.
     Groups that batch others come before these.
     """
-    waiting, order = list(plan.groups), list[Group]()
+    waiting, order = list(structure.groups), list[Group]()
     needs = {
         g.name: [
-            (m.role, across(plan, m, g) - {one.name for one in inside(plan, g)}) for m in g.members
+            (m.role, across(structure, m, g) - {one.name for one in inside(structure, g)})
+            for m in g.members
         ]
         for g in waiting
     }
     while waiting:
         done = {g.name for g in order}
-        ready = [g for g in waiting if not ({*g.along} & plan.group.keys()) - done]
+        ready = [g for g in waiting if not ({*g.along} & structure.group.keys()) - done]
 
         def described(group: Group, roles: Collection[str], done: set[str] = done) -> bool:
             return any(role in roles and need <= done for role, need in needs[group.name])
@@ -98,19 +100,19 @@ def alignment_order(plan: Plan) -> list[Group]:
     return order
 
 
-def across(plan: Plan, member: Member, group: Group) -> set[str]:
+def across(structure: Structure, member: Member, group: Group) -> set[str]:
     """The groups that lie across a group's neurons in a member: on other axes, or as factors.
 
     The group itself where it lies on another axis of the leaf too (a recurrent kernel).
     """
-    axes = plan.leaf[member.path].axes
+    axes = structure.leaf[member.path].axes
     others = {name for i, e in enumerate(axes) if i != member.axis for name in ex.atoms(e)}
     return others | _companions(axes[member.axis], group.name)
 
 
-def inside(plan: Plan, group: Group) -> list[Group]:
+def inside(structure: Structure, group: Group) -> list[Group]:
     """The groups that have a choice of their own for every neuron of this one."""
-    return [g for g in plan.groups if group.name in g.along]
+    return [g for g in structure.groups if group.name in g.along]
 
 
 def _companions(e: ex.Expression, name: str) -> set[str]:
@@ -184,21 +186,21 @@ def _local(e: ex.Expression, name: str, sizes: Sizes) -> ex.Expression:
     return ex.Pinned(ex.size(e, sizes))
 
 
-def describing(plan: Plan, group: Group, aligned: Collection[str]) -> list[Member]:
+def describing(structure: Structure, group: Group, aligned: Collection[str]) -> list[Member]:
     """The members to compare a group on: those that nothing unaligned crosses.
 
     Kernels and what is added after them, as far as there are any.
     """
-    known = set(aligned) - {g.name for g in inside(plan, group)}
-    found = [m for m in group.members if across(plan, m, group) <= known]
+    known = set(aligned) - {g.name for g in inside(structure, group)}
+    found = [m for m in group.members if across(structure, m, group) <= known]
     return [m for m in found if m.role not in ("multiplicative", "variance")] or found
 
 
 def entries(network: Network, group: Group, member: Member) -> Float[Array, "batch n _"]:
     """What a member holds of every neuron of a group, in aligned coordinates."""
-    skip = [group.name, *(g.name for g in inside(network.plan, group))]
+    skip = [group.name, *(g.name for g in inside(network.structure, group))]
     x, sizes = network.mapped(member.path, skip, (group, member.axis))
-    view = View(network.plan.leaf[member.path].axes, group.along)
+    view = View(network.structure.leaf[member.path].axes, group.along)
     return _entries(x, view, group.name, member.axis, sizes)
 
 
@@ -220,13 +222,13 @@ def sets(
 
     What is inside of its entries counts as not aligned.
     """
-    skip = [group.name, *(g.name for g in inside(network.plan, group))]
+    skip = [group.name, *(g.name for g in inside(network.structure, group))]
     known = {*aligned, *group.along} - {*skip}
-    for one in network.plan.groups:
+    for one in network.structure.groups:
         found: dict[tuple[str, ...], list[Array]] = {}
         for m in one.members if one.name not in known and one is not group else ():
-            axes = network.plan.leaf[m.path].axes
-            others = across(network.plan, m, one) - known
+            axes = network.structure.leaf[m.path].axes
+            others = across(network.structure, m, one) - known
             if group.name not in others or one.name in others:
                 continue
             names = (*group.along, group.name, *sorted(others - {group.name}))

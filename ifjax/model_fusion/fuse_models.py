@@ -27,7 +27,7 @@ from ifjax.spec.method import Method
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.resize import at_widths
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 from ifjax.transport import solvers
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted, with_leaves
@@ -101,15 +101,15 @@ def fuse_models(
     """
     if maps is not None and alignment:
         raise ValueError(f"maps are given, so that {', '.join(alignment)} would not be used")
-    plans, leaves = _checked_models(models, graph, specs)
+    structures, leaves = _checked_models(models, graph, specs)
     shares = _checked_weights(weights, len(models))
     data = _checked_data(apply_fn, batches)
     if maps is None:
         if alignment.get("on") == "activations":
             alignment |= data
         maps = align_models(models, graph, specs=specs, **alignment)
-    _check_maps(maps, plans)
-    fused = with_leaves(models[0], _averaged(leaves, plans, maps, shares))
+    _check_maps(maps, structures)
+    fused = with_leaves(models[0], _averaged(leaves, structures, maps, shares))
     if not data:
         return fused
     return reset_where_any(
@@ -178,7 +178,7 @@ def align_models(
       >>> maps["w1"].targets.tolist()
       [1, 0]
     """
-    plans, leaves = _checked_models(models, graph, specs)
+    structures, leaves = _checked_models(models, graph, specs)
     _check_options(on, solver, epsilon, cost_p, sweeps)
     data = _checked_data(apply_fn, batches)
     if bool(data) != (on == "activations"):
@@ -187,8 +187,8 @@ def align_models(
             f"{'with' if data else 'without'} them"
         )
     networks = [
-        Network(plan, batch_norm.fold(_promoted(x), plan.norms))
-        for x, plan in zip(leaves, plans, strict=True)
+        Network(structure, batch_norm.fold(_promoted(x), structure.norms))
+        for x, structure in zip(leaves, structures, strict=True)
     ]
     function = functools.cache(functools.partial(_function, apply_fn))
     result = []
@@ -196,7 +196,8 @@ def align_models(
         costs = {}
         if data:
             ours, theirs = (
-                (function(None if specs is None else specs[i]), models[i], plans[i]) for i in (k, 0)
+                (function(None if specs is None else specs[i]), models[i], structures[i])
+                for i in (k, 0)
             )
             costs = activation_costs(ours, theirs, data["batches"])
         found = align(
@@ -215,14 +216,14 @@ def align_models(
 
 def _averaged(
     leaves: Sequence[Mapping[str, Any]],
-    plans: Sequence[Plan],
+    structures: Sequence[Structure],
     maps: Sequence[Maps],
     shares: Array,
 ) -> dict[str, Array]:
     """The leaves of all networks in the coordinates of the first, averaged, in its dtypes."""
-    norms = plans[0].norms
+    norms = structures[0].norms
     aligned: list[dict[str, Array]] = []
-    for x, plan, found in zip(leaves, plans, [{}, *maps], strict=True):
+    for x, structure, found in zip(leaves, structures, [{}, *maps], strict=True):
         x = _promoted(x)
         folded = batch_norm.fold(x, norms)
         for norm in norms:
@@ -230,7 +231,7 @@ def _averaged(
             size, _ = batch_norm.slope(folded[norm.kernel], scale, variance, norm.axis, norm.eps)
             # Scale and variance are found anew, from the averages of these two.
             folded |= {norm.scale: jnp.abs(scale), norm.variance: size}
-        network = Network(plan, folded, {name: t.map for name, t in found.items()})
+        network = Network(structure, folded, {name: t.map for name, t in found.items()})
         aligned.append({path: network.mapped(path)[0] for path in x})
     result = _mean(aligned, shares)
     for norm in norms:
@@ -281,8 +282,10 @@ def _restored(scale: Array, spread: Array, rows: Array, axis: int) -> Array:
     return jnp.where(length > 0, scale * spread / jnp.where(length > 0, length, 1), scale)
 
 
-def _checked_models(models: Any, graph: Any, specs: Any) -> tuple[list[Plan], list[dict[str, Any]]]:
-    """The plan of every network at its widths, groups in the order of alignment; leaves by path."""
+def _checked_models(
+    models: Any, graph: Any, specs: Any
+) -> tuple[list[Structure], list[dict[str, Any]]]:
+    """Every network's structure at its widths, groups in the order of alignment; its leaves."""
     if not isinstance(graph, DependencyGraph):
         raise TypeError(f"expected a graph, as ifjax.trace gives it, got {type(graph).__name__}")
     if not isinstance(models, Sequence):
@@ -297,21 +300,21 @@ def _checked_models(models: Any, graph: Any, specs: Any) -> tuple[list[Plan], li
         raise ValueError(
             f"expected a spec or None for each of {len(models)} networks, got {len(specs)}"
         )
-    whole = dataclasses.replace(graph.plan, groups=tuple(alignment_order(graph.plan)))
-    plans, leaves = [], []
+    whole = dataclasses.replace(graph.structure, groups=tuple(alignment_order(graph.structure)))
+    structures, leaves = [], []
     for k, (params, spec) in enumerate(zip(models, specs, strict=True)):
         if spec is not None and not isinstance(spec, FusionSpec):
             raise TypeError(f"specs[{k}]: expected a FusionSpec, got {type(spec).__name__}")
-        if spec is not None and spec.plan.leaves != graph.plan.leaves:
+        if spec is not None and spec.structure.leaves != graph.structure.leaves:
             raise ValueError(f"specs[{k}]: made from another graph than the one given")
-        plan = whole if spec is None else at_widths(whole, spec.plan.widths)
+        structure = whole if spec is None else at_widths(whole, spec.structure.widths)
         try:
-            found = checked_leaves(params, plan)
+            found = checked_leaves(params, structure)
         except ValueError as error:
             raise ValueError(f"models[{k}]: {error}") from error
-        plans.append(plan)
+        structures.append(structure)
         leaves.append(found)
-    return plans, leaves
+    return structures, leaves
 
 
 def _checked_weights(weights: Any, count: int) -> Array:
@@ -358,14 +361,14 @@ def _check_options(on: str, solver: str, epsilon: float | int, cost_p: Any, swee
         raise ValueError(f"sweeps must be an integer that is not negative, got {sweeps!r}")
 
 
-def _check_maps(maps: Sequence[Maps], plans: Sequence[Plan]) -> None:
+def _check_maps(maps: Sequence[Maps], structures: Sequence[Structure]) -> None:
     """Raises where a network has no map of its shape for a group."""
-    if len(maps) != len(plans) - 1:
+    if len(maps) != len(structures) - 1:
         raise ValueError(
-            f"expected maps for the {len(plans) - 1} networks after the first, got {len(maps)}"
+            f"expected maps for the {len(structures) - 1} networks after the first, got {len(maps)}"
         )
-    for k, (found, plan) in enumerate(zip(maps, plans[1:], strict=True), 1):
-        for group, target in zip(plan.groups, plans[0].groups, strict=True):
+    for k, (found, structure) in enumerate(zip(maps, structures[1:], strict=True), 1):
+        for group, target in zip(structure.groups, structures[0].groups, strict=True):
             shape = (*target.batch, group.size, target.size)
             got = found[group.name].map.shape if group.name in found else "none"
             if got != shape:

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ifjax.activations.layer_inputs import readings
 from ifjax.model_fusion.alignment import Network, describing, entries, inside, sets
-from ifjax.structure.structure import Group, Plan
+from ifjax.structure.structure import Group, Structure
 from ifjax.transport import solvers, transport
 from ifjax.transport.costs import cost_matrix
 from ifjax.transport.transport import Transport
@@ -36,7 +36,7 @@ def align(
     """Fills in the maps of a network, group by group, and returns them with their diagnostics.
 
     Args:
-      source: the network to be aligned; its plan's groups are in the order to go by.
+      source: the network to be aligned; its groups are in the order to go by.
       target: the network to align it to.
       costs: of the groups that are compared on activations.
       solver: of `ifjax.transport.solvers.SOLVERS`.
@@ -47,13 +47,13 @@ def align(
     found: dict[str, Transport] = {}
     for sweep in range(1 + sweeps):
         before = dict(source.maps)
-        for group in source.plan.groups:
+        for group in source.structure.groups:
             if group.name in costs:
                 cost = costs[group.name] if sweep == 0 else None
             else:
                 cost = weight_cost(source, target, group, cost_p)
             if cost is not None:
-                whole = bool(inside(source.plan, group))
+                whole = bool(inside(source.structure, group))
                 result = _assigned(cost) if whole else _solved(cost, solver, epsilon)
                 batch = _batch(source, group)
                 found[group.name] = jax.tree.map(
@@ -86,12 +86,12 @@ def weight_cost(
     crossed by something that is not aligned: the distance between the sets of what they hold.
     """
     aligned, costs = source.maps.keys(), []
-    members = describing(source.plan, group, aligned)
+    members = describing(source.structure, group, aligned)
     if members:
         pairs = ((entries(source, group, m), entries(target, group, m)) for m in members)
         xs, ys = zip(*pairs, strict=True)
         costs.append(_distance(list(xs), list(ys), p))
-    if not members or inside(source.plan, group):
+    if not members or inside(source.structure, group):
         both = zip(sets(source, group, aligned), sets(target, group, aligned), strict=True)
         costs += [_set_distance(x, y, p) for x, y in both]
     if not costs:
@@ -207,8 +207,8 @@ class Moments(NamedTuple):
 
 
 def activation_costs(
-    source: tuple[Callable[..., Any], Any, Plan],
-    target: tuple[Callable[..., Any], Any, Plan],
+    source: tuple[Callable[..., Any], Any, Structure],
+    target: tuple[Callable[..., Any], Any, Structure],
     batches: Iterable[Any],
 ) -> dict[str, Float[Array, "1 n m"]]:
     """One minus the correlation of two networks' neurons over inputs, streamed in sums.
@@ -217,30 +217,30 @@ def activation_costs(
     (in loops), and those with a batch or with entries of their own inside, are left out.
 
     Args:
-      source: function, parameters and plan of the network to be aligned.
+      source: function, parameters and structure of the network to be aligned.
       target: those of the network to align it to.
       batches: tuples of inputs.
     """
-    plan = target[2]
-    names = frozenset(g.name for g in plan.groups if not g.batch and not inside(plan, g))
-    functions, plans = (source[0], target[0]), (source[2], plan)
+    structure = target[2]
+    names = frozenset(g.name for g in structure.groups if not g.batch and not inside(structure, g))
+    functions, structures = (source[0], target[0]), (source[2], structure)
     total: Any = None
     for inputs in batches:
-        found = _read_moments((source[1], target[1]), inputs, functions, plans, names)
+        found = _read_moments((source[1], target[1]), inputs, functions, structures, names)
         total = found if total is None else _added(total, found)
     return _uncorrelated(total)
 
 
-@functools.partial(jax.jit, static_argnames=("functions", "plans", "names"))
+@functools.partial(jax.jit, static_argnames=("functions", "structures", "names"))
 def _read_moments(
     params: tuple[Any, Any],
     inputs: Any,
     functions: tuple[Callable[..., Any], ...],
-    plans: tuple[Plan, ...],
+    structures: tuple[Structure, ...],
     names: frozenset[str],
 ) -> dict[str, list[Moments]]:
     """Of what is read of every group in both networks."""
-    networks = zip(functions, params, plans, strict=True)
+    networks = zip(functions, params, structures, strict=True)
     seen = [_activations(*network, names, inputs) for network in networks]
     return {n: [_moments(*xy) for xy in zip(*(s[n] for s in seen), strict=True)] for n in seen[0]}
 
@@ -259,12 +259,16 @@ def _added(a: Any, b: Any) -> Any:
 
 
 def _activations(
-    apply_fn: Callable[..., Any], params: Any, plan: Plan, names: frozenset[str], inputs: Any
+    apply_fn: Callable[..., Any],
+    params: Any,
+    structure: Structure,
+    names: frozenset[str],
+    inputs: Any,
 ) -> dict[str, list[Array]]:
     """What is read of every group, ``[n, samples]``, once where several weights read the same."""
     found: dict[str, list[Array]] = {}
     done = set()
-    for reading in readings(apply_fn, params, plan, *inputs):
+    for reading in readings(apply_fn, params, structure, *inputs):
         at = (id(reading.value), reading.axis)
         if at not in done:
             done.add(at)

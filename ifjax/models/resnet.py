@@ -238,9 +238,10 @@ class ResNet(FromSpec, nn.Module):
         stage = 2
         while f"layer{stage}_0" in small["params"]:
             before, after = (
-                spec.plan.leaf[f"params/layer{k}_0/bn2/scale"].axes[0] for k in (stage - 1, stage)
+                spec.structure.leaf[f"params/layer{k}_0/bn2/scale"].axes[0]
+                for k in (stage - 1, stage)
             )
-            pads.append(pads_around(before, after, spec.plan.widths))
+            pads.append(pads_around(before, after, spec.structure.widths))
             stage += 1
         return cls.from_variables(small, pads=tuple(pads), dtype=dtype)
 

@@ -276,7 +276,7 @@ class ViT(FromSpec, nn.Module):
             >>> ViT.from_spec(graph.spec({"params/block1/fc1/*": 0.5})).widths.mlp
             (8,)
         """
-        leaf = spec.plan.leaf.get("params/block1/query/kernel")
+        leaf = spec.structure.leaf.get("params/block1/query/kernel")
         if head_dim is None and leaf is not None and len(leaf.shape) == 3:
             head_dim = leaf.shape[2]
         return cls.from_variables(spec.small_struct(), head_dim=head_dim, dtype=dtype)

@@ -35,12 +35,12 @@ def compose(second: FusionSpec, first: FusionSpec) -> FusionSpec:
       >>> graph = ifjax.trace(apply, params, jnp.ones((1, 4)))
       >>> first = graph.spec(keep=6)
       >>> second = ifjax.onward(graph, first).spec(keep=3)
-      >>> compose(second, first).plan.widths
+      >>> compose(second, first).structure.widths
       {'w1': 3}
     """
     check_spec(second)
     check_spec(first)
-    mine, theirs = first.plan, second.plan
+    mine, theirs = first.structure, second.structure
     for path in (*mine.leaf, *theirs.leaf):
         want = mine.shape(path) if path in mine.leaf else "none"
         got = theirs.leaf[path].shape if path in theirs.leaf else "none"
@@ -55,26 +55,26 @@ def compose(second: FusionSpec, first: FusionSpec) -> FusionSpec:
             for group, width in _matched(mine.leaf[leaf.path].axes[axis], cut, first, second):
                 kept[group] = width
     groups = tuple(dataclasses.replace(g, kept=kept.get(g.name, g.size)) for g in mine.groups)
-    plan = dataclasses.replace(mine, groups=groups)
-    for path in plan.leaf:
-        if plan.shape(path) != theirs.shape(path):
+    structure = dataclasses.replace(mine, groups=groups)
+    for path in structure.leaf:
+        if structure.shape(path) != theirs.shape(path):
             raise ValueError(
                 f"{path}: the second spec cuts it to {theirs.shape(path)}, but the groups of the "
-                f"first make it {plan.shape(path)}; make the second spec from ifjax.onward"
+                f"first make it {structure.shape(path)}; make the second spec from ifjax.onward"
             )
-    return FusionSpec(plan, second.method)
+    return FusionSpec(structure, second.method)
 
 
 def _matched(
     mine: ex.Expression, theirs: ex.Expression, first: FusionSpec, second: FusionSpec
 ) -> Iterator[tuple[str, int]]:
-    """Groups of the first plan with their widths after the second, along one axis of a leaf."""
-    if not set(ex.atoms(theirs)) & second.plan.widths.keys():
+    """Groups of the first spec with their widths after the second, along one axis of a leaf."""
+    if not set(ex.atoms(theirs)) & second.structure.widths.keys():
         return
-    mine, theirs = _simple(mine, first.plan.widths), _simple(theirs, {})
+    mine, theirs = _simple(mine, first.structure.widths), _simple(theirs, {})
     match mine, theirs:
         case ex.Atom(name, n), ex.Atom(other, k) if n == k:
-            yield name, second.plan.widths[other]
+            yield name, second.structure.widths[other]
         case (ex.Product(a), ex.Product(b)) | (ex.Sum(a), ex.Sum(b)) if len(a) == len(b):
             for x, y in zip(a, b, strict=True):
                 yield from _matched(x, y, first, second)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.resize import at_widths
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 
 
 class Round(NamedTuple):
@@ -64,18 +64,18 @@ def iterated(spec: FusionSpec, rounds: int, kind: str = "geometric") -> tuple[Ro
         raise ValueError(f"rounds must be a positive integer; got {rounds!r}")
     if kind not in ("geometric", "linear"):
         raise ValueError(f"kind must be one of geometric, linear; got {kind!r}")
-    found, before = [], spec.plan
+    found, before = [], spec.structure
     for i in range(1, rounds + 1):
         kept = {g.name: _kept(g.size, g.kept, i / rounds, kind) for g in spec.groups}
-        step, total = (FusionSpec(_keeping(p, kept), spec.method) for p in (before, spec.plan))
+        step, total = (FusionSpec(_keeping(p, kept), spec.method) for p in (before, spec.structure))
         found.append(Round(step, total))
-        before = at_widths(spec.plan, kept)
+        before = at_widths(spec.structure, kept)
     return tuple(found)
 
 
-def _keeping(plan: Plan, kept: Mapping[str, int]) -> Plan:
-    groups = tuple(dataclasses.replace(g, kept=kept[g.name]) for g in plan.groups)
-    return dataclasses.replace(plan, groups=groups)
+def _keeping(structure: Structure, kept: Mapping[str, int]) -> Structure:
+    groups = tuple(dataclasses.replace(g, kept=kept[g.name]) for g in structure.groups)
+    return dataclasses.replace(structure, groups=groups)
 
 
 def _kept(n: int, m: int, part: float, kind: str) -> int:

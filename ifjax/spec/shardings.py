@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 from ifjax.parallel.sharding import divided, sharding_of
 from ifjax.spec.spec import FusionSpec
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 from ifjax.tree import leaves_by_path
 
 
@@ -48,10 +48,10 @@ def small_shardings(spec: FusionSpec, params: PyTree) -> PyTree:
     """
     leaves = leaves_by_path(params)
     for name in leaves:
-        if name not in spec.plan.leaf:
+        if name not in spec.structure.leaf:
             raise ValueError(f"{name}: not a leaf of the network this spec was made for")
     full = {name: sharding_of(name, x) for name, x in leaves.items()}
-    small = divided(full, {name: spec.plan.shape(name) for name in leaves})
+    small = divided(full, {name: spec.structure.shape(name) for name in leaves})
     return jax.tree.unflatten(jax.tree.structure(params), list(small.values()))
 
 
@@ -62,6 +62,6 @@ def explicit_outputs(spec: FusionSpec, params: PyTree, keep_shape: bool) -> PyTr
     return jax.tree.map(lambda x: x.spec, small_shardings(spec, params))
 
 
-def explicit_maps(plan: Plan) -> dict[str, P]:
+def explicit_maps(structure: Structure) -> dict[str, P]:
     """Of every transport: replicated."""
-    return {group.name: P() for group in plan.in_order()}
+    return {group.name: P() for group in structure.in_order()}

@@ -1,7 +1,7 @@
 """What a function's parameters are made of, and what is to become of it: static, hashable values.
 
-A `Plan` says which axes of which leaves belong to which group and how wide each group is to be; it
-is all that shrinking, saving and loading need. A `Method` says how the small parameters are
+A `Structure` says which axes of which leaves belong to which group and how wide each group is to be;
+it is all that shrinking, saving and loading need. A `Method` says how the small parameters are
 computed. A `FusionSpec` is both, serialisable as JSON.
 """
 
@@ -28,7 +28,7 @@ from ifjax.structure.structure import (
     Group,
     Leaf,
     Member,
-    Plan,
+    Structure,
 )
 
 
@@ -46,33 +46,38 @@ class FusionSpec:
     Made by `DependencyGraph.spec`.
 
     Attributes:
-      plan: leaves, groups, widths.
+      structure: leaves, groups, widths.
       method: how the small parameters are computed.
     """
 
-    plan: Plan
+    structure: Structure
     method: Method = dataclasses.field(default_factory=Method)
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.plan, self.method))
+        return hash((self.structure, self.method))
 
     def __hash__(self) -> int:
-        """Hash of plan and method, computed once."""
+        """Hash of structure and method, computed once."""
         return self._hash
+
+    @property
+    def plan(self) -> Structure:
+        """The structure, by the name that it had before 0.2."""
+        return self.structure
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """All groups, cut or not."""
-        return self.plan.groups
+        return self.structure.groups
 
     def weights(self) -> tuple[int, int]:
         """Number of parameters before and after."""
-        return self.plan.weights({}), self.plan.weights()
+        return self.structure.weights({}), self.structure.weights()
 
     def flops(self) -> tuple[int, int]:
         """Floating-point operations of all contractions before and after, for the traced inputs."""
-        return self.plan.flops({}), self.plan.flops()
+        return self.structure.flops({}), self.structure.flops()
 
     def small_struct(self, params: Any = None) -> Any:
         """The abstract small tree.
@@ -90,19 +95,19 @@ class FusionSpec:
         """
         if params is None:
             tree: dict[str, Any] = {}
-            for leaf in self.plan.leaves:
+            for leaf in self.structure.leaves:
                 *parents, last = leaf.path.split("/")
                 at = tree
                 for key in parents:
                     at = at.setdefault(key, {})
-                at[last] = jax.ShapeDtypeStruct(self.plan.shape(leaf.path), _dtype(leaf.dtype))
+                at[last] = jax.ShapeDtypeStruct(self.structure.shape(leaf.path), _dtype(leaf.dtype))
             return tree
 
         def small(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            if name not in self.plan.leaf:
+            if name not in self.structure.leaf:
                 raise ValueError(f"{name}: not a leaf of the network this spec was made for")
-            return jax.ShapeDtypeStruct(self.plan.shape(name), leaf.dtype)
+            return jax.ShapeDtypeStruct(self.structure.shape(name), leaf.dtype)
 
         return laid_like(jax.tree_util.tree_map_with_path(small, params), params)
 
@@ -115,7 +120,7 @@ class FusionSpec:
         Returns:
           A tuple of the same structure with a `jax.ShapeDtypeStruct` per array.
         """
-        state = {f.path: f.axes for f in self.plan.state}
+        state = {f.path: f.axes for f in self.structure.state}
 
         def small(path: Any, x: Any) -> Any:
             name = "inputs/" + jax.tree_util.keystr(path, simple=True, separator="/")
@@ -123,7 +128,7 @@ class FusionSpec:
                 return x
             axes = state.get(name, tuple(map(ex.Pinned, x.shape)))
             shape = (
-                ex.size(e, self.plan.widths) if {*ex.atoms(e)} else n
+                ex.size(e, self.structure.widths) if {*ex.atoms(e)} else n
                 for e, n in zip(axes, x.shape, strict=True)
             )
             return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
@@ -132,19 +137,19 @@ class FusionSpec:
 
     def to_json(self) -> str:
         """The spec as JSON text; inverse of `from_json`."""
-        plan = self.plan
+        structure = self.structure
         value = {
-            "version": plan.version,
+            "version": structure.version,
             "method": {
                 k: ("inf" if v == math.inf else v)
                 for k, v in dataclasses.asdict(self.method).items()
             },
-            "leaves": _to_lists(plan.leaves),
-            "state": _to_lists(plan.state),
-            "carried": plan.carried,
-            "groups": [dataclasses.asdict(g) for g in plan.groups],
-            "norms": [dataclasses.asdict(n) for n in plan.norms],
-            "products": [[ex.to_json(e) for e in p] for p in plan.products],
+            "leaves": _to_lists(structure.leaves),
+            "state": _to_lists(structure.state),
+            "carried": structure.carried,
+            "groups": [dataclasses.asdict(g) for g in structure.groups],
+            "norms": [dataclasses.asdict(n) for n in structure.norms],
+            "products": [[ex.to_json(e) for e in p] for p in structure.products],
         }
         return json.dumps(value)
 
@@ -166,7 +171,7 @@ class FusionSpec:
             method = dict(value["method"])
             if method["cost_p"] != "cosine":
                 method["cost_p"] = float(method["cost_p"])
-            plan = Plan(
+            structure = Structure(
                 leaves=_from_lists(value["leaves"]),
                 state=_from_lists(value["state"]),
                 carried=tuple(value["carried"]),
@@ -187,13 +192,13 @@ class FusionSpec:
                 products=tuple(tuple(ex.from_json(e) for e in p) for p in value["products"]),
                 version=version,
             )
-            return cls(plan, Method(**method))
+            return cls(structure, Method(**method))
         except (KeyError, TypeError) as e:
             raise ValueError(f"not the JSON text of a FusionSpec: {type(e).__name__} {e}") from e
 
     def __str__(self) -> str:
         """Channels, weights and FLOPs of every cut group, before and after."""
-        return spec_table(self.plan, self.method)
+        return spec_table(self.structure, self.method)
 
 
 def _to_lists(leaves: Sequence[Leaf]) -> list[list[Any]]:
@@ -208,7 +213,7 @@ def _from_lists(values: Sequence[Any]) -> tuple[Leaf, ...]:
 
 
 def check_spec(spec: Any) -> None:
-    """Raises TypeError for anything but a spec: a graph has a plan too."""
+    """Raises TypeError for anything but a spec: a graph has a structure too."""
     if not isinstance(spec, FusionSpec):
         raise TypeError(
             f"expected a FusionSpec, as graph.spec(...) gives it, got {type(spec).__name__}"

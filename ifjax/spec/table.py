@@ -5,19 +5,22 @@ from __future__ import annotations
 from ifjax.spec.method import Method
 from ifjax.structure.account import align, savings
 from ifjax.structure.structure import (
-    Plan,
+    Structure,
 )
 
 
-def spec_table(plan: Plan, method: Method) -> str:
+def spec_table(structure: Structure, method: Method) -> str:
     """Channels, weights and FLOPs that every cut group saves alone, and the totals of all."""
     rows = [("group", "neurons", "weights saved", "FLOPs saved")]
-    for group in plan.groups:
+    for group in structure.groups:
         if group.kept != group.size:
-            weights, flops = savings(plan, group, group.kept)
+            weights, flops = savings(structure, group, group.kept)
             neurons = f"{group.size} -> {group.kept}"
             rows.append((group.name, neurons, f"{weights:,}", f"{flops:,}"))
-    (w0, w1), (f0, f1) = (plan.weights({}), plan.weights()), (plan.flops({}), plan.flops())
+    (w0, w1), (f0, f1) = (
+        (structure.weights({}), structure.weights()),
+        (structure.flops({}), structure.flops()),
+    )
     saved = [f"{1 - b / a:.1%} fewer" if a else "none" for a, b in ((w0, w1), (f0, f1))]
     return "\n".join(
         [

@@ -8,17 +8,19 @@ from collections.abc import Iterable, Sequence
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import (
     Group,
-    Plan,
+    Structure,
 )
 
 
-def savings(plan: Plan, group: Group, kept: int = 0) -> tuple[int, int]:
+def savings(structure: Structure, group: Group, kept: int = 0) -> tuple[int, int]:
     """Weights and FLOPs that cutting this group alone to ``kept`` neurons removes."""
     widths = {group.name: kept}
     paths = {m.path for m in group.members if m.role not in ("mean", "variance")}
-    weights = sum(math.prod(plan.shape(p, {})) - math.prod(plan.shape(p, widths)) for p in paths)
+    weights = sum(
+        math.prod(structure.shape(p, {})) - math.prod(structure.shape(p, widths)) for p in paths
+    )
     flops = 0
-    for product in plan.products:
+    for product in structure.products:
         if any(group.name in ex.atoms(e) for e in product):
             sizes = [(ex.size(e), ex.size(e, widths)) for e in product]
             flops += 2 * (math.prod(a for a, _ in sizes) - math.prod(b for _, b in sizes))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import View, mentioned
-from ifjax.structure.structure import Group, Member, Plan, Role
+from ifjax.structure.structure import Group, Member, Role, Structure
 
 SELF = "self"
 
@@ -40,19 +40,21 @@ class Place:
 
 
 def places(
-    plan: Plan, group: Group, sizes: Mapping[str, int]
+    structure: Structure, group: Group, sizes: Mapping[str, int]
 ) -> tuple[list[str], tuple[Place, ...]]:
     """Paths of the leaves that hold a group, and where, at the present sizes of all groups."""
     paths = list(dict.fromkeys(m.path for m in group.members))
     number = {path: i for i, path in enumerate(paths)}
     found = [
-        Place(number[m.path], m.axis, m.role, _localised(plan, m, group, sizes))
+        Place(number[m.path], m.axis, m.role, _localised(structure, m, group, sizes))
         for m in group.members
     ]
     return paths, tuple(found)
 
 
-def _localised(plan: Plan, member: Member, group: Group, sizes: Mapping[str, int]) -> ex.Expression:
+def _localised(
+    structure: Structure, member: Member, group: Group, sizes: Mapping[str, int]
+) -> ex.Expression:
     name = group.name
 
     def visit(e: ex.Expression) -> ex.Expression:
@@ -65,7 +67,7 @@ def _localised(plan: Plan, member: Member, group: Group, sizes: Mapping[str, int
                 return ex.Sum(tuple(map(visit, parts)))
         return ex.Pinned(ex.size(e, sizes))
 
-    return visit(View(plan.leaf[member.path].axes, group.along).rest()[member.axis])
+    return visit(View(structure.leaf[member.path].axes, group.along).rest()[member.axis])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,20 +120,25 @@ def _multiplicities(e: ex.Expression) -> Iterator[int]:
 
 
 def held(
-    plan: Plan, group: Group, sizes: Mapping[str, int], given: Container[str] | None = None
+    structure: Structure,
+    group: Group,
+    sizes: Mapping[str, int],
+    given: Container[str] | None = None,
 ) -> tuple[Held, tuple[str, ...]]:
     """The arrays that hold a group, at the present sizes, and their paths.
 
     Those that describe its neurons; or all those of the ``given`` paths.
     """
-    paths, where = places(plan, group, sizes)
+    paths, where = places(structure, group, sizes)
     if given is None:
         where = describing(where)
         arrays = list(dict.fromkeys(p.array for p in where))
     else:
         arrays = [i for i, path in enumerate(paths) if path in given]
     paths = tuple(paths[i] for i in arrays)
-    return seen([plan.leaf[path].axes for path in paths], alone(where, arrays), group, sizes), paths
+    return seen(
+        [structure.leaf[path].axes for path in paths], alone(where, arrays), group, sizes
+    ), paths
 
 
 def seen(

@@ -8,16 +8,16 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 from ifjax.tree import check_finite, leaves_by_path, lowest, numbers_of
 
 
-def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Any]:
-    """Leaves by path, if they are those of the plan.
+def checked_leaves(params: PyTree, structure: Structure) -> dict[str, Any]:
+    """Leaves by path, if they are those of the structure.
 
     Args:
       params: the full parameter tree.
-      plan: what it should look like.
+      structure: what it should look like.
 
     Returns:
       Arrays by path.
@@ -27,9 +27,9 @@ def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Any]:
         not finite (outside of jit).
     """
     leaves = leaves_by_path(params)
-    missing = [p for p in plan.leaf if p not in leaves]
+    missing = [p for p in structure.leaf if p not in leaves]
     if missing:
-        roles = {m.path: m.role for g in plan.groups for m in g.members}
+        roles = {m.path: m.role for g in structure.groups for m in g.members}
         if all(roles.get(path) in ("mean", "variance") for path in missing):
             hint = (
                 "batch statistics change their width too, pass the whole tree, for flax.linen "
@@ -38,13 +38,13 @@ def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Any]:
         else:
             hint = f"the parameters have {len(leaves)} leaves, the spec was made for others"
         raise ValueError(
-            f"{missing[0]}: expected a leaf of shape {plan.leaf[missing[0]].shape}, got none "
-            f"({len(missing)} of the spec's {len(plan.leaves)} leaves are missing); {hint}"
+            f"{missing[0]}: expected a leaf of shape {structure.leaf[missing[0]].shape}, got none "
+            f"({len(missing)} of the spec's {len(structure.leaves)} leaves are missing); {hint}"
         )
     for path, leaf in leaves.items():
-        if path not in plan.leaf:
+        if path not in structure.leaf:
             raise ValueError(f"{path}: not a leaf of the network this spec was made for")
-        want = plan.leaf[path]
+        want = structure.leaf[path]
         if not hasattr(leaf, "shape") or tuple(leaf.shape) != want.shape:
             got = getattr(leaf, "shape", type(leaf).__name__)
             raise ValueError(f"{path}: expected shape {want.shape}, got {got}")
@@ -52,7 +52,7 @@ def checked_leaves(params: PyTree, plan: Plan) -> dict[str, Any]:
         if floating != _is_floating(want.dtype):
             raise ValueError(f"{path}: expected dtype {want.dtype}, got {leaf.dtype}")
     check_finite(leaves)
-    _check_variances(leaves, plan)
+    _check_variances(leaves, structure)
     return leaves
 
 
@@ -60,9 +60,9 @@ def _is_floating(dtype: str) -> bool:
     return not dtype.startswith("key") and bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
 
 
-def _check_variances(leaves: Mapping[str, Any], plan: Plan) -> None:
-    variances = {norm.variance: leaves[norm.variance] for norm in plan.norms}
+def _check_variances(leaves: Mapping[str, Any], structure: Structure) -> None:
+    variances = {norm.variance: leaves[norm.variance] for norm in structure.norms}
     least = numbers_of(variances, lowest)
-    for norm in plan.norms:
+    for norm in structure.norms:
         if not least.get(norm.variance, 0) >= -norm.eps:
             raise ValueError(f"{norm.variance}: expected variances, got a negative number")

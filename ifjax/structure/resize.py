@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 
 from ifjax.structure import axis as ex
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 
 
-def at_widths(plan: Plan, widths: Mapping[str, int]) -> Plan:
-    """The plan of the network after its groups were cut to some widths."""
+def at_widths(structure: Structure, widths: Mapping[str, int]) -> Structure:
+    """The structure of the network after its groups were cut to some widths."""
 
     def resized(e: ex.Expression) -> ex.Expression:
         match e:
@@ -24,13 +24,13 @@ def at_widths(plan: Plan, widths: Mapping[str, int]) -> Plan:
 
     leaves = tuple(
         dataclasses.replace(
-            leaf, shape=plan.shape(leaf.path, widths), axes=tuple(map(resized, leaf.axes))
+            leaf, shape=structure.shape(leaf.path, widths), axes=tuple(map(resized, leaf.axes))
         )
-        for leaf in plan.leaves
+        for leaf in structure.leaves
     )
     axes = {leaf.path: leaf.axes for leaf in leaves}
     groups = []
-    for group in plan.groups:
+    for group in structure.groups:
         members = tuple(
             dataclasses.replace(m, where=tuple(ex.places(axes[m.path][m.axis], group.name)))
             for m in group.members
@@ -38,5 +38,5 @@ def at_widths(plan: Plan, widths: Mapping[str, int]) -> Plan:
         n = widths.get(group.name, group.size)
         batch = tuple(widths.get(a, k) for a, k in zip(group.along, group.batch, strict=True))
         groups.append(dataclasses.replace(group, size=n, kept=n, members=members, batch=batch))
-    products = tuple(tuple(map(resized, product)) for product in plan.products)
-    return dataclasses.replace(plan, leaves=leaves, groups=tuple(groups), products=products)
+    products = tuple(tuple(map(resized, product)) for product in structure.products)
+    return dataclasses.replace(structure, leaves=leaves, groups=tuple(groups), products=products)

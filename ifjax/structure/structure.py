@@ -1,7 +1,7 @@
 """What a function's parameters are made of: static, hashable values.
 
-A `Plan` says which axes of which leaves belong to which group and how wide each group is to be; it
-is all that shrinking, saving and loading need.
+A `Structure` says which axes of which leaves belong to which group and how wide each group is to be;
+it is all that shrinking, saving and loading need.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class BatchNorm:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Structure:
     """Leaves, groups and widths.
 
     Attributes:
@@ -145,7 +145,7 @@ class Plan:
         return hash(tuple(getattr(self, f.name) for f in dataclasses.fields(self)))
 
     def __hash__(self) -> int:
-        """Computed once: a plan is a static argument of jitted functions."""
+        """Computed once: a structure is a static argument of jitted functions."""
         return self._hash
 
     @functools.cached_property
@@ -185,7 +185,7 @@ class Plan:
         return ordered
 
     def shape(self, path: str, widths: Mapping[str, int] | None = None) -> tuple[int, ...]:
-        """Shape of a leaf at the given widths, by default the plan's."""
+        """Shape of a leaf at the given widths, by default the structure's."""
         widths = self.widths if widths is None else widths
         return tuple(ex.size(a, widths) for a in self.leaf[path].axes)
 
@@ -215,9 +215,9 @@ Kind = Literal["neuron", "head", "head_dim", "free"]
 Role = Literal["producer", "consumer", "additive", "multiplicative", "mean", "variance"]
 
 
-def known_group(plan: Plan, name: str) -> Group:
+def known_group(structure: Structure, name: str) -> Group:
     """The group of a name; ValueError where there is none."""
-    if name not in plan.group:
-        known = ", ".join(list(plan.group)[:5]) or "none"
+    if name not in structure.group:
+        known = ", ".join(list(structure.group)[:5]) or "none"
         raise ValueError(f"unknown group {name!r}; the groups are {known} ...")
-    return plan.group[name]
+    return structure.group[name]

@@ -18,8 +18,8 @@ def weights(seed=0, **shapes):
 
 
 def seen(apply, params, *inputs):
-    plan = ifjax.trace(apply, params, *inputs).plan
-    return plan, jax.jit(functools.partial(rows_of, apply, plan))(params, *inputs)
+    structure = ifjax.trace(apply, params, *inputs).structure
+    return structure, jax.jit(functools.partial(rows_of, apply, structure))(params, *inputs)
 
 
 def rows_of(apply, plan, params, *inputs):
@@ -119,8 +119,8 @@ def test_what_a_loop_reads_is_not_seen_and_its_result_right():
 
     p = weights(a=(3, 4), s=(2, 4, 4), b=(4, 2))
     x = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3)), jnp.float32)
-    plan = ifjax.trace(apply, p, x).plan
-    found = readings(apply, p, plan, x)
+    structure = ifjax.trace(apply, p, x).structure
+    found = readings(apply, p, structure, x)
     h = x @ p["a"]
     for w in p["s"]:
         h = jnp.tanh(h @ w)

@@ -56,11 +56,11 @@ def test_one_compiled_step_serves_every_importance_and_method(
             ifjax.iterated(variant.spec, CONFIG.rounds), rounds, strict=True
         ):
             state = fuse_state(state, step, None)
-            assert stage.total.plan.widths == total.plan.widths
+            assert stage.total.structure.widths == total.structure.widths
             stage.test(state.variables)
             state, _ = stage.step(state, batch.images, batch.labels)
         shapes = {p: x.shape for p, x in ifjax.tree.leaves_by_path(state.variables).items()}
-        assert shapes == {p: variant.spec.plan.shape(p) for p in shapes}
+        assert shapes == {p: variant.spec.structure.shape(p) for p in shapes}
     assert [stage.step._cache_size() for stage in rounds] == [1, 1]
 
 

@@ -29,12 +29,14 @@ def test_every_group_every_setting_and_the_accuracy_of_the_small_network() -> No
             (s, i, m) for s in (0.5, 0.9) for i in ("l1", "random") for m in ("prune", "fuse")
         ]
         for sparsity, score, method, spec in specs:
-            assert spec.plan.widths == {name: round(128 * (1 - sparsity) - 0.3)}
+            assert spec.structure.widths == {name: round(128 * (1 - sparsity) - 0.3)}
             assert (spec.method.importance, spec.method.method) == (score, method)
     spec = found["params/fc1/kernel"][3][3]
     at_full_width = accuracy_alone(CONFIG, dataset, network, spec, None, test)
     groups = tuple(dataclasses.replace(g, exact=False) for g in spec.groups)
-    doubtful = dataclasses.replace(spec, plan=dataclasses.replace(spec.plan, groups=groups))
+    doubtful = dataclasses.replace(
+        spec, structure=dataclasses.replace(spec.structure, groups=groups)
+    )
     assert accuracy_alone(CONFIG, dataset, network, doubtful, None, test) == at_full_width
 
 

@@ -45,7 +45,7 @@ def test_every_combination_once_and_one_width_per_sparsity() -> None:
     )
     low, high = variants(config, GRAPH)
     for group, asked in ((low, 0.4), (high, 0.8)):
-        assert len({variant.spec.plan for variant in group}) == 1
+        assert len({variant.spec.structure for variant in group}) == 1
         assert {variant.asked for variant in group} == {asked}
         found = [(v.spec.method.importance, v.spec.method.method) for v in group]
         assert found == list(itertools.product(("l2", "lamp"), ("prune", "fuse")))
@@ -58,5 +58,5 @@ def test_patterns_choose_the_groups() -> None:
     ((variant,),) = variants(
         Config(sparsities=(0.5,), methods=("fuse",), include=("w*",), exclude=("w2",)), GRAPH
     )
-    assert variant.spec.plan.widths == {"w1": 20}
+    assert variant.spec.structure.widths == {"w1": 20}
     assert (variant.name, variant.label) == ("fuse-0.5", "Intra-Fusion")

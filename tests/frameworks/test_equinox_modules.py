@@ -28,7 +28,7 @@ def cut_and_compare(module, x, call=batched, **options):
     """Cuts the module; it must compute what `shrink` does on the same small parameters."""
     apply_fn, arrays = equinox_function(module, call)
     spec = ifjax.trace(apply_fn, arrays, x).spec(**options)
-    assert spec.plan.widths
+    assert spec.structure.widths
     small = ifjax.fuse_params(arrays, spec)
     cut = cut_equinox(module, spec, x, call=call)
     assert type(cut) is type(module)

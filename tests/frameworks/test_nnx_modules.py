@@ -124,7 +124,7 @@ def test_attention_embedding_and_general_layers():
     )
     assert {g.kind for g in spec.groups if g.kept != g.size} >= {"neuron", "head"}
     heads = "num_heads", "num_kv_heads", "head_dim", "qkv_features", "in_features", "out_features"
-    kept = {n: spec.plan.shape(f"attention/{n}/kernel/value") for n in ("query", "key", "out")}
+    kept = {n: spec.structure.shape(f"attention/{n}/kernel/value") for n in ("query", "key", "out")}
     assert kept["key"] == (4, 1, 4)
     h = kept["query"][1]
     assert sizes(model.attention, *heads) == (h, 1, 4, 4 * h, 4, 4)
@@ -144,7 +144,7 @@ def test_recurrent_cells():
 def test_a_cut_that_the_module_cannot_follow_changes_nothing():
     model = Tokens(nnx.Rngs(0))
     _, state, spec = functions(model, TOKENS, keep={"*": 3}, include=lambda g: g.kind == "head_dim")
-    assert spec.plan.widths
+    assert spec.structure.widths
     with pytest.raises(ValueError, match=r"outputs differ by .*Nothing was changed"):
         cut_nnx(model, spec, TOKENS)
     assert model.attention.head_dim == 4

@@ -51,7 +51,7 @@ def spread_loop(kernel, scale):
 def test_the_norms_of_the_network_are_found():
     single = float(np.float32(EPS))  # as the function adds it
     expected = (norm(0, eps=single), norm(1, bias=False, eps=single))
-    assert reference.trace("vgg", leaves(), EPS).plan.norms == expected
+    assert reference.trace("vgg", leaves(), EPS).structure.norms == expected
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5, 0.5])
@@ -166,7 +166,7 @@ def test_eval_mode_of_the_refit_norm_is_that_of_the_folded_network(merge):
     small = ifjax.fuse_params(params, spec)
     got = jax.jit(ifjax.shrink(reference.apply("vgg", EPS), spec))(small, x)
     plain = {}
-    for path, value in reference.folded(graph.plan, small).items():
+    for path, value in reference.folded(graph.structure, small).items():
         layer = path.split(".")[0]
         if not layer.startswith("bn"):
             plain[path] = value.astype(np.float32)

@@ -51,7 +51,7 @@ def shrunk(model, plan):
 
 def outputs(model, spec, small, dtype=np.float32):
     """Of the small network."""
-    return np.asarray(shrunk(model, spec.plan)(small, reference.inputs(model, 1, dtype)))
+    return np.asarray(shrunk(model, spec.structure)(small, reference.inputs(model, 1, dtype)))
 
 
 def assert_same(got, expected):
@@ -130,7 +130,7 @@ def test_duplicates_merge_without_change(model, solver):
         spec = traced(model).spec(0.5, solver=solver, merge=merge, epsilon=0.003)
         maps = ifjax.transport_maps(params, spec, scores)
         for name, found in maps.items():
-            n = traced(model).plan.group[name].size
+            n = traced(model).structure.group[name].size
             wanted = np.equal.outer(classes[n], np.arange(n // 2)) / n
             np.testing.assert_allclose(found.map, wanted, atol=1e-6, err_msg=name)
         got = outputs(model, spec, ifjax.apply_maps(params, spec, maps))

@@ -13,7 +13,7 @@ from ifjax.spec.method import Method
 from ifjax.transport.transport import Transport
 from tests import reference
 
-PLAN = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).plan
+PLAN = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).structure
 NAME, N = PLAN.groups[0].name, PLAN.groups[0].size
 
 
@@ -37,7 +37,7 @@ def test_what_is_no_spec_scores_stats_or_map_is_told_by_its_type():
         (checks.check_maps, ({NAME: np.ones((N, 1))}, PLAN), f"group {NAME}: .*got ndarray"),
     ):
         spec = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).spec(0.5)
-        arguments = tuple(spec.plan if a is PLAN else a for a in arguments)
+        arguments = tuple(spec.structure if a is PLAN else a for a in arguments)
         with pytest.raises(TypeError, match=message):
             inspect.unwrap(function)(*arguments)
 
@@ -71,11 +71,11 @@ def test_indices_are_integers_in_range(bad):
 
 def test_every_cut_group_needs_a_map_of_its_shape():
     spec = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).spec(keep={NAME: N // 2})
-    checks.check_maps({NAME: transport()}, spec.plan)
+    checks.check_maps({NAME: transport()}, spec.structure)
     with pytest.raises(ValueError, match="got none"):
-        checks.check_maps({}, spec.plan)
+        checks.check_maps({}, spec.structure)
     with pytest.raises(ValueError, match=r"got \(1, 1\)"):
-        checks.check_maps({NAME: transport(map=jnp.zeros((1, 1)))}, spec.plan)
+        checks.check_maps({NAME: transport(map=jnp.zeros((1, 1)))}, spec.structure)
 
 
 def test_a_solver_that_failed_is_told_with_the_remedy():
@@ -91,7 +91,7 @@ def stats_of(importance, stats, scores=()):
     )
 
 
-PLANNED = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).spec(keep={NAME: 2}).plan
+PLANNED = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).spec(keep={NAME: 2}).structure
 FISHER = {NAME: np.arange(N, dtype=np.float16)}
 
 

@@ -121,11 +121,11 @@ def test_full_vectors_that_scale_hold_ones_where_asked(kind, neutral):
 
 def test_leaves_may_be_some_of_the_plan_s():
     leaves = {k: jnp.asarray(v) for k, v in reference.init("mlp", 0, (N, N)).items()}
-    plan = reference.trace("mlp", leaves).spec(keep=M).plan
-    maps = {name: transport(seed) for seed, name in enumerate(plan.widths)}
-    whole = merge.merge_leaves(leaves, plan, maps, lambda _: "reference", False)
+    structure = reference.trace("mlp", leaves).spec(keep=M).structure
+    maps = {name: transport(seed) for seed, name in enumerate(structure.widths)}
+    whole = merge.merge_leaves(leaves, structure, maps, lambda _: "reference", False)
     kernel = {"fc1.weight": leaves["fc1.weight"]}
-    some = merge.merge_leaves(kernel, plan, maps, lambda _: "reference", False)
+    some = merge.merge_leaves(kernel, structure, maps, lambda _: "reference", False)
     assert list(some) == ["fc1.weight"]
     first, second = (by_source(maps[f"fc{i}.weight"].map) for i in (0, 1))
     expected = second @ np.asarray(leaves["fc1.weight"], np.float64) @ first.T

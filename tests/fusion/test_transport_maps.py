@@ -166,13 +166,13 @@ def test_every_importance_fuses_and_prunes_in_either_order(model, name):
         maps = ifjax.transport_maps(params, spec, stats=stats(model))
         small[method, order] = ifjax.fuse_params(params, spec, stats=stats(model))
         for path, x in small[method, order].items():
-            assert x.shape == spec.plan.shape(path)
+            assert x.shape == spec.structure.shape(path)
             assert np.all(np.isfinite(x)), (method, order, path)
         scores = ifjax.neuron_scores(params, spec, stats(model))
-        first = spec.plan.in_order()[0].name  # nothing has changed before its turn
+        first = spec.structure.in_order()[0].name  # nothing has changed before its turn
         assert sorted(scores) == sorted(maps)
         for group in maps if order == "simultaneous" or name in STILL else [first]:
-            kept = np.sort(np.argsort(-scores[group], stable=True)[: spec.plan.widths[group]])
+            kept = np.sort(np.argsort(-scores[group], stable=True)[: spec.structure.widths[group]])
             np.testing.assert_array_equal(maps[group].targets, kept, group)
     for order in ("sequential", "simultaneous") if small else ():
         assert any(np.any(small["fuse", order][p] != small["prune", order][p]) for p in params)
@@ -228,7 +228,7 @@ def test_scales_of_norms_that_cannot_be_folded_are_read_as_well():
     shapes |= dict.fromkeys(("mean", "variance", "scale", "offset"), (4,))
     p = {k: jnp.asarray(rng.uniform(0.5, 1, s), jnp.float32) for k, s in shapes.items()}
     graph = ifjax.trace(network, p, jnp.ones((2, 3)))
-    assert graph.plan.norms == ()
+    assert graph.structure.norms == ()
     spec = graph.spec(0.5, importance="bn_scale", normalization="none")
     (got,) = ifjax.neuron_scores(p, spec).values()
     np.testing.assert_allclose(got, p["scale"], rtol=1e-6)

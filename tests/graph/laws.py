@@ -47,7 +47,7 @@ def kept(n: int) -> np.ndarray:
 def zeroed(params: Any, graph: ifjax.DependencyGraph, selections: dict[str, np.ndarray]) -> Any:
     """The full parameters with zeros wherever a neuron that is not selected lies."""
     leaves = leaves_by_path(params)
-    for path, leaf in graph.plan.leaf.items():
+    for path, leaf in graph.structure.leaf.items():
         for axis, e in enumerate(leaf.axes):
             keep = np.zeros(leaf.shape[axis])
             keep[np.asarray(axis_arrays.indices(e, selections))] = 1
@@ -72,8 +72,8 @@ def permuted(
 ) -> Any:
     """The parameters with a group permuted in all members, or in one alone."""
     leaves = leaves_by_path(params)
-    order = {name: shuffled(graph.plan.group[name].size)}
-    for path, leaf in graph.plan.leaf.items():
+    order = {name: shuffled(graph.structure.group[name].size)}
+    for path, leaf in graph.structure.leaf.items():
         for axis, e in enumerate(leaf.axes):
             if name in ex.atoms(e) and only in (None, (path, axis)):
                 leaves[path] = np.take(
@@ -138,7 +138,7 @@ def hold(
                 return ifjax.shrink(f, spec)(small, *inputs, **static)
 
             got = jax.jit(cut)(params)
-            if not all(graph.plan.group[name].exact for name in selection):
+            if not all(graph.structure.group[name].exact for name in selection):
                 assert finite(got), selection
                 continue
             want = run(zeroed(params, graph, selection))

@@ -18,7 +18,7 @@ def network(p, x):
 def test_a_graph_makes_specs_verifies_prints_and_draws():
     graph = ifjax.trace(network, P, X)
     spec = graph.spec({"a": 0.5}, method="prune", importance="l2")
-    assert spec.plan.widths == {"a": 3}
+    assert spec.structure.widths == {"a": 3}
     assert (spec.method.method, spec.method.importance) == ("prune", "l2")
     assert graph.verify(network, P, X).ok
     assert str(graph).startswith("DependencyGraph: 1 groups")
@@ -47,7 +47,7 @@ def test_protected_leaves_and_what_would_change_them():
         "in": [(1, "producer")],
         "up": [(0, "consumer")],
     }
-    assert graph.spec(0.5, protect="out").plan.widths == {"up": 3}
+    assert graph.spec(0.5, protect="out").structure.widths == {"up": 3}
     with pytest.raises(ValueError, match="removes no neuron"):
         graph.spec(0.5, protect=["up", "in"])
     with pytest.raises(ValueError, match=r"cutting group in changes protected leaves: out\[0\]"):

@@ -50,9 +50,9 @@ def train(p, x):
 def test_a_norm_is_folded_only_where_both_functions_allow_it(other, count):
     p = params()
     graphs = [ifjax.trace(f, p, X) for f in (with_a, other)]
-    assert len(graphs[0].plan.norms) == 1
-    assert len((graphs[0] & graphs[1]).plan.norms) == count
-    assert len((graphs[1] & graphs[0]).plan.norms) == count
+    assert len(graphs[0].structure.norms) == 1
+    assert len((graphs[0] & graphs[1]).structure.norms) == count
+    assert len((graphs[1] & graphs[0]).structure.norms) == count
 
 
 @pytest.mark.parametrize("other", [with_b, without])

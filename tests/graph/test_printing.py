@@ -55,7 +55,7 @@ def test_the_cost_of_a_group_is_what_cutting_it_saves():
         for kept in (1, 3, 5):
             spec = GRAPH.spec(keep={group.name: kept})
             (w0, w1), (f0, f1) = spec.weights(), spec.flops()
-            assert savings(GRAPH.plan, group, kept) == (w0 - w1, f0 - f1)
+            assert savings(GRAPH.structure, group, kept) == (w0 - w1, f0 - f1)
 
 
 def test_a_spec_lists_the_groups_that_it_cuts():

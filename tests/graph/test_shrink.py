@@ -47,7 +47,7 @@ def test_other_batch_sizes(shrunk, batch):
 def test_keep_all_is_the_identity_bit_for_bit(shrunk):
     graph, _, _ = shrunk
     spec = graph.spec(0.0)
-    assert spec.plan.widths == {}
+    assert spec.structure.widths == {}
     small = ifjax.fuse_params(FULL, spec)
     for a, b in zip(jax.tree.leaves(small), jax.tree.leaves(FULL), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -364,7 +364,7 @@ def test_a_function_that_couples_the_groups_otherwise(shrunk, how):
     f, leaf, why = OTHERWISE[how]
     with pytest.raises(ValueError, match=f"cuts group {leaf} .*{why}") as error:
         ifjax.shrink(f, graph.spec(keep={"w1": 5, "m": 4}))(small, X)
-    member = graph.plan.group[leaf].members[0]
+    member = graph.structure.group[leaf].members[0]
     assert f"(leaf {member.path}, axis {member.axis})" in str(error.value)
     assert "graph1 & graph2" in str(error.value)
 

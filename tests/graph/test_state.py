@@ -46,7 +46,7 @@ def test_a_recurrent_carry_is_one_group_with_the_state():
         assert ifjax.trace(cell, p, x, carry).groups == ()
         graph = ifjax.trace(cell, p, x, carry, state="*/h")
         assert {g.name: g.size for g in graph.groups} == {"i": 6}
-        assert graph.plan.carried == ("outputs/1/h",)
+        assert graph.structure.carried == ("outputs/1/h",)
         assert graph.verify(cell, p, x, carry).ok
 
         spec = graph.spec(keep=3)

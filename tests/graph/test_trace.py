@@ -81,7 +81,7 @@ def test_a_bare_array_is_a_tree_too():
     square = array(4, 4)
     assert ifjax.trace(lambda w, x: x @ w, square, square).groups == ()
     graph = hold(lambda w, x: jnp.tanh(x @ w) @ w.T, array(3, 5), X, groups={"params": 5})
-    assert graph.plan.leaves[0].path == ""
+    assert graph.structure.leaves[0].path == ""
 
 
 def test_integer_scalar_empty_and_complex_leaves():
@@ -126,8 +126,8 @@ def test_a_class_that_only_one_side_holds_is_free_and_cut_only_by_name():
 
     graph = ifjax.trace(f, arrays(a=(3, 6), b=(2, 2)), X)
     assert {g.name: g.kind for g in graph.groups} == {"a@0:2": "neuron", "a@2:6": "free"}
-    assert graph.spec(0.5).plan.widths == {"a@0:2": 1}
-    assert graph.spec({"a@2:6": 0.5}).plan.widths == {"a@2:6": 2}
+    assert graph.spec(0.5).structure.widths == {"a@0:2": 1}
+    assert graph.spec({"a@2:6": 0.5}).structure.widths == {"a@2:6": 2}
 
 
 # Outputs that mirror leaves
@@ -168,7 +168,7 @@ def test_statistics_that_pass_through_unchanged_follow_and_fold():
     variables = Net().init(jax.random.key(0), x)
     graph = ifjax.trace(lambda v, x: Net().apply(v, x, mutable=["batch_stats"]), variables, x)
     assert names(graph) == {"params/Dense_0/kernel": 6}
-    assert [n.kernel for n in graph.plan.norms] == ["params/Dense_0/kernel"]
+    assert [n.kernel for n in graph.structure.norms] == ["params/Dense_0/kernel"]
 
 
 def test_state_that_is_overwritten_follows_by_its_name():
@@ -233,13 +233,13 @@ def test_the_intersection_is_safe_for_both():
     assert names(g2) == {"a": 6, "d@0:2": 2, "e@2:4": 2}
     both = g1 & g2
     assert names(both) == {"a": 6, "d@0:2": 2}
-    assert {m.path for m in both.plan.group["a"].members} == {"a", "b", "c"}
+    assert {m.path for m in both.structure.group["a"].members} == {"a", "b", "c"}
     assert names(g2 & g1) == names(both)
     assert names(g1 & g3) == {"d": 4}
     assert reasons(g1 & g3)["b", 0] == "an axis of the function's outputs"
     assert both.unused == ()
     spec = both.spec(0.5)
-    selection = {n: np.arange(w) for n, w in spec.plan.widths.items()}
+    selection = {n: np.arange(w) for n, w in spec.structure.widths.items()}
     small = ifjax.take(p, both, selection)
     for f in (one, two):
         want = f(zeroed(p, both, selection), X)

@@ -44,7 +44,9 @@ def test_a_graph_that_lacks_a_member_is_refused(lost):
     (group,) = graph.groups
     members = group.members[:lost] + group.members[lost + 1 :]
     wrong = dataclasses.replace(group, members=members)
-    graph = dataclasses.replace(graph, plan=dataclasses.replace(graph.plan, groups=(wrong,)))
+    graph = dataclasses.replace(
+        graph, structure=dataclasses.replace(graph.structure, groups=(wrong,))
+    )
     with pytest.raises(ValueError, match=r"1 of 1 groups changes the output.*worst w, by"):
         graph.verify(mlp, MLP, X)
     assert not graph.verify(mlp, MLP, X, throw=False).ok
@@ -106,7 +108,7 @@ def test_general_position_follows_the_roles():
 
     params = arrays(w=(4, 50), mean=(50,), var=(50,), scale=(50,), shift=(50,), o=(50, 3))
     graph = ifjax.trace(f, params, X)
-    found = general_position(graph.plan, params, np.random.default_rng(0))
+    found = general_position(graph.structure, params, np.random.default_rng(0))
     values = dict(zip(params, found, strict=True))
     assert all(v.dtype == np.float64 for v in values.values())
     assert values["var"].min() > 0

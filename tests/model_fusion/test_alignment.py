@@ -42,9 +42,9 @@ def recurrent(p, x):
 
 
 def network(f, p, x=X):
-    plan = ifjax.trace(f, p, x).plan
-    groups = tuple(alignment.alignment_order(plan))
-    return plan, [g.name for g in groups]
+    structure = ifjax.trace(f, p, x).structure
+    groups = tuple(alignment.alignment_order(structure))
+    return structure, [g.name for g in groups]
 
 
 def test_a_stream_comes_first_and_heads_before_their_dimensions():
@@ -85,9 +85,9 @@ def test_what_lies_across():
     assert alignment._companions(e, "a") == {"b"}
     assert alignment._companions(e, "c") == set()
     p = arrays(h=(4, 4), x=(3, 4), start=(4,))
-    plan = ifjax.trace(lambda p, x: recurrent(p, x) @ jnp.ones((4, 1)), p, X).plan
-    (group,) = plan.groups
-    across = {(m.path, m.axis): alignment.across(plan, m, group) for m in group.members}
+    structure = ifjax.trace(lambda p, x: recurrent(p, x) @ jnp.ones((4, 1)), p, X).structure
+    (group,) = structure.groups
+    across = {(m.path, m.axis): alignment.across(structure, m, group) for m in group.members}
     assert across == {("h", 0): {"h"}, ("h", 1): {"h"}, ("x", 1): set(), ("start", 0): set()}
 
 
@@ -126,11 +126,11 @@ def test_heads_first_then_the_dimensions_of_every_aligned_head():
 
 def test_recurrent_kernels_are_read_with_their_other_axis_aligned():
     p = arrays(h=(4, 4), x=(3, 4), start=(4,))
-    plan = ifjax.trace(lambda p, x: recurrent(p, x) @ jnp.ones((4, 1)), p, X).plan
-    (group,) = plan.groups
+    structure = ifjax.trace(lambda p, x: recurrent(p, x) @ jnp.ones((4, 1)), p, X).structure
+    (group,) = structure.groups
     leaves = {k: jnp.asarray(x, jnp.float32) for k, x in p.items()}
     order = np.array([2, 0, 3, 1])
-    moved = alignment.Network(plan, leaves, {group.name: jnp.eye(4)[:, order] / 4})
+    moved = alignment.Network(structure, leaves, {group.name: jnp.eye(4)[:, order] / 4})
     for m in (m for m in group.members if m.path == "h"):
         got = alignment.entries(moved, group, m)[0]
         h = p["h"][:, order] if m.axis == 0 else p["h"][order].T
@@ -138,10 +138,12 @@ def test_recurrent_kernels_are_read_with_their_other_axis_aligned():
 
 
 def test_sets_hold_what_is_inside_of_every_head():
-    plan, order = network(heads, HEADS)
-    plan = dataclasses.replace(plan, groups=tuple(alignment.alignment_order(plan)))
+    structure, order = network(heads, HEADS)
+    structure = dataclasses.replace(structure, groups=tuple(alignment.alignment_order(structure)))
     leaves = {k: jnp.asarray(x, jnp.float32) for k, x in HEADS.items()}
-    found = list(alignment.sets(alignment.Network(plan, leaves), plan.group[order[0]], ()))
+    found = list(
+        alignment.sets(alignment.Network(structure, leaves), structure.group[order[0]], ())
+    )
     assert sorted(x.shape for x in found) == [(1, 2, 4, 6), (1, 2, 5, 6)]
     qk = next(x for x in found if x.shape[2] == 4)[0]
     want = np.concatenate([HEADS["q"], HEADS["k"]]).transpose(1, 2, 0)
@@ -156,7 +158,7 @@ def test_plans_at_other_widths(widths):
         return jnp.concatenate([jnp.tanh(x @ p["a"]), jnp.tanh(x @ p["b"])], 1) @ p["c"]
 
     def plan(a=4, b=5):
-        return ifjax.trace(f, arrays(a=(3, a), b=(3, b), c=(a + b, 2)), X).plan
+        return ifjax.trace(f, arrays(a=(3, a), b=(3, b), c=(a + b, 2)), X).structure
 
     assert [m.where for m in plan().group["b"].members] == [("0:5",), ("4:9",)]
     assert at_widths(plan(), widths) == plan(**widths)

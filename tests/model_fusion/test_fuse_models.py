@@ -77,7 +77,7 @@ def test_permuted_copies_give_the_network_back(models, name):
     apart = zip(jax.tree.leaves(copy), jax.tree.leaves(params), strict=True)
     assert any(np.abs(a - b).max() > 0.1 for a, b in apart)
     fused = ifjax.fuse_models([params, copy], graph)
-    assert_close(fused, params, rtol=2e-5 if graph.plan.norms else 1e-6, atol=1e-6)
+    assert_close(fused, params, rtol=2e-5 if graph.structure.norms else 1e-6, atol=1e-6)
 
 
 def test_three_copies_of_any_weight_by_every_way_to_align():

@@ -48,7 +48,7 @@ def parameters(seed, a=4, b=5):
 
 def test_correlations_over_batches_are_those_of_all_data():
     one, two = parameters(1), parameters(2, b=6)
-    plans = [ifjax.trace(mlp, p, jnp.ones((1, 3))).plan for p in (one, two)]
+    plans = [ifjax.trace(mlp, p, jnp.ones((1, 3))).structure for p in (one, two)]
     x = np.random.default_rng(0).normal(5.0, 1.0, (40, 3)).astype(np.float32)
     batches = [(x[:7],), (x[7:30],), (x[30:],)]
     got = matching.activation_costs((mlp, two, plans[1]), (mlp, one, plans[0]), batches)

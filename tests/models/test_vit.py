@@ -81,7 +81,7 @@ def test_heads_head_dim_and_mlp_are_groups_per_block():
         assert found[f"{block}/query/kernel#2"] == (64, "head_dim")
         assert found[f"{block}/value/kernel"] == (64, "head_dim")
         assert found[f"{block}/fc1/kernel"] == (3072, "neuron")
-    heads = graph.plan.group["params/block1/query/kernel"]
+    heads = graph.structure.group["params/block1/query/kernel"]
     assert {(m.path.removeprefix("params/block1/"), m.axis) for m in heads.members} == {
         ("query/kernel", 1),
         ("query/bias", 0),

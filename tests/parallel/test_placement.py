@@ -236,7 +236,7 @@ def test_convolutions_and_batch_norms(layout, method):
     params, apply = convolutional()
     graph = ifjax.trace(apply, params, jnp.zeros((1, 4, 4, 3)))
     assert len(graph.groups) == 2
-    assert len(graph.plan.norms) == 4
+    assert len(graph.structure.norms) == 4
     spec = graph.spec(0.5, solver="nearest", **method)  # 8 of 16, and 12 of 24, which do not divide
     on = devices((8,), ("x",))
     full = jax.device_put(

@@ -75,8 +75,8 @@ def test_groups_of_one_neuron_stay():
     small = ifjax.fuse_params(network("split")[1], spec)
     second = second_of("traced", "split", spec, small)
     whole = ifjax.compose(second, spec)
-    assert whole.plan.widths["w@0:8"] == 1
-    assert whole.plan.shape("w") == (3, 1 + 3)
+    assert whole.structure.widths["w@0:8"] == 1
+    assert whole.structure.shape("w") == (3, 1 + 3)
 
 
 def test_specs_that_do_not_fit_are_refused():
@@ -88,9 +88,9 @@ def test_specs_that_do_not_fit_are_refused():
     second = ifjax.onward(graph("mlp"), first).spec(0.5)
     leaves = tuple(
         dataclasses.replace(x, axes=(ex.Pinned(6),)) if x.path == "fc0.bias" else x
-        for x in second.plan.leaves
+        for x in second.structure.leaves
     )
-    loose = ifjax.FusionSpec(dataclasses.replace(second.plan, leaves=leaves))
+    loose = ifjax.FusionSpec(dataclasses.replace(second.structure, leaves=leaves))
     with pytest.raises(ValueError, match=r"fc0\.bias: the second spec cuts it to \(6,\), but .*3"):
         ifjax.compose(loose, first)
 
@@ -115,15 +115,15 @@ def test_composed_maps_do_what_two_maps_do(model, merge):
         both = ifjax.compose_maps(more, maps)
         whole = ifjax.compose(second, first)
         got = ifjax.apply_maps(params, whole, both)
-        plan = graph(model).plan
-        refit = {path for n in plan.norms for path in (n.scale, n.variance)}
+        structure = graph(model).structure
+        refit = {path for n in structure.norms for path in (n.scale, n.variance)}
         for path in expected.keys() - refit:
             np.testing.assert_allclose(got[path], expected[path], atol=1e-9, err_msg=path)
-        for n in plan.norms:  # the spread is another, the slope is not
+        for n in structure.norms:  # the spread is another, the slope is not
             mine, theirs = (p[n.scale] / np.sqrt(p[n.variance] + n.eps) for p in (got, expected))
             np.testing.assert_allclose(mine, theirs, atol=1e-9)
         for name, found in both.items():
-            n = plan.group[name].size
+            n = structure.group[name].size
             np.testing.assert_allclose(found.map.sum(1), 1 / n, atol=1e-9)
             np.testing.assert_array_equal(found.targets, maps[name].targets[more[name].targets])
 

@@ -29,15 +29,15 @@ def test_rounds_narrow_to_the_widths_of_the_spec(kind, rounds):
     before = {g.name: g.size for g in spec.groups}
     for i, (step, total) in enumerate(found, 1):
         for group in spec.groups:
-            n, m, now = group.size, group.kept, step.plan.group[group.name]
+            n, m, now = group.size, group.kept, step.structure.group[group.name]
             exact = n * (m / n) ** (i / rounds) if kind == "geometric" else n - (n - m) * i / rounds
             assert now.size == before[group.name]
-            assert now.kept == total.plan.group[group.name].kept
+            assert now.kept == total.structure.group[group.name].kept
             assert abs(now.kept - exact) <= 0.5
             before[group.name] = now.kept
         assert (step.method, total.method) == (spec.method, spec.method)
-        for path in spec.plan.leaf:
-            assert step.plan.shape(path) == total.plan.shape(path)
+        for path in spec.structure.leaf:
+            assert step.structure.shape(path) == total.structure.shape(path)
         assert step.weights()[1] == total.weights()[1]
         assert step.flops()[1] == total.flops()[1]
         assert ifjax.FusionSpec.from_json(step.to_json()) == step
@@ -61,7 +61,7 @@ def test_parameters_follow_round_after_round():
 
 
 def spec_shape(spec, path):
-    return spec.plan.shape(path)
+    return spec.structure.shape(path)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def anonymous(graph):
     """The graph with its groups numbered: names may hold positions, which move."""
     names = {g.name: str(i) for i, g in enumerate(graph.groups)}
     groups = [dataclasses.replace(g, name=names[g.name]) for g in graph.groups]
-    axes = {x.path: tuple(ex.rename(a, names) for a in x.axes) for x in graph.plan.leaves}
-    products = [tuple(ex.rename(e, names) for e in p) for p in graph.plan.products]
-    return groups, axes, products, graph.plan.norms, graph.pinned, graph.unused
+    axes = {x.path: tuple(ex.rename(a, names) for a in x.axes) for x in graph.structure.leaves}
+    products = [tuple(ex.rename(e, names) for e in p) for p in graph.structure.products]
+    return groups, axes, products, graph.structure.norms, graph.pinned, graph.unused
 
 
 def split(p, x):

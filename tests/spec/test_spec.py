@@ -132,15 +132,15 @@ def test_weights_and_flops_are_those_of_the_small_network(graph):
 
 
 def test_every_leaf_and_group_is_in_the_plan(graph):
-    plan = graph.plan
-    assert set(plan.leaf) == set(PARAMS)
-    assert plan.widths == {}
-    assert all(plan.shape(p) == PARAMS[p].shape for p in PARAMS)
+    structure = graph.structure
+    assert set(structure.leaf) == set(PARAMS)
+    assert structure.widths == {}
+    assert all(structure.shape(p) == PARAMS[p].shape for p in PARAMS)
     assert sorted(g.size for g in graph.groups) == [2, 3, 4]
-    assert [(n.kernel, n.axis) for n in plan.norms] == [("a", 1)]
+    assert [(n.kernel, n.axis) for n in structure.norms] == [("a", 1)]
     spec = graph.spec(0.5)
-    assert spec.groups == spec.plan.groups
-    assert spec.plan.widths == {g.name: kept_neurons(g.size, 0.5) for g in graph.groups}
+    assert spec.groups == spec.structure.groups
+    assert spec.structure.widths == {g.name: kept_neurons(g.size, 0.5) for g in graph.groups}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"a"', "{}", '{"leaves": []}'])

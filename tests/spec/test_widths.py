@@ -69,8 +69,8 @@ def test_names_with_brackets_match_themselves():
     names = [g.name for g in graph.groups]
     assert any("[" in name for name in names)
     for name in names:
-        assert graph.spec(keep={name: 1}).plan.widths == {name: 1}
-        assert graph.spec({name: 0.6}, include=[name]).plan.widths == {name: 1}
+        assert graph.spec(keep={name: 1}).structure.widths == {name: 1}
+        assert graph.spec({name: 0.6}, include=[name]).structure.widths == {name: 1}
 
 
 @pytest.mark.parametrize("value", [1, 1.0, -0.1, math.nan, math.inf, True, False, "0.5", 0j])
@@ -129,7 +129,7 @@ def test_a_network_that_cannot_be_cut_says_so():
     assert graph.groups == ()
     with pytest.raises(ValueError, match="removes no neuron"):
         graph.spec(0.5)
-    assert graph.spec(0.0).plan.widths == {}
+    assert graph.spec(0.0).structure.widths == {}
 
 
 @given(st.integers(1, 200), st.floats(0, 1, exclude_max=True), st.integers(1, 40))

@@ -39,14 +39,14 @@ def test_rows_hold_every_weight_of_a_neuron():
 
 def test_groups_of_one_shape_have_equal_places():
     """Names do not matter, so that programs are shared."""
-    plan = reference.trace("mlp", reference.init("mlp", 0, (6, 6, 6))).plan
-    where = [layout.places(plan, plan.group[f"fc{i}.weight"], {})[1] for i in (0, 1)]
+    structure = reference.trace("mlp", reference.init("mlp", 0, (6, 6, 6))).structure
+    where = [layout.places(structure, structure.group[f"fc{i}.weight"], {})[1] for i in (0, 1)]
     assert where[0] == where[1]
     assert len({p.array for p in where[0]}) == 3
 
 
 def test_places_follow_the_present_sizes_of_other_groups():
-    plan = reference.trace("mlp", reference.init("mlp", 0, (6, 4))).plan
+    structure = reference.trace("mlp", reference.init("mlp", 0, (6, 4))).structure
     for sizes in ({}, {"fc0.weight": 2}):
-        _, where = layout.places(plan, plan.group["fc1.weight"], sizes)
+        _, where = layout.places(structure, structure.group["fc1.weight"], sizes)
         assert {ex.size(p.where) for p in where} == {4}

@@ -7,7 +7,7 @@ import ifjax
 from ifjax.structure.leaves import checked_leaves
 from tests import reference
 
-PLAN = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).plan
+PLAN = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).structure
 
 
 def params():
@@ -58,7 +58,7 @@ def test_a_negative_variance_is_named():
         return jax.nn.relu(h) @ p["o"]
 
     p = {k: jnp.ones(6) for k in "mvgb"} | {"w": jnp.ones((4, 6)), "o": jnp.ones((6, 3))}
-    plan = ifjax.trace(f, p, jnp.ones((1, 4))).plan
-    checked_leaves(p, plan)
+    structure = ifjax.trace(f, p, jnp.ones((1, 4))).structure
+    checked_leaves(p, structure)
     with pytest.raises(ValueError, match="v: expected variances, got a negative number"):
-        checked_leaves({**p, "v": -p["v"]}, plan)
+        checked_leaves({**p, "v": -p["v"]}, structure)

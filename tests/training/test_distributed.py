@@ -244,7 +244,7 @@ def test_the_main_job_goes_from_training_to_the_saved_small_network(tmp_path: Pa
     assert {path.name for path in (tmp_path / "out").iterdir()} == names | files
     small, spec = ifjax.load(tmp_path / "out/fap-prune-0.5")
     assert small["params"]["fc1"]["kernel"].shape == (64, 64)
-    assert spec.plan.widths["params/fc1/kernel"] == 64
+    assert spec.structure.widths["params/fc1/kernel"] == 64
 
 
 def test_what_cannot_be_a_cluster_is_refused() -> None:

@@ -90,7 +90,7 @@ def check(model: Model) -> Report:
         except ValueError as error:
             subject.failures.append(f"shrink: {error}")
         known = {g.name: 0 for g in graph.groups if g.kind != "free"}
-        total, left = graph.plan.weights({}), graph.plan.weights(known)
+        total, left = graph.structure.weights({}), graph.structure.weights(known)
         return Report(
             groups=len(graph.groups),
             free=tuple(g.name for g in graph.groups if g.kind == "free"),
@@ -117,7 +117,7 @@ class _Subject:
         named = [(path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(self.params)]
         shapes = jax.eval_shape(self.f, self.params, *self.inputs)
         self.mirrored = {i: named[leaf][0] for i, leaf in mirrors(shapes, named).items()}
-        carried = self.graph.plan.carried
+        carried = self.graph.structure.carried
         outputs = enumerate(jax.tree_util.tree_leaves_with_path(shapes))
         self.following = {*self.mirrored}
         self.following |= {i for i, (p, _) in outputs if f"outputs/{path_name(p)}" in carried}
@@ -198,7 +198,7 @@ class _Subject:
 
     def _shrunk(self, names: list[str]) -> tuple[Any, Any, dict[str, np.ndarray]]:
         """The function with half of some groups' neurons, its parameters, and which neurons."""
-        selection = {n: kept(self.graph.plan.group[n].size) for n in names}
+        selection = {n: kept(self.graph.structure.group[n].size) for n in names}
         spec = self.graph.spec(keep={n: len(k) for n, k in selection.items()})
         small = ifjax.take(self.params, self.graph, selection)
         return jax.jit(ifjax.shrink(self.f, spec)), small, selection
@@ -208,7 +208,7 @@ def _chosen(
     graph: Any, inputs: tuple[Any, ...], selection: dict[str, Any], zero: bool = False
 ) -> tuple[Any, ...]:
     """The inputs with what is state cut to a selection, or zero outside of it."""
-    arguments, state = Arguments.split(inputs), {s.path: s.axes for s in graph.plan.state}
+    arguments, state = Arguments.split(inputs), {s.path: s.axes for s in graph.structure.state}
     arrays = []
     for path, x in zip(arguments.paths, arguments.arrays, strict=True):
         for axis, e in enumerate(state.get(path, ())):

@@ -18,7 +18,7 @@ from ifjax.parallel import ring
 from ifjax.spec.method import Method
 from ifjax.structure import axis as ex
 from ifjax.structure.layout import SELF, Held, Place, parts
-from ifjax.structure.structure import Group, Plan
+from ifjax.structure.structure import Group, Structure
 from ifjax.transport import centroids, costs, transport
 
 
@@ -283,16 +283,16 @@ def statistic(group: Group) -> Held:
     return Held(((group.size,),), (Place(0, 0, "producer", ex.Atom(SELF, group.size)),))
 
 
-def with_scales(plan: Plan, group: Group) -> Group:
+def with_scales(structure: Structure, group: Group) -> Group:
     """The group with the scales of its batch norms as its only members.
 
     Those that can be folded; where there are only others, every vector that multiplies neurons with
     running statistics.
     """
-    known = {norm.scale for norm in plan.norms}
+    known = {norm.scale for norm in structure.norms}
     scales = [m for m in group.members if m.path in known]
     if not scales and any(m.role == "variance" for m in group.members):
-        vectors = (m for m in group.members if len(plan.leaf[m.path].shape) == 1)
+        vectors = (m for m in group.members if len(structure.leaf[m.path].shape) == 1)
         scales = [m for m in vectors if m.role == "multiplicative"]
     if not scales:
         raise ValueError(

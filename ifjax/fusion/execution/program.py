@@ -13,7 +13,7 @@ from ifjax.fusion.merge import Sources
 from ifjax.importance import metrics as importance
 from ifjax.spec.method import Method
 from ifjax.structure.layout import Held, held
-from ifjax.structure.structure import Group, Plan
+from ifjax.structure.structure import Group, Structure
 from ifjax.transport import solvers
 from ifjax.transport.solvers import host
 from ifjax.tree import is_concrete
@@ -32,7 +32,7 @@ class Entry:
 
     Attributes:
       name: of the group.
-      number: its place in the order of the plan, which its random key depends on.
+      number: its place in the order of the structure, which its random key depends on.
       described: paths of the arrays that describe its neurons.
       scored: paths of the arrays that its scores are read from, if they are others.
       changed: paths of the arrays that hold it and that later waves read.
@@ -87,26 +87,27 @@ class Wave:
         return zip((e for entries in self.entries for e in entries), self.located, strict=True)
 
 
-def waves(plan: Plan, order: str) -> list[list[Group]]:
-    """The groups that a plan cuts, in waves: each needs nothing but the waves before it.
+def waves(structure: Structure, order: str) -> list[list[Group]]:
+    """The groups that a structure cuts, in waves: each needs nothing but the waves before it.
 
     Args:
-      plan: leaves, groups, widths.
+      structure: leaves, groups, widths.
       order: ``"simultaneous"`` for one wave; ``"sequential"`` for the fewest waves in which every
-        group comes after all those that precede it in the plan's order and share a leaf with it.
+        group comes after all those that precede it in the structure's order and share a leaf with
+        it.
 
     Returns:
-      The groups of every wave, in the plan's order.
+      The groups of every wave, in the structure's order.
 
     Example:
       >>> import ifjax, jax.numpy as jnp
       >>> params = {f"w{i}": jnp.ones((4, 4)) for i in range(4)}
       >>> apply = lambda p, x: (x @ p["w0"] @ p["w1"], x @ p["w2"] @ p["w3"])
-      >>> plan = ifjax.trace(apply, params, jnp.ones((1, 4))).spec(0.5).plan
-      >>> [[g.name for g in wave] for wave in waves(plan, "sequential")]
+      >>> structure = ifjax.trace(apply, params, jnp.ones((1, 4))).spec(0.5).structure
+      >>> [[g.name for g in wave] for wave in waves(structure, "sequential")]
       [['w2', 'w0']]
     """
-    groups = plan.in_order()
+    groups = structure.in_order()
     if order == "simultaneous":
         return [groups] if groups else []
     last: dict[str, int] = {}
@@ -136,12 +137,12 @@ def bucket_bytes(backend: str, *arrays: Any) -> int:
 
 @functools.lru_cache(maxsize=64)
 def schedule(
-    plan: Plan, method: Method, given: frozenset[str], backend: str, limit: int = BYTES
+    structure: Structure, method: Method, given: frozenset[str], backend: str, limit: int = BYTES
 ) -> tuple[Wave, ...]:
-    """The waves of a plan with their buckets.
+    """The waves of a structure with their buckets.
 
     Args:
-      plan: leaves, groups, widths.
+      structure: leaves, groups, widths.
       method: how the groups are read and solved.
       given: groups whose scores are given.
       backend: the platform that ``solver="auto"`` is chosen for.
@@ -153,8 +154,8 @@ def schedule(
     Raises:
       ValueError: for a group that lacks what its importance is read from.
     """
-    number = {group.name: i for i, group in enumerate(plan.in_order())}
-    order = waves(plan, method.order)
+    number = {group.name: i for i, group in enumerate(structure.in_order())}
+    order = waves(structure, method.order)
     sizes: dict[str, int] = {}
     found: list[Wave] = []
     for groups in order:
@@ -162,7 +163,7 @@ def schedule(
         for group in map(first_producer_first, groups):
             kind = method.of(group.kind).method
             solver = _solver(group, method, backend) if kind == "fuse" else ""
-            unit, entry = _unit(plan, group, method, group.name in given, sizes, number)
+            unit, entry = _unit(structure, group, method, group.name in given, sizes, number)
             alike[(kind, solver, *map(padded, unit.extent))].append((unit, entry))
         parts = [
             (kind, solver, part)
@@ -190,20 +191,20 @@ def schedule(
         )
         if method.order == "sequential":
             sizes.update({g.name: g.kept for g in groups})
-    return _with_changes(plan, found)
+    return _with_changes(structure, found)
 
 
-def _with_changes(plan: Plan, found: list[Wave]) -> tuple[Wave, ...]:
+def _with_changes(structure: Structure, found: list[Wave]) -> tuple[Wave, ...]:
     """The waves, each with what it has to change for the later ones."""
     later: set[str] = set()
-    sizes = dict(plan.widths) if len(found) > 1 else {}
+    sizes = dict(structure.widths) if len(found) > 1 else {}
     result = []
     for wave in reversed(found):
         for entry, _ in wave.groups:
             sizes.pop(entry.name, None)
         entries, located = [], []
         for entry, at in wave.groups:
-            changed, paths = held(plan, plan.group[entry.name], sizes, later)
+            changed, paths = held(structure, structure.group[entry.name], sizes, later)
             entries.append(dataclasses.replace(entry, changed=paths))
             located.append(at._replace(changed=changed))
         pending = iter(entries)
@@ -214,7 +215,7 @@ def _with_changes(plan: Plan, found: list[Wave]) -> tuple[Wave, ...]:
 
 
 def in_order(found: Sequence[Wave]) -> list[str]:
-    """The names of all groups, in the order of the plan."""
+    """The names of all groups, in the order of the structure."""
     entries = (entry for wave in found for entry, _ in wave.groups)
     return [entry.name for entry in sorted(entries, key=lambda entry: entry.number)]
 
@@ -237,7 +238,7 @@ def _solver(group: Group, method: Method, backend: str) -> str:
 
 
 def _unit(
-    plan: Plan,
+    structure: Structure,
     group: Group,
     method: Method,
     given: bool,
@@ -245,14 +246,14 @@ def _unit(
     number: Mapping[str, int],
 ) -> tuple[Unit, Entry]:
     """What is read of a group."""
-    described, paths = held(plan, group, sizes)
+    described, paths = held(structure, group, sizes)
     scored, others = None, ()
     if given:
         pass
     elif method.importance == "bn_scale":
-        scored, others = held(plan, with_scales(plan, group), {})
+        scored, others = held(structure, with_scales(structure, group), {})
     elif method.importance == "taylor":
-        scored, others = held(plan, group, {})
+        scored, others = held(structure, group, {})
     elif method.importance in importance.NEEDS:
         scored, others = statistic(group), (group.name,)
     elif method.scores_on == "raw":

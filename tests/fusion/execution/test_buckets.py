@@ -86,7 +86,7 @@ def test_whatever_shares_a_bucket_is_what_it_is_alone(monkeypatch, seed, choice)
 
 def schedule(spec):
     limit = waves.bucket_bytes("cpu")
-    return waves.schedule(spec.plan, spec.method, frozenset(), "cpu", limit)
+    return waves.schedule(spec.structure, spec.method, frozenset(), "cpu", limit)
 
 
 def test_a_warm_and_a_cold_start_share_a_bucket(monkeypatch):

@@ -30,7 +30,7 @@ def _forget_schedules():
 
 
 def schedule(spec):
-    return waves.schedule(spec.plan, spec.method, frozenset(), "cpu")
+    return waves.schedule(spec.structure, spec.method, frozenset(), "cpu")
 
 
 def paths(group):
@@ -39,27 +39,29 @@ def paths(group):
 
 @pytest.mark.parametrize("model", WIDTHS)
 def test_a_group_waits_for_those_before_it_that_share_a_leaf_and_for_no_others(model):
-    plan = graph(model).spec(0.5).plan
-    found = waves.waves(plan, "sequential")
+    structure = graph(model).spec(0.5).structure
+    found = waves.waves(structure, "sequential")
     number = {g.name: i for i, wave in enumerate(found) for g in wave}
-    order = plan.in_order()
+    order = structure.in_order()
     assert sorted(number) == sorted(g.name for g in order)
     for k, group in enumerate(order):
         before = [number[g.name] for g in order[:k] if paths(g) & paths(group)]
         assert number[group.name] == max(before, default=-1) + 1
-    (everything,) = waves.waves(plan, "simultaneous")
+    (everything,) = waves.waves(structure, "simultaneous")
     assert everything == order
 
 
 def test_branches_share_a_wave_and_chains_do_not():
-    assert [len(wave) for wave in waves.waves(graph("mlp").spec(0.5).plan, "sequential")] == [1] * 4
+    assert [len(wave) for wave in waves.waves(graph("mlp").spec(0.5).structure, "sequential")] == [
+        1
+    ] * 4
 
     def branches(p, x):
         return x @ p["a"] @ p["b"] + jnp.sin(x) @ p["c"] @ p["d"]
 
     p = dict.fromkeys("abcd", jnp.ones((4, 4)))
-    plan = ifjax.trace(branches, p, jnp.ones((1, 4))).spec(0.5).plan
-    assert [len(wave) for wave in waves.waves(plan, "sequential")] == [2]
+    structure = ifjax.trace(branches, p, jnp.ones((1, 4))).spec(0.5).structure
+    assert [len(wave) for wave in waves.waves(structure, "sequential")] == [2]
 
 
 def test_sizes_of_regular_networks_are_not_padded_and_others_by_an_eighth_at_most():
@@ -80,7 +82,7 @@ def test_groups_of_one_padded_size_share_a_bucket():
     assert all(len(each) == 1 for each in sizes)
     assert len(set(map(tuple, sizes))) == len(sizes)
     assert [31, 31] in [[unit.size for unit in bucket.units] for bucket in wave.buckets]
-    assert waves.in_order([wave]) == [g.name for g in spec.plan.in_order()]
+    assert waves.in_order([wave]) == [g.name for g in spec.structure.in_order()]
 
 
 def test_no_bucket_holds_more_than_the_limit_or_its_largest_group(monkeypatch):
@@ -91,7 +93,7 @@ def test_no_bucket_holds_more_than_the_limit_or_its_largest_group(monkeypatch):
     (whole,) = schedule(spec)[0].buckets
     sizes = [unit.bytes for unit in whole.units]
     for limit in (min(sizes), 2 * max(sizes), 3 * max(sizes) - 1):
-        (wave,) = waves.schedule(spec.plan, spec.method, frozenset(), "cpu", limit)
+        (wave,) = waves.schedule(spec.structure, spec.method, frozenset(), "cpu", limit)
         parts = [[unit.bytes for unit in bucket.units] for bucket in wave.buckets]
         assert all(len(part) == 1 or sum(part) <= limit for part in parts)
         assert sorted(itertools.chain.from_iterable(parts)) == sorted(sizes)
@@ -119,8 +121,8 @@ def test_the_bytes_of_a_group_are_those_of_its_arrays():
     (wave,) = schedule(spec)
     for entry, at in wave.groups:
         n, m, d = at.unit.extent
-        shapes = {x.path: x.shape for x in spec.plan.leaves}
-        group = spec.plan.group[entry.name]
+        shapes = {x.path: x.shape for x in spec.structure.leaves}
+        group = spec.structure.group[entry.name]
         rows = sum(np.prod(shapes[path]) for path in entry.described) // group.size
         assert (n, m, d) == (group.size, group.kept, rows)
         assert at.unit.bytes == 4 * (n * d + m * d + 2 * n * m)
@@ -155,7 +157,7 @@ def test_sequential_waves_give_what_one_group_after_the_other_does(monkeypatch, 
 def test_a_platform_decides_what_auto_is():
     spec = graph("mlp").spec(0.5, solver="auto")
     for backend, solver in (("cpu", "exact"), ("gpu", "sinkhorn_kernel")):
-        (first, *_) = waves.schedule(spec.plan, spec.method, frozenset(), backend)
+        (first, *_) = waves.schedule(spec.structure, spec.method, frozenset(), backend)
         assert first.solvers == (solver,)
 
 

@@ -41,7 +41,7 @@ def test_mass_that_stays_leaves_the_optimum_what_it_is(p, kind, sparsity):
     params = network(1)
     method = {"source_marginal": kind, "target_marginal": kind, "cost_p": p, "solver": "exact"}
     spec = GRAPH.spec(sparsity, order="simultaneous", **method)
-    (wave,) = waves.schedule(spec.plan, spec.method, frozenset(), "cpu")
+    (wave,) = waves.schedule(spec.structure, spec.method, frozenset(), "cpu")
     assert all(bucket.moved for bucket in wave.buckets)
     for name, found in ifjax.transport_maps(params, spec).items():
         targets = np.asarray(found.targets)
@@ -66,7 +66,7 @@ def test_mass_that_stays_leaves_the_optimum_what_it_is(p, kind, sparsity):
 def test_where_it_need_not_stay_the_whole_problem_is_solved(choice):
     """Other marginals, targets that are no sources, and costs that are no metric."""
     spec = GRAPH.spec(0.5, solver="exact", order="simultaneous", **choice)
-    (wave,) = waves.schedule(spec.plan, spec.method, frozenset(), "cpu")
+    (wave,) = waves.schedule(spec.structure, spec.method, frozenset(), "cpu")
     assert not any(bucket.moved for bucket in wave.buckets)
     for name, found in ifjax.transport_maps(network(), spec).items():
         n, m = SIZES[name], SIZES[name] // 2

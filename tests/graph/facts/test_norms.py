@@ -49,7 +49,7 @@ FORMS = {
 
 def records(f, p, *inputs):
     with jax.enable_x64(True):
-        return ifjax.trace(f, p, *inputs).plan.norms
+        return ifjax.trace(f, p, *inputs).structure.norms
 
 
 def network(form):
@@ -79,9 +79,9 @@ def folded_equals(f, p, x) -> bool:
     """Whether folding every norm that is recorded leaves the function as it was."""
     with jax.enable_x64(True):
         p = jax.tree.map(jnp.asarray, p)
-        plan = ifjax.trace(f, p, x).plan
-        leaves = batch_norm.fold(leaves_by_path(p), plan.norms)
-        for n in plan.norms:  # what is left of the norm has unit slope
+        structure = ifjax.trace(f, p, x).structure
+        leaves = batch_norm.fold(leaves_by_path(p), structure.norms)
+        for n in structure.norms:  # what is left of the norm has unit slope
             leaves[n.variance] = jnp.ones_like(leaves[n.variance]) - n.eps
             leaves[n.scale] = jnp.ones_like(leaves[n.scale])
         return bool(np.abs(f(with_leaves(p, leaves), x) - f(p, x)).max() < 1e-9)
@@ -165,7 +165,7 @@ def test_norms_that_must_not_be_folded(name):
     p = params(u=(3, 6), b=(6,))
     with jax.enable_x64(True):
         graph = ifjax.trace(KEPT[name], p, X)
-        assert graph.plan.norms == ()
+        assert graph.structure.norms == ()
         assert [g.size for g in graph.groups] == [6]
         assert graph.verify(KEPT[name], p, X).ok
 

@@ -57,7 +57,7 @@ def test_the_last_producer_of_a_group_gives_its_position():
     p = arrays(a=(3, 4), k1u=(4, 5), k1d=(5, 4), k2u=(4, 6), k2d=(6, 4), b=(4, 2))
     graph = ifjax.trace(f, p, X)
     assert {g.name: g.position for g in graph.groups} == {"a": 5, "k1u": 2, "k2u": 4}
-    positions = {m.path: m.position for m in graph.plan.group["a"].members}
+    positions = {m.path: m.position for m in graph.structure.group["a"].members}
     assert positions == {"a": 1, "k1d": 3, "k2d": 5, "b": -1, "k1u": -1, "k2u": -1}
 
 

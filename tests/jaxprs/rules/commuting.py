@@ -19,7 +19,7 @@ from ifjax.jaxprs.rules import rule_of
 from ifjax.jaxprs.walk import Axes, Context, frames_of, walk
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
-from ifjax.structure.structure import Plan
+from ifjax.structure.structure import Structure
 from tests.graph.laws import kept, shuffled
 
 TOLERANCE = 1e-9
@@ -110,7 +110,7 @@ class Walked:
     def small(self, selections: Any) -> list[Any]:
         """The function rebuilt at the widths of a selection, of the selected arguments."""
         widths = {int(name): len(k) for name, k in selections.items()}
-        shrunk = _Shrunk(self.analysis, Plan((), (), (), ()), atoms={}, widths=widths)
+        shrunk = _Shrunk(self.analysis, Structure((), (), (), ()), atoms={}, widths=widths)
         run = jax.jit(lambda *args: shrunk.evaluate(self.frame, args))
         return run(*self.indexed(self.args, self.inputs, selections))
 

@@ -89,7 +89,7 @@ def test_the_group_passes_and_gradients_are_kept(form):
         small = gradient(ifjax.shrink(f, graph.spec(keep=3)))(ifjax.take(p, graph, selection))
         full = gradient(f)(zeroed(p, graph, selection))
         assert distance(small, jax.tree.map(jnp.zeros_like, small)) > 1e-4
-        if graph.plan.group["a"].exact:
+        if graph.structure.group["a"].exact:
             assert distance(small, ifjax.take(full, graph, selection)) < 1e-9
 
 
@@ -202,7 +202,7 @@ STACKED = {**arrays(**{"in": (4, 6), "out": (6, 2)}), "layers": LAYERS}
 
 def test_one_group_spans_all_stacked_layers():
     graph = hold(jax.jit(stacked), STACKED, array(5, 4), groups={"in": 6, "layers/up": 8})
-    stream, hidden = (graph.plan.group[name] for name in ("in", "layers/up"))
+    stream, hidden = (graph.structure.group[name] for name in ("in", "layers/up"))
     assert {(m.path, m.axis): m.role for m in hidden.members} == {
         ("layers/up", 2): "producer",
         ("layers/b", 1): "additive",
@@ -359,8 +359,8 @@ def test_batch_norms_with_stacked_statistics_are_not_folded():
     vectors = {k: abs(array(3, 8, seed=i)) for i, k in enumerate(NORM)}
     p = {**STACKED, "layers": {"up": LAYERS["up"], "down": LAYERS["down"], **vectors}}
     graph = hold(jax.jit(f), p, array(5, 4), groups={"in": 6, "layers/up": 8}, inert=())
-    assert graph.plan.norms == ()
-    roles = {m.path: m.role for m in graph.plan.group["layers/up"].members}
+    assert graph.structure.norms == ()
+    roles = {m.path: m.role for m in graph.structure.group["layers/up"].members}
     assert (roles["layers/mean"], roles["layers/variance"]) == ("mean", "variance")
 
 
@@ -377,9 +377,9 @@ def test_a_batch_norm_of_a_shared_block_is_folded_unless_a_branch_reads_before_i
 
     p = arrays(up=(4, 8), down=(8, 4)) | {k: abs(array(8, seed=i)) for i, k in enumerate(NORM)}
     graph = hold(jax.jit(f), p, array(5, 4), groups={"up": 8})
-    assert [n.kernel for n in graph.plan.norms] == ([] if leak else ["up"])
+    assert [n.kernel for n in graph.structure.norms] == ([] if leak else ["up"])
     with jax.enable_x64(True):
-        folded = fold(jax.tree.map(jnp.asarray, p), graph.plan.norms)
+        folded = fold(jax.tree.map(jnp.asarray, p), graph.structure.norms)
         if not leak:
             folded |= {"scale": jnp.ones(8), "variance": jnp.full(8, 1 - 1e-3)}
         assert distance(f(folded, array(5, 4)), f(p, array(5, 4))) < 1e-9

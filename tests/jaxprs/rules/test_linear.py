@@ -13,7 +13,7 @@ from tests.graph.laws import array, arrays, hold, reasons
 
 
 def roles(graph: ifjax.DependencyGraph, name: str) -> set[tuple[str, int, str]]:
-    return {(m.path, m.axis, m.role) for m in graph.plan.group[name].members}
+    return {(m.path, m.axis, m.role) for m in graph.structure.group[name].members}
 
 
 # Matrix products
@@ -211,7 +211,7 @@ def test_depthwise_kernels_follow_the_width(multiplier):
     p = arrays(k1=(1, 1, 3, 4), d=(2, 2, 1, 4 * multiplier), k2=(1, 1, 4 * multiplier, 2))
     more = {"d@0:8=4x2.1": 2} if multiplier == 2 else {}
     graph = hold(f, p, array(2, 3, 3, 3), groups={"k1": 4} | more)
-    role = {m.path: m.role for m in graph.plan.group["k1"].members}
+    role = {m.path: m.role for m in graph.structure.group["k1"].members}
     assert role == {"k1": "producer", "d": "multiplicative", "k2": "consumer"}
 
 

@@ -202,7 +202,7 @@ def test_zero_padded_shortcuts_tie_a_segment_of_the_wider_stream():
         array(2, 4, 3),
         groups={"a": 4, "k@0:2": 2, "k@6:8": 2},
     )
-    assert [(m.path, m.axis, m.where) for m in graph.plan.group["a"].members] == [
+    assert [(m.path, m.axis, m.where) for m in graph.structure.group["a"].members] == [
         ("a", 1, ("0:4",)),
         ("b", 0, ("2:6",)),
         ("k", 0, ("0:4",)),
@@ -225,7 +225,7 @@ def test_segments_of_a_trunk_keep_their_identity():
         array(4, 3),
         groups={"a": 4, "k1": 2, "k2": 2},
     )
-    assert [m.where for m in graph.plan.group["k1"].members if m.path == "b"] == [("4:6",)]
+    assert [m.where for m in graph.structure.group["k1"].members if m.path == "b"] == [("4:6",)]
 
 
 def test_concatenation_with_data_pins_the_data_alone():
