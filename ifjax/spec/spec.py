@@ -1,7 +1,7 @@
 """What a function's parameters are made of, and what is to become of it: static, hashable values.
 
-A `Structure` says which axes of which leaves belong to which group and how wide each group is to be;
-it is all that shrinking, saving and loading need. A `Method` says how the small parameters are
+A `Structure` says which axes of which leaves belong to which group and how wide each group is to
+be; it is all that shrinking, saving and loading need. A `Method` says how the small parameters are
 computed. A `FusionSpec` is both, serialisable as JSON.
 """
 

@@ -1,7 +1,7 @@
 """What a function's parameters are made of: static, hashable values.
 
-A `Structure` says which axes of which leaves belong to which group and how wide each group is to be;
-it is all that shrinking, saving and loading need.
+A `Structure` says which axes of which leaves belong to which group and how wide each group is to
+be; it is all that shrinking, saving and loading need.
 """
 
 from __future__ import annotations
