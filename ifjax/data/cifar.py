@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from ifjax.data.dataset import Dataset, frozen
-from ifjax.data.extras import require
 from ifjax.data.prepared import open_prepared
+from ifjax.data.progress import progress
 
 CIFAR10_MEAN = (0.485, 0.456, 0.406)
 """What is subtracted from RGB / 255; the usual pretrained CIFAR ResNets were trained so."""
@@ -127,11 +127,12 @@ def _load(
 def _split(
     name: str, split: str, data_dir: str | os.PathLike[str] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    tqdm = require("tqdm", "tqdm", f"Reading {name}").tqdm
     source = open_prepared(name, split, data_dir)
     images = np.empty((len(source), 32, 32, 3), dtype=np.uint8)
     labels = np.empty(len(source), dtype=np.int32)
-    for index in tqdm(range(len(source)), desc=f"{name} {split}", unit=" images"):
-        example = source[index]
-        images[index], labels[index] = example["image"], example["label"]
+    with progress(len(source), f"{name} {split}", "images") as bar:
+        for index in range(len(source)):
+            example = source[index]
+            images[index], labels[index] = example["image"], example["label"]
+            bar.update()
     return frozen(images), frozen(labels)

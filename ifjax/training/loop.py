@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -11,8 +10,8 @@ import jax
 import numpy as np
 import optax
 from jaxtyping import Float
-from tqdm import tqdm
 
+from ifjax.data.progress import progress as show_progress
 from ifjax.training.layout import Layout
 from ifjax.training.state import TrainState
 from ifjax.training.step import Metrics, TrainStep
@@ -107,7 +106,7 @@ def fit(
         schedule: the optimizer's learning rate, for the progress bar and the error.
         hooks: called in their order.
         description: the progress bar's label.
-        progress: whether to show the bar (on stderr).
+        progress: whether to show it on stderr: a bar on a terminal, else one line at the end.
         layout: of the folds, where the state is a split state.
         stop: asked after every step whether to end the training there.
 
@@ -136,15 +135,7 @@ def fit(
     last_epoch: Means | None = None
     stopped = False
     since: list[list[Metrics]] = [[] for _ in hooks]
-    with tqdm(
-        total=steps,
-        initial=min(step, steps),
-        desc=description,
-        unit="step",
-        disable=not progress,
-        # A terminal gets a bar that moves, a log file a line now and then.
-        mininterval=0.1 if sys.stderr.isatty() else 10.0,
-    ) as bar:
+    with show_progress(steps, description, "steps", done=min(step, steps), shown=progress) as bar:
         while step < steps and not stopped:
             epoch, skip = divmod(step, steps_per_epoch)
             count = min(steps_per_epoch - skip, steps - step)

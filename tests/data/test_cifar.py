@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -74,7 +72,9 @@ def test_normalisation_is_that_of_each_data_set(made):
     np.testing.assert_allclose(two.normalize(white)[0, 0, 0], expected, rtol=1e-6)
 
 
-def test_missing_tqdm_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match=r"package tqdm .*pip install 'ifjax\[data\]'"):
-        cifar10_split("test", tmp_path)
+def test_reading_is_one_line_in_a_log(made, capsys):
+    cifar10_split("test", made)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("cifar10 test: ")
+    assert captured.err.count("\n") == 1
