@@ -28,6 +28,7 @@ try:
     from ifjax.experiment.journal import Journal, find_run
     from ifjax.experiment.network import create, load
     from ifjax.experiment.pipelines import fuse_and_prune, with_speedups
+    from ifjax.experiment.programs import kept_programs
     from ifjax.experiment.runner import optimization
     from ifjax.experiment.stages import (
         Job,
@@ -202,7 +203,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
 def attempt(config: Config, command: str) -> int:
     """Runs :func:`main`, and tells in one line what went wrong; gives the exit code."""
     try:
-        with interruptible():
+        with interruptible(), kept_programs(config.compile_cache):
             main(config, command)
     except KeyboardInterrupt as stop:
         print("train.py: interrupted; the same command continues the run", file=sys.stderr)

@@ -5,13 +5,14 @@ import dataclasses
 import importlib.util
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -52,6 +53,14 @@ TINY = train.Config(
     checkpoint_every=1000,
     progress=False,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled programs of the tests stay out of the user's cache directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +308,44 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for field in dataclasses.fields(train.Config):
         assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_help_says_where_compiled_programs_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.cli(["--help"])
+    text = capsys.readouterr().out
+    for words in ("--no-compile-cache", "$JAX_COMPILATION_CACHE_DIR", "~/.cache/ifjax/programs"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "place"),
+    [
+        ([], {}, "xdg/ifjax/programs"),
+        ([], {"JAX_COMPILATION_CACHE_DIR": "{tmp}/chosen"}, "chosen"),
+        (["--no-compile-cache"], {"JAX_COMPILATION_CACHE_DIR": "{tmp}/chosen"}, None),
+    ],
+)
+@pytest.mark.slow
+def test_compiled_programs_are_kept_where_they_should_be(
+    options: list[str], variables: dict[str, str], place: str | None, tmp_path: Path
+) -> None:
+    """And a log is written to only at the ends of what takes long."""
+    arguments = "--model mlp --epochs 1 --methods prune --sparsities 0.5 --fine-tune-epochs 0"
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments.split(), "--out", str(tmp_path / "o"), *options],
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {"XDG_CACHE_HOME": str(tmp_path / "xdg")}
+        | {name: value.format(tmp=tmp_path) for name, value in variables.items()},
+    )
+    assert done.returncode == 0, done.stderr
+    files = set(tmp_path.rglob("*-cache"))
+    assert {file.parent for file in files} == ({tmp_path / place} if place else set())
+    assert len(files) > 5 or place is None
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train: 22/22 steps in ")
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,11 @@ class Config:
     seed: int = 0
     """Of initialisation, order of the images and augmentation; fold i has seed + i."""
     progress: bool = True
-    """Show progress bars."""
+    """Show how far a training is, on stderr: by a bar on a terminal, else by a line at its end."""
+    compile_cache: bool = True
+    """Keep compiled programs for later runs, which then begin sooner: in
+    $JAX_COMPILATION_CACHE_DIR, by default ~/.cache/ifjax/programs (in $XDG_CACHE_HOME if that is
+    set; ~/Library/Caches on macOS)."""
 
     epochs: int = 12
     """Passes over the training images before compression."""
@@ -231,6 +235,7 @@ _FREE = {
     "overwrite",
     "resume",
     "progress",
+    "compile_cache",
     "data_dir",
     "log_every",
     "checkpoint_every",

@@ -22,6 +22,7 @@ EMPTY = {
     "local_devices": (0,),
 }
 FREE = {
+    "compile_cache",
     *("out", "overwrite", "resume", "progress", "data_dir", "log_every", "checkpoint_every"),
     *("coordinator", "processes", "process", "local_devices", "lost_after"),
 }
