@@ -55,6 +55,11 @@ def shape_of(atom: Var | Literal) -> tuple[int, ...]:
     return tuple(getattr(atom.aval, "shape", ()))
 
 
+def dtype_of(atom: Var | Literal) -> Any:
+    """The dtype of a variable or literal; of what is no array, None."""
+    return getattr(atom.aval, "dtype", None)
+
+
 def source_line(equation: JaxprEqn) -> str:
     """Where in the user's code the equation comes from, as ``file:line (function)``."""
     return source_info_util.summarize(equation.source_info)

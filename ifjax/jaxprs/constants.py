@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import JaxprEqn, Literal, Var
 
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.traits import traits_of
 
 LIMIT = 4096  # elements of an array that is still evaluated
 
-Numbers = dict[Any, np.ndarray]
+Numbers = dict[Var, np.ndarray]
 
 
-def _broadcast(equation: Any, x: Any) -> Any:
+def _broadcast(equation: JaxprEqn, x: Any) -> Any:
     shape = [1] * len(equation.params["shape"])
     for n, d in zip(x.shape, equation.params["broadcast_dimensions"], strict=True):
         shape[d] = n
     return np.broadcast_to(x.reshape(shape), equation.params["shape"])
 
 
-def _iota(equation: Any) -> Any:
+def _iota(equation: JaxprEqn) -> Any:
     shape, dim = equation.params["shape"], equation.params["dimension"]
     return np.indices(shape, sparse=True)[dim] + np.zeros(shape, int)
 
 
-def _slice(equation: Any, x: Any) -> Any:
+def _slice(equation: JaxprEqn, x: Any) -> Any:
     p = equation.params
     bounds = zip(p["start_indices"], p["limit_indices"], p["strides"] or (1,) * x.ndim, strict=True)
     return x[tuple(slice(*b) for b in bounds)]
@@ -67,11 +70,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
             "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
         }.items()
     },
-    **dict.fromkeys(("convert_element_type", "copy", "stop_gradient"), _elementwise(lambda x: x)),
 }
 
 
-def numbers(variables: Sequence[Any], values: Sequence[Any]) -> Numbers:
+def numbers(variables: Sequence[Var], values: Sequence[Any]) -> Numbers:
     """Those of the values that are known integers, by variable."""
     found = {}
     for variable, value in zip(variables, values, strict=True):
@@ -95,7 +97,7 @@ def _is_whole(dtype: Any) -> bool:
     return getattr(dtype, "kind", None) in ("i", "u", "b")  # dtypes of keys have no kind
 
 
-def evaluate(equation: Any, known: Mapping[Any, np.ndarray]) -> Numbers:
+def evaluate(equation: JaxprEqn, known: Mapping[Var, np.ndarray]) -> Numbers:
     """The results of an equation that are known, given which of its operands are.
 
     Args:
@@ -105,19 +107,27 @@ def evaluate(equation: Any, known: Mapping[Any, np.ndarray]) -> Numbers:
     Returns:
       Values of the result, or nothing.
     """
+
+    def value_of(atom: Var | Literal) -> np.ndarray | None:
+        return as_number(atom.val) if isinstance(atom, Literal) else known.get(atom)
+
+    operands = [value_of(atom) for atom in equation.invars]
     function = FUNCTIONS.get(equation.primitive.name)
-    if function is None:
+    if traits_of(equation).kind == "same":
+        results = operands
+    elif function is None or any(x is None for x in operands):
         return {}
-    (result,) = equation.outvars
-    if not _is_whole(result.aval.dtype) or result.aval.size > LIMIT:
+    elif _is_small(equation.outvars[0]):
+        with np.errstate(all="ignore"):  # integers wrap around
+            results = [function(equation, *operands)]
+    else:
         return {}
-    operands = []
-    for atom in equation.invars:
-        literal = isinstance(atom, compat.Literal)
-        value = as_number(atom.val) if literal else known.get(atom)
-        if value is None:
-            return {}
-        operands.append(value)
-    with np.errstate(all="ignore"):  # integers wrap around
-        value = function(equation, *operands)
-    return {result: np.asarray(value, result.aval.dtype)}
+    return {
+        variable: np.asarray(x, compat.dtype_of(variable))
+        for variable, x in zip(equation.outvars, results, strict=True)
+        if x is not None and _is_small(variable)
+    }
+
+
+def _is_small(variable: Var) -> bool:
+    return _is_whole(compat.dtype_of(variable)) and math.prod(compat.shape_of(variable)) <= LIMIT

@@ -17,6 +17,7 @@ from jax import lax
 from jax.interpreters import partial_eval
 
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.traits import traits_of
 
 REDUCTIONS = {
     "psum": lax.reduce_sum,
@@ -24,7 +25,6 @@ REDUCTIONS = {
     "pmax": lax.reduce_max,
     "pmin": lax.reduce_min,
 }
-CALLBACKS = {"debug_callback", "debug_print", "io_callback"}
 
 
 def normalised(closed: Any, keep_callbacks: bool = False) -> Any:
@@ -57,7 +57,7 @@ def _rewritten(jaxpr: Any, keep_callbacks: bool, done: dict[int, Any]) -> Any:
     read |= {id(v) for v in jaxpr.outvars}
     equations: list[Any] = []
     for equation in jaxpr.eqns:
-        if not keep_callbacks and equation.primitive.name in CALLBACKS:
+        if not keep_callbacks and traits_of(equation).kind == "callback":
             if any(id(v) in read for v in equation.outvars):
                 equations.append(equation)
             continue

@@ -60,6 +60,11 @@ class Traits(NamedTuple):
     power: bool = False
     over: str = ""
 
+    @property
+    def scales(self) -> bool:
+        """Whether each entry of a factor scales the entry at the same place of the other."""
+        return self.kind == "elementwise" and bool(self.affine) and not self.adds
+
 
 def _rows(names: str, traits: Traits) -> dict[str, Traits]:
     return dict.fromkeys(names.split(), traits)
@@ -197,12 +202,14 @@ class Contraction:
     Attributes:
       contracted: summed over, in pairs.
       batch: in pairs too: one product per entry.
-      free: all others; windows, groups of features and the kernels of ragged groups among them.
+      free: the rest, windows of a convolution included.
+      groups: of a ragged product, the axes of the second factor that number its kernels.
     """
 
     contracted: Pair
     batch: Pair
     free: Pair
+    groups: tuple[int, ...] = ()
 
 
 def contraction_of(equation: JaxprEqn) -> Contraction:
@@ -218,19 +225,21 @@ def contraction_of(equation: JaxprEqn) -> Contraction:
       >>> import jax, jax.numpy as jnp
       >>> product = jax.make_jaxpr(jnp.matmul)(jnp.ones((2, 3)), jnp.ones((3, 4))).eqns[0]
       >>> contraction_of(product)
-      Contraction(contracted=((1,), (0,)), batch=((), ()), free=((0,), (1,)))
+      Contraction(contracted=((1,), (0,)), batch=((), ()), free=((0,), (1,)), groups=())
     """
-    name, p = equation.primitive.name, equation.params
+    name, p, groups = equation.primitive.name, equation.params, ()
     if name == "conv_general_dilated":
         numbers = p["dimension_numbers"]
         contracted, batch = ((numbers.lhs_spec[1],), (numbers.rhs_spec[1],)), ((), ())
     elif name == "ragged_dot_general":
-        contracted, batch = p["ragged_dot_dimension_numbers"].dot_dimension_numbers
+        numbers = p["ragged_dot_dimension_numbers"]
+        contracted, batch = numbers.dot_dimension_numbers
+        groups = tuple(numbers.rhs_group_dimensions)
     else:
         contracted, batch = p["dimension_numbers"]
     (c0, c1), (b0, b1) = (tuple(map(tuple, pair)) for pair in (contracted, batch))
     f0, f1 = (
         tuple(i for i in range(len(compat.shape_of(v))) if i not in joined)
-        for v, joined in zip(equation.invars, ((*c0, *b0), (*c1, *b1)), strict=False)
+        for v, joined in zip(equation.invars, ((*c0, *b0), (*c1, *b1, *groups)), strict=False)
     )
-    return Contraction((c0, c1), (b0, b1), (f0, f1))
+    return Contraction((c0, c1), (b0, b1), (f0, f1), groups)

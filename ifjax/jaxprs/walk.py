@@ -15,11 +15,9 @@ from jax.core import Tracer
 from ifjax.jaxprs import compat
 from ifjax.jaxprs import constants as static
 from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.traits import traits_of
 
 Axes = tuple[int, ...]
-# calls whose operands are the inputs of the jaxpr, one by one
-TRANSPARENT = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call"}
-TRANSPARENT |= {"remat", "remat2", "checkpoint"}
 MAX_RUNS = 64  # runs of equal slices along an axis of a constant, before it is pinned instead
 
 
@@ -145,7 +143,7 @@ class Context:
         equation, note, callers = self.equation, self.note, self.callers
         self.callers = (equation, *callers)
         inner, _, _ = compat.unpack(jaxpr)
-        here = self.frame if equation.primitive.name in TRANSPARENT else None
+        here = self.frame if traits_of(equation).kind == "call" else None
         given: static.Numbers = {}
         if here is not None:
             known = zip(inner.invars, map(here.number, equation.invars), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections import defaultdict
 
 import jax
@@ -10,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import Primitive, primitives
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.evaluate import evaluate
 from ifjax.jaxprs.program import flatten
 from ifjax.jaxprs.rules import RULES
-from ifjax.jaxprs.traits import TRAITS, UNKNOWN, contraction_of, traits_of
+from ifjax.jaxprs.traits import LATER, TRAITS, UNKNOWN, contraction_of, traits_of
 from tests.graph.laws import array
 from tests.jaxprs.rules.test_rules import CASES
 
@@ -24,6 +26,13 @@ FILL = defaultdict(float, gather=7.0)  # what the case reads outside of the arra
 
 def test_every_rule_has_a_row():
     assert TRAITS.keys() == RULES.keys()
+
+
+def test_every_row_is_a_primitive_of_some_version():
+    known = {getattr(primitives, n).name for n in dir(primitives) if n.endswith("_p")}
+    known |= {p.name for p in gc.get_objects() if isinstance(p, Primitive)}  # not all are exported
+    other_versions = "jit pjit remat checkpoint closed_call core_call debug_callback pcast"
+    assert TRAITS.keys() - known - LATER.keys() <= {*other_versions.split()}
 
 
 def test_of_a_primitive_without_a_row_nothing_is_known():
@@ -104,14 +113,14 @@ def test_the_axes_of_a_contraction():
     def of(f, *args):
         (equation,) = jax.make_jaxpr(f)(*args).eqns
         found = contraction_of(equation)
-        return found.contracted, found.batch, found.free
+        return found.contracted, found.batch, found.free, found.groups
 
     x, w = array(5, 2, 3), array(2, 4, 3)
     product = lambda x, w: lax.dot_general(x, w, (((2,), (2,)), ((1,), (0,))))  # noqa: E731
-    assert of(product, x, w) == (((2,), (2,)), ((1,), (0,)), ((0,), (1,)))
+    assert of(product, x, w) == (((2,), (2,)), ((1,), (0,)), ((0,), (1,)), ())
     sizes = np.array([2, 3], np.int32)
     ragged = of(lax.ragged_dot, array(5, 3), array(2, 3, 4), sizes)
-    assert ragged == (((1,), (1,)), ((), ()), ((0,), (0, 2)))
+    assert ragged == (((1,), (1,)), ((), ()), ((0,), (2,)), (0,))
     conv = functools.partial(
         lax.conv_general_dilated,
         window_strides=(1, 1),
@@ -122,4 +131,5 @@ def test_the_axes_of_a_contraction():
         ((3,), (2,)),
         ((), ()),
         ((0, 1, 2), (0, 1, 3)),
+        (),
     )

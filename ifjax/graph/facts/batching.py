@@ -6,18 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ifjax.jaxprs.axis_store import AxisStore, Factors, Segments
-from ifjax.jaxprs.rules import elementwise
+from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.jaxprs.walk import Axes, Frame, Loop, frames_of
 
-# Primitives in which what lies at one position of an axis that passes through stays there.
-PASSING = set(elementwise.NAMES) | {
-    *("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "pad"),
-    *("concatenate", "split", "stack", "unstack", "tile", "iota", "random_bits", "random_wrap"),
-    *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"),
-    *("argmax", "argmin"),
+# Kinds of primitives in which what lies at one position of an axis that passes through stays there.
+PASSING = {
+    *("elementwise", "same", "layout", "move", "join", "reduction", "search", "made", "collective"),
 }
-MOVING = {"rev": "dimensions", "sort": "dimension", "cumsum": "axis", "cumprod": "axis"}
-MOVING |= {"cummax": "axis", "cummin": "axis", "cumlogsumexp": "axis"}
 
 
 def batch_axes(
@@ -160,18 +155,8 @@ class _Search:
 
     def equation(self, equation: Any, ins: Sequence[Axes]) -> None:
         """Forbids what an equation mixes: it may come back to the same axis afterwards."""
-        name, p = equation.primitive.name, equation.params
-        if name == "dot_general":
-            inner, batch = p["dimension_numbers"]
-            for k, (one, other) in enumerate(((ins[0], ins[1]), (ins[1], ins[0]))):
-                joined = {*inner[k], *batch[k]}
-                free = [a for i, a in enumerate(one) if i not in joined]
-                used = {*inner[1 - k], *batch[1 - k]}
-                beside = [a for i, a in enumerate(other) if i not in used]
-                self.forbid(self.held(tuple(one[i] for i in joined)), [*free, *beside])
-                contracted = [one[i] for i in inner[k]]
-                self.forbid(self.held((*free, *(one[i] for i in batch[k]))), contracted)
-        elif name == "conv_general_dilated":
+        name, p, traits = equation.primitive.name, equation.params, traits_of(equation)
+        if name == "conv_general_dilated":
             numbers = p["dimension_numbers"]
             lhs, rhs = ins
             features, kernel_out = lhs[numbers.lhs_spec[1]], rhs[numbers.rhs_spec[0]]
@@ -184,19 +169,29 @@ class _Search:
             inner = {*self.mentioned(features)} - shared
             self.forbid(self.held((features, rhs[numbers.rhs_spec[1]])), [*outer])
             self.forbid(self.held((kernel_out, batch)), [*inner])
-        elif name in MOVING:
-            over = p[MOVING[name]]
+        elif traits.kind == "contraction":
+            numbers = contraction_of(equation)
+            free = [numbers.free[0], (*numbers.free[1], *numbers.groups)]
+            for k, (one, other) in enumerate(((ins[0], ins[1]), (ins[1], ins[0]))):
+                contracted = [one[i] for i in numbers.contracted[k]]
+                batch = [one[i] for i in numbers.batch[k]]
+                own, beside = [one[i] for i in free[k]], [other[i] for i in free[1 - k]]
+                self.forbid(self.held((*contracted, *batch)), [*own, *beside])
+                self.forbid(self.held((*own, *batch)), contracted)
+        elif traits.kind == "ordered":
+            over = p[traits.over]
             self._move(ins, [over] if isinstance(over, int) else over)
-        elif name.startswith("reduce_window"):
-            self._move(ins[:1], [i for i, n in enumerate(p["window_dimensions"]) if n != 1])
-        elif name in ("gather", "dynamic_slice"):
+        elif traits.kind == "window":
+            arrays = [axes for axes in ins if axes]  # initial values are scalars
+            self._move(arrays, [i for i, n in enumerate(p["window_dimensions"]) if n != 1])
+        elif traits.kind == "lookup":
             shape = equation.invars[0].aval.shape
             self._move(ins[:1], [i for i, n in enumerate(p["slice_sizes"]) if n != shape[i]])
         elif name == "dynamic_update_slice":
             shapes = [v.aval.shape for v in equation.invars[:2]]
             pairs = enumerate(zip(*shapes, strict=True))
             self._move(ins[:2], [i for i, (m, n) in pairs if m != n])
-        elif name not in PASSING:
+        elif traits.kind not in PASSING:
             for axes in ins:
                 self.forbid(self.held(axes), axes)
 

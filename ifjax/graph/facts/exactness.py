@@ -11,32 +11,10 @@ from jax.core import Tracer
 
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.interpret import Control, interpret
+from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.jaxprs.walk import Axes, Count, Frame
 
 Roots = frozenset[int]
-
-LINEAR = {"dot_general", "conv_general_dilated"}
-# f(0) = 0 in every operand together
-ZERO_AT_ZERO = {
-    *("add", "add_any", "sub", "max", "min", "neg", "sign", "floor", "ceil", "round"),
-    *("sqrt", "cbrt", "sin", "tan", "tanh", "sinh", "asin", "atan"),
-    *("asinh", "atanh", "erf", "erf_inv", "expm1", "log1p", "real", "imag", "conj"),
-}
-# f(0, y) = 0, f(x, y) the same with the first operand moved
-CARRYING = {
-    *("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "reshape"),
-    *("transpose", "squeeze", "expand_dims", "slice", "split", "unstack", "rev", "tile", "cumsum"),
-    *("dynamic_slice", "gather", "bitcast_convert_type", "optimization_barrier"),
-    *("reduce_max", "reduce_min", "reduce_sum", "reduce_prod", "div", "name"),
-    *("sharding_constraint", "device_put"),
-}
-# each result is its operand
-ONE_BY_ONE = {"optimization_barrier", "device_put"}
-# the operands that results are made of, indices left out
-WRITING = {"scatter": (0, 2), "scatter-add": (0, 2), "scatter-sub": (0, 2)}
-WRITING |= {"dynamic_update_slice": (0, 1)}
-# what norms do to the terms they sum
-POWERS = {"square", "integer_pow", "abs"}
 
 
 class _Value:
@@ -96,14 +74,13 @@ def inexact_classes(
         return roots(out) - bad
 
     def transfer(equation: Any, ins: list[Axes], outs: list[Axes], values: list[_Value]) -> Any:
-        name = equation.primitive.name
-        if name in LINEAR:
+        name, traits = equation.primitive.name, traits_of(equation)
+        if traits.kind == "contraction":
             return [_contraction(equation, ins, outs, values)]
-        if name.startswith("reduce_") and "axes" in equation.params:
+        if traits.kind == "reduction":
             over = roots([ins[0][i] for i in equation.params["axes"]])
-            kept = values[0].plain if name == "reduce_sum" else frozenset()
-            noticed.update(over - kept)
-        if name == "mul":
+            noticed.update(over - (values[0].plain if traits.affine else frozenset()))
+        if traits.zero == "any":
             a, b = values
             if a.zero is None or b.zero is None:
                 return [_Value(None)]
@@ -111,22 +88,16 @@ def inexact_classes(
             return [_Value(a.zero | b.zero, frozenset() if same else a.plain | b.plain)]
         if name == "broadcast_in_dim":
             return [_broadcast(equation, outs[0], values[0])]
-        if name in POWERS and equation.params.get("y", 1) > 0:
+        if traits.zero is None or equation.params.get("y", 1) <= 0:  # a negative power
+            return [_Value(frozenset()) for _ in outs]
+        if traits.power:
             return [_Value(values[0].zero, frozenset())]
-        if name in ZERO_AT_ZERO:
-            return [_all(values)]
-        if name == "select_n":
-            return [_all(values[1:])]
-        if name in WRITING:
-            return [_all([values[i] for i in WRITING[name]])]
-        if name == "concatenate":
-            return [_joined(ins, outs[0], values)]
-        if name == "pad":
-            return [_joined([ins[0], outs[0]], outs[0], values)]
-        if name in CARRYING:
-            sources = values if name in ONE_BY_ONE else values[:1] * len(outs)
-            return [_moved(roots(out), v) for out, v in zip(outs, sources, strict=True)]
-        return [_Value(frozenset()) for _ in outs]
+        sources = values[traits.sources]
+        if traits.kind == "join":
+            arrays = [ins[0], outs[0]] if name == "pad" else ins
+            return [_joined(arrays, outs[0], sources)]
+        found = sources if traits.zero == "each" else [_all(sources)] * len(outs)
+        return [_moved(roots(out), v) for out, v in zip(outs, found, strict=True)]
 
     def _moved(held: Roots, value: _Value) -> _Value:
         if value.zero is None:
@@ -153,27 +124,23 @@ def inexact_classes(
     def _contraction(
         equation: Any, ins: list[Axes], outs: list[Axes], values: list[_Value]
     ) -> _Value:
-        lhs, rhs = ins
-        numbers = equation.params["dimension_numbers"]
-        if equation.primitive.name == "dot_general":
-            (inner, _), (batch, _) = numbers
-            contracted = [lhs[i] for i in inner]
-            rhs_free = len(rhs) - len(inner) - len(batch)
-            both = [(lhs, values[0]), (rhs, values[1])]
-            sources: list[Any] = [both] * len(batch)
-            sources += [[both[0]]] * (len(lhs) - len(inner) - len(batch))
-            sources += [[both[1]]] * rhs_free
-        else:
-            contracted = [lhs[numbers.lhs_spec[1]], rhs[numbers.rhs_spec[1]]]
+        (lhs, rhs), (a, b) = ins[:2], values[:2]
+        axes = contraction_of(equation)
+        contracted = [lhs[i] for i in axes.contracted[0]]
+        both = [(lhs, a), (rhs, b)]
+        if equation.primitive.name == "conv_general_dilated":
+            contracted.append(rhs[axes.contracted[1][0]])
+            sources: list[Any] = [both[:1]] * len(outs[0])
             grouped = equation.params["feature_group_count"] > 1
-            features = [(lhs, values[0]), (rhs, values[1])] if grouped else [(rhs, values[1])]
-            sources = [[(lhs, values[0])] for _ in outs[0]]
-            sources[numbers.out_spec[1]] = features
-        a, b = (v.zero for v in values)
-        if a is None or b is None:
+            features = equation.params["dimension_numbers"].out_spec[1]
+            sources[features] = both if grouped else both[1:]
+        else:
+            sources = [both[:1]] * len(axes.free[0]) + [both[1:]] * len(axes.free[1])
+            sources = [both] * (len(outs[0]) - len(sources)) + sources
+        if a.zero is None or b.zero is None:
             return _Value(None)
         same = equation.invars[0] is equation.invars[1]
-        noticed.update(roots(contracted) - (frozenset() if same else a | b))
+        noticed.update(roots(contracted) - (frozenset() if same else a.zero | b.zero))
         return _Value(along(outs[0], sources))
 
     values = [_Value(roots(axes)) for axes in leaves]

@@ -9,6 +9,7 @@ from typing import Any
 from ifjax.graph.facts.roles import is_depthwise
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.interpret import Control, interpret
+from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.jaxprs.walk import Axes, Frame
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Kind
@@ -55,20 +56,20 @@ def find_products(
     def transfer(
         equation: Any, ins: list[Axes], outs: list[Axes], values: list[bool]
     ) -> list[bool]:
-        if equation.primitive.name == "dot_general" and any(values) and not control.settling:
-            (lhs, rhs), (inner, batch) = ins, equation.params["dimension_numbers"]
-            shared = classes(lhs, batch[0])
-            if all(values):
+        factors = values[:2]
+        is_product = traits_of(equation).kind == "contraction" and any(factors)
+        if is_product and not control.settling:
+            (lhs, rhs), axes = ins[:2], contraction_of(equation)
+            shared = classes(lhs, axes.batch[0])
+            if all(factors):
                 batching.update(shared)
-                contracted.update(classes(lhs, inner[0]))
+                contracted.update(classes(lhs, axes.contracted[0]))
                 if shared:
-                    free = set[int]()
-                    for k, axes in enumerate((lhs, rhs)):
-                        free |= classes(axes, {*range(len(axes))} - {*inner[k], *batch[k]})
+                    free = classes(lhs, axes.free[0]) | classes(rhs, axes.free[1])
                     # several queries of one key are heads as well: they stay free in both products
                     batching.update(free & carried)
                     carried.update(free)
-            elif not is_depthwise(equation, values.index(False)):
+            elif not is_depthwise(equation, factors.index(False)):
                 own.update(shared)
         return [any(values) for _ in outs]
 

@@ -14,12 +14,9 @@ from jax.core import Tracer
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.interpret import Control, interpret
+from ifjax.jaxprs.traits import traits_of
 from ifjax.jaxprs.walk import Axes, Count, Frame, Reason, frames_of
 
-SHAPING = {
-    *("convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "expand_dims"),
-    *("stop_gradient", "copy", "copy_p", "reduce_precision"),
-}
 ARITHMETIC = {
     "add": np.add,
     "sub": np.subtract,
@@ -73,7 +70,9 @@ def follow_counts(frame: Frame, store: AxisStore, inputs: int) -> list[Count]:
                 at.notes[i] = count
                 found.append(count)
                 return [_Value()]
-        if name in SHAPING:
+        if traits_of(equation).kind == "same":
+            return values
+        if traits_of(equation).kind == "layout":
             return [values[0]]
         numbers = [v.number for v in values]
         if name in ARITHMETIC and None not in numbers:

@@ -19,10 +19,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.interpret import Control, interpret
+from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.jaxprs.walk import Axes, Frame
 
 # A symbol is (kind, leaf, eps): the leaf itself, or a power of (leaf + eps).
@@ -33,14 +35,6 @@ Polynomial = frozenset[tuple[Monomial, float]]
 CONSTANT = -1  # leaf number of closed-over vectors
 ONE: Polynomial = frozenset({((), 1.0)})
 ZERO: Polynomial = frozenset()
-SHAPE_ONLY = {
-    "broadcast_in_dim",
-    "convert_element_type",
-    "copy",
-    "reshape",
-    "squeeze",
-    "stop_gradient",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,16 +179,19 @@ def find_norms(
     def transfer(
         equation: Any, ins: list[Axes], outs: list[Axes], values: list[_Affine]
     ) -> list[_Affine]:
-        result = _affine(equation.primitive.name, values)
+        traits = traits_of(equation)
+        if traits.kind == "same":
+            return values
+        result = _affine(equation, values)
         if result is not None and result.base is not None:
             # a channel-by-channel step keeps the shape of the value it continues
             moving = [v.base is not None for v in values].index(True)
-            if equation.invars[moving].aval.shape != equation.outvars[0].aval.shape:
+            if compat.shape_of(equation.invars[moving]) != compat.shape_of(equation.outvars[0]):
                 result = None
         if result is not None:
             return [result]
         kernel = channel = None
-        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+        if traits.kind == "contraction":
             kernel, channel = _kernel(equation, values, ins, leaves)
         for i, value in enumerate(values):
             if kernel is not None and i == 1:
@@ -226,10 +223,11 @@ def find_norms(
     return _match(bases, uses, store, leaves)
 
 
-def _affine(name: str, values: list[_Affine]) -> _Affine | None:
+def _affine(equation: JaxprEqn, values: list[_Affine]) -> _Affine | None:
     """The result of an elementwise step where it is affine in at most one base."""
-    if name in SHAPE_ONLY:
-        return values[0]
+    name = equation.primitive.name
+    if traits_of(equation).kind == "layout":  # a leaf is known whichever way its axes lie
+        return values[0] if name != "transpose" or values[0].base is None else None
     if name in ("rsqrt", "sqrt") and values[0].base is None:
         found = _shifted_leaf(values[0].offset)
         if found is None:
@@ -262,7 +260,7 @@ def _affine(name: str, values: list[_Affine]) -> _Affine | None:
 
 
 def _kernel(
-    equation: Any, values: list[_Affine], ins: list[Axes], leaves: Sequence[Axes]
+    equation: JaxprEqn, values: list[_Affine], ins: list[Axes], leaves: Sequence[Axes]
 ) -> tuple[tuple[int, int] | None, int | None]:
     """(leaf, axis) of the kernel and its output axis node, where the second operand is a leaf."""
     if values[0].base is None or values[1].base is not None:
@@ -271,14 +269,13 @@ def _kernel(
     if term is None or term[1] != 1.0 or len(term[0]) != 1 or term[0][0][0] != "leaf":
         return None, None
     leaf = term[0][0][1]
-    if equation.primitive.name == "dot_general":
-        (_, contract), (_, batch) = equation.params["dimension_numbers"]
-        free = [a for i, a in enumerate(ins[1]) if i not in (*contract, *batch)]
-        if batch or len(free) != 1:
-            return None, None
-        channel = free[0]
-    else:
+    axes = contraction_of(equation)
+    if equation.primitive.name == "conv_general_dilated":
         channel = ins[1][equation.params["dimension_numbers"].rhs_spec[0]]
+    elif axes.batch[1] or len(axes.free[1]) != 1:
+        return None, None
+    else:
+        channel = ins[1][axes.free[1][0]]
     if leaf == CONSTANT or channel not in leaves[leaf]:
         return None, None
     return (leaf, leaves[leaf].index(channel)), channel

@@ -11,17 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.interpret import Control, interpret
+from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.jaxprs.walk import Axes, Frame
 from ifjax.structure.structure import Role
-
-ADDITIVE = {"add", "add_any", "sub"}
-# what is put in the place of neurons' values: class and mask tokens
-ADDITIVE |= {"concatenate", "stack", "select_n", "scatter", "scatter-add", "dynamic_update_slice"}
-SCALING = {"mul", "div"}
-LINEAR = {"dot_general", "conv_general_dilated", "ragged_dot_general"}
-LOOKUP = {"gather", "dynamic_slice"}
 
 
 @dataclasses.dataclass
@@ -88,20 +83,20 @@ def find_roles(
 
     def transfer(equation: Any, ins: list[Axes], outs: list[Axes], values: list[Any]) -> list[Any]:
         nonlocal step
-        name = equation.primitive.name
+        traits = traits_of(equation)
         data = any(v.data for v in values)
         leaves = _either(values)
-        if name in LINEAR:
+        if traits.kind == "contraction":
             step += 1
-            contracted = _contracted(equation)
-            for k, (value, inside) in enumerate(zip(values, contracted, strict=True)):
+            contracted = contraction_of(equation).contracted
+            for k, (value, inside) in enumerate(zip(values, contracted, strict=False)):
                 free = [i for i in range(len(value.along)) if i not in inside]
                 if not data:  # a product of parameters: what it is used for tells about the rest
                     mark(value, inside, "consumer" if k else "producer")
                 elif not value.data:
                     mark(value, inside, "consumer")
                     mark(value, free, "multiplicative" if is_depthwise(equation, k) else "producer")
-        elif name in LOOKUP and data and not values[0].data:
+        elif traits.kind == "lookup" and data and not values[0].data:
             along = _along(store, False, ins[:1], outs[0], values[:1])
             carried = [i for i, p in enumerate(along) if p and not store.is_pinned(outs[0][i])]
             if len(carried) > 1:  # kernels chosen by data: what they are used for tells the rest
@@ -109,11 +104,11 @@ def find_roles(
             step += 1
             mark(_Value(leaves, False, along), carried, "producer")  # rows of a table
         elif data:
-            role: Role = "additive" if name in ADDITIVE else "multiplicative"
+            role: Role = "additive" if traits.adds else "multiplicative"
             for value in values:
                 if not value.data:
                     mark(value, range(len(value.along)), role)
-        elif name in SCALING and len(values) == 2:
+        elif len(values) == 2 and traits.scales:
             main = _carrier(equation)
             held = frozenset().union(*values[main].along)
             factor = values[1 - main]
@@ -122,7 +117,7 @@ def find_roles(
             return [_Value(leaves, data, values[main].along)]
         if data:
             return [_Value(leaves, data) for _ in outs]
-        positional = len(values) > 1 and name not in LINEAR
+        positional = len(values) > 1 and traits.kind != "contraction"
         return [_Value(leaves, data, _along(store, positional, ins, out, values)) for out in outs]
 
     control = Control(_join, _one_step, _all_steps)
@@ -201,22 +196,10 @@ def _carrier(equation: Any) -> int:
 
 def is_depthwise(equation: Any, operand: int) -> bool:
     """Whether a kernel gives every neuron one output of its own: no axis of it is its alone."""
-    numbers, shape = equation.params.get("dimension_numbers"), equation.invars[operand].aval.shape
+    shape = compat.shape_of(equation.invars[operand])
     if equation.primitive.name == "conv_general_dilated":
-        return equation.params["feature_group_count"] > 1 and shape[numbers.rhs_spec[1]] == 1
-    if equation.primitive.name != "dot_general":
+        (width,) = contraction_of(equation).contracted[1]
+        return equation.params["feature_group_count"] > 1 and shape[width] == 1
+    if traits_of(equation).kind != "contraction":
         return False
-    shared = {*numbers[0][operand], *numbers[1][operand]}
-    return all(n == 1 for i, n in enumerate(shape) if i not in shared)
-
-
-def _contracted(equation: Any) -> list[list[int]]:
-    """The contracted axes of every operand; window axes of a kernel count as free."""
-    if equation.primitive.name == "ragged_dot_general":
-        numbers = equation.params["ragged_dot_dimension_numbers"]
-        sizes: list[list[int]] = [[] for _ in equation.invars[2:]]
-        return [*map(list, numbers.dot_dimension_numbers[0]), *sizes]
-    numbers = equation.params["dimension_numbers"]
-    if equation.primitive.name == "dot_general":
-        return [list(axes) for axes in numbers[0]]
-    return [[numbers.lhs_spec[1]], [numbers.rhs_spec[1]]]
+    return all(shape[i] == 1 for i in contraction_of(equation).free[operand])

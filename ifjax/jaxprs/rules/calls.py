@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.rules.rule import Derive, Resize, Rule
+from ifjax.jaxprs.traits import TRAITS
 from ifjax.jaxprs.walk import Axes, Context
 
 
@@ -190,9 +191,6 @@ def callback(context: Context, equation: Any, operands: list[Axes]) -> list[Axes
     return [context.pinned(v.aval.shape, "the result of a callback") for v in equation.outvars]
 
 
-CALLBACKS = "debug_callback debug_print io_callback"
-COLLECTIVES = "psum psum_invariant pmax pmin ppermute pvary pcast"
-
 RULES = {
     "jit": _rule("jaxpr"),
     "pjit": _rule("jaxpr"),
@@ -204,7 +202,7 @@ RULES = {
     "custom_jvp_call": Rule(_rule("call_jaxpr").flow, _custom_jvp),
     "custom_vjp_call": Rule(_rule("call_jaxpr").flow, _custom_vjp),
     "shard_map": Rule(shard_map, rebuild_shard_map),
-    **dict.fromkeys(CALLBACKS.split(), Rule(callback)),
-    "name": Rule(collective),  # jax.ad_checkpoint.checkpoint_name
-    **dict.fromkeys(COLLECTIVES.split(), Rule(collective)),
+    **{name: Rule(callback) for name, traits in TRAITS.items() if traits.kind == "callback"},
+    **{name: Rule(collective) for name, traits in TRAITS.items() if traits.kind == "collective"},
+    **dict.fromkeys(("pvary", "pcast"), Rule(collective)),
 }

@@ -9,27 +9,8 @@ import jax.numpy as jnp
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.rules.rule import Resize, Rule
+from ifjax.jaxprs.traits import TRAITS
 from ifjax.jaxprs.walk import Axes, Context, Count
-
-ROUNDING = "ceil floor round sign nextafter rem reduce_precision convert_element_type"
-ARITHMETIC = "add add_any sub mul div neg abs max min clamp pow integer_pow square sqrt rsqrt cbrt"
-LATER = "one_minus_square polynomial log2"  # jax 0.12 and newer
-EXPONENTIAL = "exp exp2 expm1 log log1p logistic"
-TRIGONOMETRIC = "sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh"
-SPECIAL = "erf erfc erf_inv lgamma digamma polygamma igamma igammac igamma_grad_a zeta"
-MORE = "bessel_i0e bessel_i1e regularized_incomplete_beta mulhi"
-LOGICAL = (
-    "and or xor not eq ne lt le gt ge eq_to le_to lt_to is_finite select_n population_count clz"
-)
-SHIFTS = "shift_left shift_right_arithmetic shift_right_logical"
-COMPLEX = "complex real imag conj"
-IDENTITY = "copy stop_gradient"
-NAMES = " ".join(
-    (
-        *(ROUNDING, ARITHMETIC, EXPONENTIAL, TRIGONOMETRIC, SPECIAL, MORE, LOGICAL, SHIFTS),
-        *(COMPLEX, IDENTITY, LATER),
-    )
-).split()
 
 
 def share(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
@@ -71,13 +52,10 @@ def rebuild_count(resize: Resize, equation: Any, values: list[Any]) -> list[Any]
     return compat.bind(equation, values)
 
 
-RULES = (
-    dict.fromkeys(NAMES, Rule(share))
-    | dict.fromkeys(("mul", "div"), Rule(share, rebuild_count))
-    | {
-        "threefry2x32": Rule(share),
-        "optimization_barrier": Rule(each),
-        "device_put": Rule(each),
-        "sharding_constraint": Rule(each, rebuild_constraint),
-    }
-)
+RULES = {
+    **{name: Rule(share) for name, traits in TRAITS.items() if traits.kind == "elementwise"},
+    **{name: Rule(each) for name, traits in TRAITS.items() if traits.kind == "same"},
+    "mul": Rule(share, rebuild_count),
+    "div": Rule(share, rebuild_count),
+    "sharding_constraint": Rule(each, rebuild_constraint),
+}

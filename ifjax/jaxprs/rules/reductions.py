@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ifjax.jaxprs.rules.rule import Rule
+from ifjax.jaxprs.traits import TRAITS
 from ifjax.jaxprs.walk import Axes, Context
 
 
@@ -16,6 +17,4 @@ def reduce(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return [kept for _ in equation.outvars]
 
 
-REDUCE = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor"
-
-RULES = dict.fromkeys(REDUCE.split(), Rule(reduce))
+RULES = {name: Rule(reduce) for name, traits in TRAITS.items() if traits.kind == "reduction"}

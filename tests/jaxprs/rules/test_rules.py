@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.random import threefry2x32_p
 
-from ifjax.jaxprs.rules import RULES, calls, control, elementwise, random
+from ifjax.jaxprs.rules import RULES, calls, control, random
+from ifjax.jaxprs.traits import LATER
 from tests.graph.laws import array
 from tests.jaxprs.rules.commuting import commute
 
@@ -110,6 +112,7 @@ ELEMENTWISE = {
     "optimization_barrier": case(
         lambda x, y: lax.optimization_barrier((x, y)), X, Y.T, signature="ab cd > ab cd"
     ),
+    "name": unary(lambda x: checkpoint_name(x, "x")),
     "device_put": unary(lambda x: jax.device_put(x, jax.devices()[0])),
     "sharding_constraint": unary(
         lambda x: lax.with_sharding_constraint(
@@ -327,6 +330,6 @@ def test_every_rule_has_a_case():
     """But for what is walked into, keys (which pin all), and primitives of later versions."""
     seen_inside = {*calls.RULES, *control.RULES}
     keys = {*random.RULES}
-    later = {*elementwise.LATER.split()} if not hasattr(lax, "polynomial") else set()
+    later = {*LATER} if not hasattr(lax, "polynomial") else set()
     covered = {name.split()[0] for name in CASES}
     assert {*RULES} - seen_inside - keys - later == covered
