@@ -101,4 +101,11 @@ def promoted(x: Any) -> Any:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x.dtype))
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype to compute in: at least float32. 8-bit floats have no promotion of their own."""
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 2:
+        return jnp.dtype(jnp.float32)
+    return jnp.promote_types(dtype, jnp.float32)

@@ -121,7 +121,8 @@ def carry_equinox(
     cut: PyTree,
     spec: FusionSpec,
     maps: Mapping[str, Transport],
-    kind: str = "select",
+    kind: str | Mapping[str, str] | None = None,
+    params: PyTree | None = None,
 ) -> PyTree:
     """`ifjax.fuse_tree` for an optimizer's state or a moving average, with the cut module's sizes.
 
@@ -132,7 +133,8 @@ def carry_equinox(
       cut: from `cut_equinox`.
       spec: the spec.
       maps: those that `cut_equinox` was given.
-      kind: as for `ifjax.fuse_tree`.
+      kind: as for `ifjax.fuse_tree`: by default by the place in the tree.
+      params: the arrays of the full module, as for `ifjax.fuse_tree`.
 
     Returns:
       A tree of the same classes.
@@ -174,7 +176,8 @@ def carry_equinox(
         )
         return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(part))
 
-    return jax.tree.map(resized, fuse_tree(tree, spec, maps, kind), is_leaf=is_module)
+    carried = fuse_tree(tree, spec, maps, kind, params=params)
+    return jax.tree.map(resized, carried, is_leaf=is_module)
 
 
 def _equinox() -> ModuleType:

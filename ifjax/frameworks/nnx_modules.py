@@ -11,7 +11,8 @@ from jaxtyping import PyTree
 
 from ifjax.frameworks.agreement import outer, require_agreement
 from ifjax.fusion.fuse import apply_maps
-from ifjax.fusion.fuse_tree import fuse_tree
+from ifjax.fusion.fuse_tree import carry_parts
+from ifjax.fusion.part_kinds import initial_kinds
 from ifjax.fusion.transport_maps import transport_maps
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
@@ -101,7 +102,7 @@ def cut_nnx(
     if maps is None:
         maps = transport_maps(state, spec)
     small = apply_maps(state, spec, maps)
-    carried = None if optimizer is None else fuse_tree(nnx.state(optimizer), spec, maps)
+    carried = None if optimizer is None else _carried(optimizer, module, state, spec, maps)
     trial = nnx.merge(nnx.graphdef(module), small)
     unknown = _declare_sizes(trial, spec.structure)
     apply_cut, _ = nnx_function(trial, call)
@@ -111,6 +112,18 @@ def cut_nnx(
     if optimizer is not None:
         nnx.update(optimizer, carried)
     return maps
+
+
+def _carried(
+    optimizer: nnx.Optimizer,
+    module: nnx.Module,
+    state: PyTree,
+    spec: FusionSpec,
+    maps: Mapping[str, Transport],
+) -> PyTree:
+    """The state of an optimizer at the small widths; the optimizer itself says what it holds."""
+    initial = initial_kinds(optimizer.tx, nnx.state(module, optimizer.wrt), spec)
+    return carry_parts(nnx.state(optimizer), spec, maps, None, False, state, initial)
 
 
 def _call_itself(module: Any, *inputs: Any, **static: Any) -> Any:

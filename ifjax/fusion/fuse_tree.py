@@ -2,63 +2,85 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ifjax.fusion.fuse import apply_maps
+from ifjax.fusion.named_tree import Path, node_of, nodes_of
+from ifjax.fusion.part_kinds import Kinds, check_patterns, explicit_kind, initial_kinds, kinds_of
+from ifjax.fusion.small_function import with_small_functions
+from ifjax.fusion.state_kinds import Kind, checked_kind
+from ifjax.fusion.state_parts import Likeness, Parameters, Part, parts_of
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.structure import Structure
 from ifjax.transport.transport import Transport
 from ifjax.tree import leaves_by_path
-
-Entry = tuple[tuple[str, ...], Any]
 
 
 def fuse_tree(
     tree: PyTree,
     spec: FusionSpec,
     maps: Mapping[str, Transport],
-    kind: str = "select",
+    kind: Kinds = None,
     keep_shape: bool = False,
     params: PyTree | None = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> PyTree:
     """Carries every sub-tree that is shaped like the parameters to the widths of a spec.
 
-    Works on any tree: gradients, a moving average, the state of an optax optimizer whatever it is
-    chained, masked or partitioned of, a flax.nnx optimizer's. A sub-tree is recognised by its
-    leaf paths: those of the parameters, or of a part of them (``variables["params"]``), all or
-    some. Scalars, integers and random keys (step counts, schedules, one number per leaf) stay.
+    Works on any tree: the state of an optax optimizer whatever it is chained, masked or partitioned
+    of, a flax.nnx optimizer's, gradients, moving averages, and all of them with the parameters in a
+    flax ``TrainState``, a dictionary or a tuple. A sub-tree is recognised by the paths of all its
+    leaves: those of the parameters, or of a part of them (``variables["params"]``). What is none
+    stays as it is: step counts, schedules, coefficients, a history of norms, one number per leaf.
 
+    What becomes of a sub-tree is decided by its place, in this order: what ``kind`` says; the named
+    states of optax (``z`` of schedule-free, ``params0`` of prodigy, ``x0`` of mechanize are
+    weights, ``acc_grads`` of `optax.MultiSteps` are gradients); what ``optimizer.init`` puts there;
+    its name (``mu``, ``momentum``, ``ema_params``, ``grads``). In a tree that holds an optimizer's
+    state, the one sub-tree beside it that nothing names is the parameters. What cannot be told is
+    refused.
+
+    * ``"weights"``: as the parameters themselves; for them, copies and averages of them.
     * ``"select"``: the values of the kept neurons; for the moments of optimizers, second moments
-      stay non-negative. Fused neurons keep the units of their target (`ifjax.fusion.batch_norm`),
-      so that its moments fit them.
+      stay non-negative. Fused neurons keep the units of their target
+      (`ifjax.fusion.batch_norm`), so that its moments fit them. So are integer, boolean and 8-bit
+      trees, whatever they are: masks, quantised moments.
     * ``"gradients"``: contragrediently, see `ifjax.apply_maps`.
-    * ``"weights"``: as the parameters themselves, for moving averages of them.
+    * ``"keep"``: not at all.
 
-    A state that mixes kinds is carried in parts: gradients that ``optax.MultiSteps`` accumulates
-    are best carried after an update, when they are zero, or by ``state._replace(acc_grads=...)``.
+    The ``apply_fn`` of a ``TrainState`` becomes ``ifjax.shrink(apply_fn, spec)``, so that the state
+    goes on as it is; with ``keep_shape`` it stays.
 
     Args:
       tree: what is carried.
       spec: the spec that the maps were computed for.
       maps: from `ifjax.transport_maps`.
-      kind: ``"select"``, ``"gradients"`` or ``"weights"``.
+      kind: one of the first three, for every sub-tree; or a mapping from globs on the paths of
+        sub-trees, or of what holds them, to one of the four (``{"*/z": "weights"}``, first match
+        wins); by default, and where nothing matches, by the place.
       keep_shape: put the values in the places of the kept neurons, zeros elsewhere.
-      params: with ``"weights"``, the full parameters, for leaves that the tree lacks and batch
-        norms need (an average of ``variables["params"]`` alone).
+      params: the full parameters: for leaves that a copy of weights lacks and batch norms need (an
+        average of ``variables["params"]`` alone); and for ``optimizer``.
+      optimizer: that the state is of, with ``params`` as it is initialised with. It says of a state
+        that is not optax's own what it holds: where it puts the parameters there are weights, other
+        arrays of their shape are selected. That of a ``TrainState`` is asked without it.
 
     Returns:
       A tree of the same structure and dtypes.
 
     Raises:
-      ValueError: naming the leaf, where an array belongs to no leaf of the parameters or has not
-        its shape (a factored second moment), or could belong to several; and as `apply_maps`.
+      ValueError: naming the place, where nothing says what it holds; where an array goes with a
+        parameter and has not its shape (a factored second moment, a tree that is small already);
+        where it could belong to several; for a state that has no meaning at other widths (L-BFGS);
+        and as `apply_maps`.
 
     Example:
       >>> import ifjax, jax, jax.numpy as jnp, optax
@@ -70,22 +92,58 @@ def fuse_tree(
       >>> state[0].nu["w1"].shape, int(state[0].count)
       ((4, 4), 0)
     """
-    flat, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
-    entries = [(tuple(jax.tree_util.keystr((k,), simple=True) for k in p), x) for p, x in flat]
-    suffixes = _suffixes(spec.structure)
-    results = [x for _, x in flat]
-    matters = [i for i, (_, x) in enumerate(flat) if _is_masked(x) or _has_width(x)]
-    for part, prefix, depth in _parts(
-        [(i, entries[i]) for i in matters], 0, suffixes, spec.structure
-    ):
-        values = {_join(prefix, path[depth:]): i for i, (path, x) in part if not _is_masked(x)}
-        given = {path: results[i] for path, i in values.items()}
-        if kind == "weights":
-            given = {**leaves_by_path({} if params is None else params), **given}
-        carried = apply_maps(given, spec, maps, kind, keep_shape)
-        for path, i in values.items():
-            results[i] = carried[path]
-    return jax.tree.unflatten(structure, results)
+    if optimizer is not None and params is None:
+        raise ValueError("optimizer= needs params=, the tree that its state was made for")
+    initial = {} if optimizer is None else initial_kinds(optimizer, params, spec)
+    carried = carry_parts(tree, spec, maps, kind, keep_shape, params, initial)
+    return carried if keep_shape else with_small_functions(carried, spec)
+
+
+def carry_parts(
+    tree: PyTree,
+    spec: FusionSpec,
+    maps: Mapping[str, Transport],
+    kind: Kinds,
+    keep_shape: bool,
+    params: PyTree | None,
+    initial: Mapping[Path, Kind],
+) -> PyTree:
+    """`fuse_tree`, but for functions in the tree.
+
+    Args:
+      tree: what is carried.
+      spec: as all up to ``params``, see `fuse_tree`.
+      maps: of the spec.
+      kind: what becomes of what.
+      keep_shape: zeros instead of fewer neurons.
+      params: the full parameters.
+      initial: from `initial_kinds`.
+
+    Returns:
+      A tree of the same structure and dtypes.
+    """
+    checked_kind(kind)
+    if not spec.structure.widths:
+        return tree
+    root, known, explicit = node_of(tree), Parameters.of(spec.structure), explicit_kind(kind)
+    check_patterns(kind, root)
+    for x in (node.value for node in nodes_of(root)):
+        if all(hasattr(x, name) for name in ("tx", "params", "opt_state")):
+            initial = {**initial, **initial_kinds(x.tx, x.params, spec)}
+    parts = list(parts_of(root, known, explicit))
+    kinds = kinds_of(root, parts, explicit, initial)
+    leaves = jax.tree.leaves(tree)
+    carry = functools.partial(_carried, spec, maps, keep_shape)
+    for part, chosen in zip(parts, kinds, strict=True):
+        if chosen != "weights":
+            for index, x in carry(part.arrays, chosen, {}):
+                leaves[index] = x
+    weights = [p for p, chosen in zip(parts, kinds, strict=True) if chosen == "weights"]
+    lacking = leaves_by_path({} if params is None else params)
+    for arrays, from_elsewhere in _together(weights, lacking):
+        for index, x in carry(arrays, "weights", from_elsewhere):
+            leaves[index] = x
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def kept_mask(tree: PyTree, spec: FusionSpec, maps: Mapping[str, Transport]) -> PyTree:
@@ -117,88 +175,102 @@ def kept_mask(tree: PyTree, spec: FusionSpec, maps: Mapping[str, Transport]) -> 
     def ones(x: Any) -> Any:
         return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.ones_like(x)
 
-    return fuse_tree(jax.tree.map(ones, tree), spec, maps, keep_shape=True)
+    return fuse_tree(jax.tree.map(ones, tree), spec, maps, kind="select", keep_shape=True)
 
 
-def _is_masked(x: Any) -> bool:
-    return isinstance(x, optax.MaskedNode)
+def _together(
+    parts: Sequence[Part], lacking: Mapping[str, Any]
+) -> Iterator[tuple[tuple[Likeness, ...], Mapping[str, Any]]]:
+    """Copies of weights that belong together, and what each lacks, from elsewhere.
+
+    Weights and statistics of one network lie beside each other; an average that has none of its own
+    is normalised by those.
+    """
+    groups: list[tuple[Path, list[Likeness]]] = []
+    for part in parts:
+        mine = {x.leaf for x in part.arrays}
+        for parent, found in groups:
+            if parent == part.path[:-1] and not mine & {x.leaf for x in found}:
+                found += part.arrays
+                break
+        else:
+            groups.append((part.path[:-1], [*part.arrays]))
+    outside = [x for part in parts if not part.inside for x in part.arrays]
+    first = {x.leaf: x.entry.value for x in reversed(outside)}
+    for _, found in groups:
+        yield tuple(found), {**first, **lacking}
 
 
-def _has_width(x: Any) -> bool:
-    """Whether it is an array that a cut can concern."""
-    return hasattr(x, "dtype") and x.size > 1 and jnp.issubdtype(x.dtype, jnp.floating)
+def _carried(
+    spec: FusionSpec,
+    maps: Mapping[str, Transport],
+    keep_shape: bool,
+    arrays: Sequence[Likeness],
+    kind: str,
+    lacking: Mapping[str, Any],
+) -> Iterator[tuple[int, Array]]:
+    """The arrays of a part at the small widths, with their numbers among the tree's leaves."""
+    structure = spec.structure
+    whole, rest = dict[str, Likeness](), list[Likeness]()
+    for x in arrays:
+        floating = jnp.issubdtype(x.entry.value.dtype, jnp.inexact)
+        fits = kind == "select" or floating == _is_floating(structure, x.leaf)
+        if x.axes is None and fits and x.leaf not in whole:
+            whole[x.leaf] = x
+        else:
+            rest.append(x)
+    given = {path: x.entry.value for path, x in whole.items()}
+    if kind == "weights" and given:
+        given = {**_missing(spec, given, lacking), **given}
+    carried = apply_maps(given, spec, maps, kind, keep_shape) if given else {}
+    for path, x in whole.items():
+        yield _index(x), carried[path]
+    for x in rest:
+        yield _index(x), _selected(spec, maps, keep_shape, x)
 
 
-def _join(prefix: str, path: Sequence[str]) -> str:
-    return "/".join((prefix, *path) if prefix else path)
+def _index(x: Likeness) -> int:
+    assert x.entry.index is not None  # arrays have one, placeholders are none
+    return x.entry.index
 
 
-def _suffixes(structure: Structure) -> dict[str, set[str]]:
-    """What may stand before every relative path of a leaf, or of a part of the tree."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for path in structure.leaf:
-        keys = path.split("/")
-        for end in range(len(keys) + 1):
-            for start in range(end + (end < len(keys))):
-                found["/".join(keys[start:end])].add("/".join(keys[:start]))
+def _is_floating(structure: Structure, path: str) -> bool:
+    dtype = structure.leaf[path].dtype
+    return not dtype.startswith("key") and bool(jnp.issubdtype(jnp.dtype(dtype), jnp.inexact))
+
+
+def _missing(
+    spec: FusionSpec, given: Mapping[str, Any], lacking: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The parameters that are not given: from elsewhere, or zeros where nothing given needs them.
+
+    Batch norms need all of theirs.
+    """
+    structure, needed = spec.structure, set[str]()
+    if spec.method.method == "fuse":
+        for norm in plan.norms:
+            held = {getattr(norm, f.name) for f in dataclasses.fields(norm)} & {*structure.leaf}
+            needed |= held if held & {*given} else set()
+    found = {path: x for path, x in lacking.items() if path in plan.leaf}
+    for path, leaf in plan.leaf.items():
+        if path not in {*given, *found, *needed}:
+            dtype = leaf.dtype if _is_floating(structure, path) else "int32"
+            found[path] = jnp.zeros(leaf.shape, dtype)
     return found
 
 
-def _parts(
-    entries: Sequence[tuple[int, Entry]],
-    depth: int,
-    suffixes: Mapping[str, set[str]],
-    structure: Structure,
-) -> Iterator[tuple[Sequence[tuple[int, Entry]], str, int]]:
-    """The outermost sub-trees that look like parameters, what stands before their paths there."""
-    arrays = [entry for _, entry in entries if not _is_masked(entry[1])]
-    if not arrays:
-        return
-    prefixes = set.intersection(
-        *(suffixes.get("/".join(path[depth:]), set()) for _, (path, _) in entries)
-    )
-    prefixes = {
-        p for p in prefixes if all(_join(p, x[depth:]) in structure.leaf for x, _ in arrays)
-    }
-    if prefixes:
-        yield entries, _the_prefix(prefixes, arrays, depth, structure), depth
-        return
-    for path, x in arrays:
-        if len(path) == depth:
-            raise ValueError(
-                f"{'/'.join(path)}: an array of shape {x.shape} that belongs to no leaf of the "
-                "parameters, so that it cannot be carried to other widths: carry the rest of the "
-                "tree without it, or initialise the state anew on the small parameters"
-            )
-    children: dict[str, list[tuple[int, Entry]]] = defaultdict(list)
-    for entry in entries:
-        if len(entry[1][0]) > depth:
-            children[entry[1][0][depth]].append(entry)
-    for child in children.values():
-        yield from _parts(child, depth + 1, suffixes, structure)
-
-
-def _the_prefix(
-    prefixes: set[str], arrays: Sequence[Entry], depth: int, structure: Structure
-) -> str:
-    """The one that fits the shapes."""
-
-    def leaf(prefix: str, path: Sequence[str]) -> Any:
-        return structure.leaf[_join(prefix, path[depth:])]
-
-    fitting = [p for p in prefixes if all(leaf(p, path).shape == x.shape for path, x in arrays)]
-    if not fitting:
-        first = min(prefixes, key=len)
-        path, x = next((p, x) for p, x in arrays if leaf(first, p).shape != x.shape)
-        raise ValueError(
-            f"{'/'.join(path)}: expected shape {leaf(first, path).shape} of the parameter "
-            f"{leaf(first, path).path}, got {x.shape}; what is factored or blocked (adafactor, "
-            "shampoo) cannot be carried to other widths: initialise it anew on the small parameters"
-        )
-    if len({tuple(leaf(p, path).axes for path, _ in arrays) for p in fitting}) > 1:
-        raise ValueError(
-            f"{'/'.join(arrays[0][0])}: belongs to one of the parameters "
-            f"{', '.join(sorted(leaf(p, arrays[0][0]).path for p in fitting))}, and nothing says "
-            "to which: pass the tree of all of them"
-        )
-    return min(fitting, key=len)
+def _selected(
+    spec: FusionSpec, maps: Mapping[str, Transport], keep_shape: bool, x: Likeness
+) -> Array:
+    """The kept neurons' values of an array that lacks axes of its parameter, or its dtype."""
+    value, full = x.entry.value, spec.structure.leaf[x.leaf].shape
+    lacks = [i for i in range(len(full)) if x.axes is not None and i not in x.axes]
+    kept = value.ndim == len(full)
+    wide = jnp.broadcast_to(value if kept else jnp.expand_dims(value, lacks), full)
+    found = apply_maps({x.leaf: wide}, spec, maps, "select", keep_shape)[x.leaf]
+    if not lacks:
+        return found
+    # The entries along these axes are equal; with keep_shape they are zeros where neurons went.
+    most = jnp.max(found, tuple(lacks), keepdims=kept)
+    least = jnp.min(found, tuple(lacks), keepdims=kept)
+    return jnp.where(most != 0, most, least).astype(value.dtype)

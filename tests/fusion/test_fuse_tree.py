@@ -117,7 +117,10 @@ def test_moments_of_the_kept_neurons_and_nothing_else(name):
     shapes = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), got, like)
     assert all(jax.tree.leaves(shapes))
     updates, state = optimizer.update(grads, state, params)
-    small_updates, got = optimizer.update(selected(grads, maps), got, small)
+    # gradients that are accumulated are gradients: neurons that are merged add theirs
+    summed = ifjax.fuse_tree(grads, spec, maps, kind="gradients")
+    small_grads = summed if name == "several steps" else selected(grads, maps)
+    small_updates, got = optimizer.update(small_grads, got, small)
     assert_equal(small_updates, selected(updates, maps), atol=1e-6)
     assert_equal(got, ifjax.fuse_tree(state, spec, maps), atol=1e-6)
 
@@ -151,7 +154,7 @@ def test_the_state_of_all_variables_or_of_a_layer():
     targets = maps["params/fc0/weight"].targets
     expected["batch_stats"] = {"fc0": {"mean": np.zeros(8)[targets]}}
     state = {"whole": variables, "part": [variables["params"]], "layer": variables["params"]["fc1"]}
-    got = ifjax.fuse_tree(state, spec, maps)
+    got = ifjax.fuse_tree(state, spec, maps, kind="select")
     assert_equal(got["whole"], expected)
     assert_equal(got["part"][0], expected["params"])
     assert_equal(got["layer"], expected["params"]["fc1"])  # by its shapes
@@ -333,10 +336,25 @@ NO_LEAF = "that belongs to no leaf of the parameters"
     ("state", "message"),
     [
         ({"stats": BLOCKS}, rf"stats/fc0/weight/0: an array of shape \(8, 8\) {NO_LEAF}"),
-        ({"history": jnp.ones(5)}, rf"history: an array of shape \(5,\) {NO_LEAF}"),
-        (SMALL, r"fc0/bias: expected shape \(8,\) of the parameter params/fc0/bias, got \(4,\)"),
+        (
+            SMALL,
+            r"fc0/bias: expected shape \(8,\) of the parameter params/fc0/bias, got \(4,\), the "
+            "small shape: what already has the widths",
+        ),
+        (
+            optax.flatten(optax.adam(0.1)).init(tree()["params"]),
+            r"0/mu: an array of shape \(145,\) .* flattened",
+        ),
+        (
+            {"mu": jax.tree.map(lambda x: jnp.stack([x, x]), SMALL)},
+            r"mu/fc0/bias: .* got \(2, 4\); what is factored or blocked",
+        ),
+        (
+            {"mu": {"fc0": {"bias": jnp.ones((3, 8))}}},
+            r"mu/fc0/bias: .* got \(3, 8\); a stack of 3 of them is carried by jax.vmap",
+        ),
     ],
-    ids=["blocks", "history", "small"],
+    ids=["blocks", "small", "flat", "small stack", "stack"],
 )
 def test_arrays_that_belong_to_no_parameter_are_refused(state, message):
     with pytest.raises(ValueError, match=message):
@@ -363,7 +381,7 @@ def test_bad_kinds_and_maps_are_refused():
     with pytest.raises(ValueError, match=r"kind must be one of weights, gradients, select"):
         ifjax.apply_maps(tree(), spec, maps, kind="moments")
     with pytest.raises(ValueError, match=r"expected a transport map of shape \(8, 4\), got none"):
-        ifjax.fuse_tree(tree(), spec, {})
+        ifjax.fuse_tree(tree(), spec, {}, kind="select")
     with pytest.raises(ValueError, match=r"extra: not a leaf of the network"):
         ifjax.apply_maps({"extra": jnp.ones(3)}, spec, maps, kind="gradients")
     with pytest.raises(ValueError, match=r"params/fc0/bias: expected shape \(8,\), got \(3,\)"):
