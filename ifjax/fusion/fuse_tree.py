@@ -248,11 +248,11 @@ def _missing(
     """
     structure, needed = spec.structure, set[str]()
     if spec.method.method == "fuse":
-        for norm in plan.norms:
+        for norm in structure.norms:
             held = {getattr(norm, f.name) for f in dataclasses.fields(norm)} & {*structure.leaf}
             needed |= held if held & {*given} else set()
-    found = {path: x for path, x in lacking.items() if path in plan.leaf}
-    for path, leaf in plan.leaf.items():
+    found = {path: x for path, x in lacking.items() if path in structure.leaf}
+    for path, leaf in structure.leaf.items():
         if path not in {*given, *found, *needed}:
             dtype = leaf.dtype if _is_floating(structure, path) else "int32"
             found[path] = jnp.zeros(leaf.shape, dtype)

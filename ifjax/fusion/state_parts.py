@@ -78,16 +78,16 @@ class Parameters:
 
     @classmethod
     def of(cls, structure: Structure) -> Parameters:
-        """The leaves of a plan."""
+        """The leaves of a structure."""
         before: dict[str, set[str]] = defaultdict(set)
-        for path in plan.leaf:
+        for path in structure.leaf:
             keys = path.split("/")
             for end in range(len(keys) + 1):
                 for start in range(end + (end < len(keys))):
                     before["/".join(keys[start:end])].add("/".join(keys[:start]))
-        cut = frozenset(m.path for g in plan.in_order() for m in g.members)
+        cut = frozenset(m.path for g in structure.in_order() for m in g.members)
         counts: dict[str, int] = defaultdict(int)
-        for leaf in plan.leaves:
+        for leaf in structure.leaves:
             for collection in ("", leaf.path.split("/")[0]):
                 counts[collection] += math.prod(leaf.shape)
         runs = {k: frozenset(v) for k, v in before.items()}
@@ -176,7 +176,9 @@ def _matched(
     prefixes = frozenset[str].intersection(
         *(known.before.get(path, frozenset()) for path in rest.values())
     )
-    prefixes = {p for p in prefixes if all(_join(p, rest[e.path]) in plan.leaf for e in arrays)}
+    prefixes = {
+        p for p in prefixes if all(_join(p, rest[e.path]) in structure.leaf for e in arrays)
+    }
     if [*structure.leaf] == [""] and not any(rest.values()):
         prefixes = {""}
     if node.is_listed and not node.is_single:
@@ -185,8 +187,12 @@ def _matched(
         return None
     pairs = {p: [(_join(p, rest[e.path]), e) for e in arrays] for p in prefixes}
     if place == "axes":
-        return _the_prefix(node, {p: _along_axes(x, structure) for p, x in pairs.items()}, structure)
-    fitting = {p: likeness for p, x in pairs.items() if (likeness := _alike(x, structure)) is not None}
+        return _the_prefix(
+            node, {p: _along_axes(x, structure) for p, x in pairs.items()}, structure
+        )
+    fitting = {
+        p: likeness for p, x in pairs.items() if (likeness := _alike(x, structure)) is not None
+    }
     if fitting:
         return _the_prefix(node, fitting, structure)
     closest = min(pairs, key=lambda p: (sum(map(_differs(structure), pairs[p])), len(p)))
@@ -292,7 +298,9 @@ def _refuse_shape(
     pairs: Sequence[tuple[str, Entry]], known: Parameters, place: Place | None
 ) -> NoReturn:
     structure = known.structure
-    path, entry = next(pair for pair in pairs if _differs(structure)(pair) and pair[1].value.size > 1)
+    path, entry = next(
+        pair for pair in pairs if _differs(structure)(pair) and pair[1].value.size > 1
+    )
     shape, full = entry.value.shape, structure.leaf[path].shape
     if all(e.value.shape == structure.shape(p) for p, e in pairs):
         why = (
