@@ -125,7 +125,8 @@ def collect_stats(
       metrics: which of ``"taylor"``, ``"fisher"``, ``"chip"`` to collect for; None for that of the
         spec.
       chunk: how many examples fisher and chip go through at a time; None for the whole batch. They
-        hold the activations, and fisher the consumers' gradients, of so many examples.
+        hold the activations, and fisher the consumers' gradients, of so many examples. A function
+        that `jax.vmap` does not admit (with `jax.lax.ragged_dot` in it) goes through one by one.
 
     Returns:
       The sums over all examples.
@@ -232,9 +233,12 @@ def batch_stats(
         def one(arrays: Sequence[Array]) -> Any:
             return function(*arguments.join([x[None] for x in arrays]))
 
-        if chunk is None:
-            return jax.vmap(one)(arguments.arrays)
-        return jax.lax.map(one, arguments.arrays, batch_size=chunk)
+        try:
+            if chunk is None:
+                return jax.vmap(one)(arguments.arrays)
+            return jax.lax.map(one, arguments.arrays, batch_size=chunk)
+        except NotImplementedError:  # jax maps not every primitive: not `jax.lax.ragged_dot`
+            return jax.lax.map(one, arguments.arrays)
 
     gradients = fisher = chip = None
     if "taylor" in chosen:
