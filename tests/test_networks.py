@@ -121,10 +121,10 @@ def test_residual_stream_of_zero_padded_shortcuts():
     graph = ifjax.trace(module.apply, variables, jnp.zeros(IMAGE))
     stream = {g.name: g.size for g in graph.groups if not g.name.endswith("conv1/kernel")}
     assert stream == {
-        "params/layer2_0/conv2/kernel@0:8": 8,
-        "params/layer2_0/conv2/kernel@24:32": 8,
-        "params/layer3_0/conv2/kernel@0:16": 16,
-        "params/layer3_0/conv2/kernel@48:64": 16,
+        "params/layer2_0/conv2/kernel (0:8)": 8,
+        "params/layer2_0/conv2/kernel (24:32)": 8,
+        "params/layer3_0/conv2/kernel (0:16)": 16,
+        "params/layer3_0/conv2/kernel (48:64)": 16,
     }
     stem = graph.structure.group["params/conv1/kernel"]
     where = {m.path: m.where for m in stem.members if m.role == "consumer"}
@@ -188,7 +188,7 @@ def test_fusing_beats_pruning_on_the_real_resnet20(resnet20):
 def test_cutting_the_residual_stream_of_the_real_resnet20(resnet20):
     """One group of the stream alone, which the reference joins wrongly and cannot cut."""
     module, variables, x, labels, graph = resnet20
-    name = "params/layer3_0/conv2/kernel@48:64"
+    name = "params/layer3_0/conv2/kernel (48:64)"
     spec = graph.spec({name: 0.25}, solver="exact")
     small = ifjax.fuse_params(variables, spec)
     assert small["params"]["linear"]["kernel"].shape == (60, 10)

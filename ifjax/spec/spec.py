@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,13 +20,10 @@ from ifjax.parallel.sharding import laid_like
 from ifjax.spec.method import Method
 from ifjax.spec.table import spec_table
 from ifjax.structure import axis as ex
+from ifjax.structure.serialise import from_dict, to_dict
 from ifjax.structure.structure import (
     KEYS,
-    SCHEMA_VERSION,
-    BatchNorm,
     Group,
-    Leaf,
-    Member,
     Structure,
 )
 
@@ -137,20 +133,10 @@ class FusionSpec:
 
     def to_json(self) -> str:
         """The spec as JSON text; inverse of `from_json`."""
-        structure = self.structure
-        value = {
-            "version": structure.version,
-            "method": {
-                k: ("inf" if v == math.inf else v)
-                for k, v in dataclasses.asdict(self.method).items()
-            },
-            "leaves": _to_lists(structure.leaves),
-            "state": _to_lists(structure.state),
-            "carried": structure.carried,
-            "groups": [dataclasses.asdict(g) for g in structure.groups],
-            "norms": [dataclasses.asdict(n) for n in structure.norms],
-            "products": [[ex.to_json(e) for e in p] for p in structure.products],
+        method = {
+            k: ("inf" if v == math.inf else v) for k, v in dataclasses.asdict(self.method).items()
         }
+        value = {**to_dict(self.structure), "method": method}
         return json.dumps(value)
 
     @classmethod
@@ -162,54 +148,17 @@ class FusionSpec:
         """
         try:
             value = json.loads(text)
-            version = value["version"]
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
-            raise ValueError(f"not the JSON text of a FusionSpec: {e}") from e
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"expected a spec of schema version {SCHEMA_VERSION}, got {version}")
-        try:
+            structure = from_dict(value)
             method = dict(value["method"])
             if method["cost_p"] != "cosine":
                 method["cost_p"] = float(method["cost_p"])
-            structure = Structure(
-                leaves=_from_lists(value["leaves"]),
-                state=_from_lists(value["state"]),
-                carried=tuple(value["carried"]),
-                groups=tuple(
-                    Group(
-                        **{
-                            **g,
-                            "batch": tuple(g["batch"]),
-                            "along": tuple(g["along"]),
-                            "members": tuple(
-                                Member(**{**m, "where": tuple(m["where"])}) for m in g["members"]
-                            ),
-                        }
-                    )
-                    for g in value["groups"]
-                ),
-                norms=tuple(BatchNorm(**n) for n in value["norms"]),
-                products=tuple(tuple(ex.from_json(e) for e in p) for p in value["products"]),
-                version=version,
-            )
             return cls(structure, Method(**method))
-        except (KeyError, TypeError) as e:
+        except (json.JSONDecodeError, KeyError, TypeError) as e:
             raise ValueError(f"not the JSON text of a FusionSpec: {type(e).__name__} {e}") from e
 
     def __str__(self) -> str:
         """Channels, weights and FLOPs of every cut group, before and after."""
         return spec_table(self.structure, self.method)
-
-
-def _to_lists(leaves: Sequence[Leaf]) -> list[list[Any]]:
-    return [[x.path, list(x.shape), x.dtype, [ex.to_json(a) for a in x.axes]] for x in leaves]
-
-
-def _from_lists(values: Sequence[Any]) -> tuple[Leaf, ...]:
-    return tuple(
-        Leaf(path, tuple(shape), dtype, tuple(ex.from_json(a) for a in axes))
-        for path, shape, dtype, axes in values
-    )
 
 
 def check_spec(spec: Any) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ifjax.structure.names import older_name
 from ifjax.structure.structure import Group, Member
 
 Selector = str | Iterable[str] | Callable[[Group], bool] | None
@@ -96,8 +97,9 @@ def _first(group: Group, mapping: Mapping[str, Any]) -> Any:
 
 
 def _match(group: Group, pattern: str) -> bool:
-    """A group's own name matches it, whatever brackets it holds."""
-    return group.name == pattern or fnmatchcase(group.name, pattern)
+    """A group's own name matches it, whatever brackets it holds; and the one of schema 2."""
+    names = (group.name, older_name(group))
+    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
 def _matches(groups: Sequence[Group], pattern: str, what: str) -> set[str]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ifjax.structure import axis as ex
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Group:
     """Neurons that can only be cut together.
 
     Attributes:
-      name: path of the first producer, with the segment where its axis holds several groups.
+      name: path of the first producer, with what tells it apart where this holds several groups
+        (`ifjax.structure.names`).
       size: number of neurons.
       kept: number of neurons that the spec keeps; ``size`` in a graph.
       kind: ``"neuron"`` where something produces and something consumes it; ``"head"`` and

@@ -17,9 +17,9 @@ def test_names_are_unique_stable_and_say_where():
         return jnp.einsum("nhd,hdo->no", jnp.tanh(q), p["o"])
 
     p = arrays(q=(3, 2, 4), o=(2, 4, 2))
-    graph = hold(f, p, X, groups={"q": 2, "q#2": 4})
+    graph = hold(f, p, X, groups={"q": 2, "q (axis 2)": 4})
     assert ifjax.trace(f, p, X).groups == ifjax.trace(f, p, np.zeros((9, 3))).groups
-    assert graph.structure.group["q#2"].members[1].where == ("0:4",)
+    assert graph.structure.group["q (axis 2)"].members[1].where == ("0:4",)
 
 
 def test_the_order_of_groups_is_that_of_their_first_producers():

@@ -81,8 +81,10 @@ def test_batches_inexact_groups_and_numbers_that_equal_a_width():
 
     graph = ifjax.trace(f, arrays(up=(2, 3, 6), down=(2, 6, 4)), X)
     lines = str(graph).splitlines()
-    assert any(line.split()[:6] == ["up#2", "2", "x", "6", "neuron", "~"] for line in lines)
+    assert any(
+        line.split()[:8] == ["up", "(axis", "2)", "2", "x", "6", "neuron", "~"] for line in lines
+    )
     assert any(line.startswith("L x n:") for line in lines)
     assert any(line.startswith("~: cutting is not zeroing") for line in lines)
     assert "mul by 6 at" in lines[-1]
-    assert lines[-1].endswith("the width of up#2")
+    assert lines[-1].endswith("the width of up (axis 2)")

@@ -286,8 +286,8 @@ def test_constants_are_sliced_by_runs_of_equal_slices():
 
     p = {k: FULL[k] for k in ("w1", "m")}
     graph = ifjax.trace(f, p, X)
-    spec = graph.spec(keep={"w1@0:5": 2, "w1@5:10": 4})
-    small = ifjax.take(p, graph, {"w1@0:5": [0, 3], "w1@5:10": [0, 1, 2, 4]})
+    spec = graph.spec(keep={"w1 (0:5)": 2, "w1 (5:10)": 4})
+    small = ifjax.take(p, graph, {"w1 (0:5)": [0, 3], "w1 (5:10)": [0, 1, 2, 4]})
     want = (jnp.tanh(X @ small["w1"]) * np.repeat([1.0, 2.0], [2, 4])) @ small["m"]
     np.testing.assert_allclose(ifjax.shrink(f, spec)(small, X), want, rtol=1e-5)
 

@@ -125,9 +125,9 @@ def test_a_class_that_only_one_side_holds_is_free_and_cut_only_by_name():
         return (x @ p["a"])[:, :2] @ p["b"]
 
     graph = ifjax.trace(f, arrays(a=(3, 6), b=(2, 2)), X)
-    assert {g.name: g.kind for g in graph.groups} == {"a@0:2": "neuron", "a@2:6": "free"}
-    assert graph.spec(0.5).structure.widths == {"a@0:2": 1}
-    assert graph.spec({"a@2:6": 0.5}).structure.widths == {"a@2:6": 2}
+    assert {g.name: g.kind for g in graph.groups} == {"a (0:2)": "neuron", "a (2:6)": "free"}
+    assert graph.spec(0.5).structure.widths == {"a (0:2)": 1}
+    assert graph.spec({"a (2:6)": 0.5}).structure.widths == {"a (2:6)": 2}
 
 
 # Outputs that mirror leaves
@@ -230,9 +230,9 @@ def test_the_intersection_is_safe_for_both():
     p = arrays(a=(3, 6), c=(3, 6), b=(6, 2), d=(3, 4), e=(4, 2))
     g1, g2, g3 = (ifjax.trace(f, p, X) for f in (one, two, three))
     assert names(g1) == {"a": 6, "d": 4}
-    assert names(g2) == {"a": 6, "d@0:2": 2, "e@2:4": 2}
+    assert names(g2) == {"a": 6, "d (0:2)": 2, "e (2:4)": 2}
     both = g1 & g2
-    assert names(both) == {"a": 6, "d@0:2": 2}
+    assert names(both) == {"a": 6, "d (0:2)": 2}
     assert {m.path for m in both.structure.group["a"].members} == {"a", "b", "c"}
     assert names(g2 & g1) == names(both)
     assert names(g1 & g3) == {"d": 4}

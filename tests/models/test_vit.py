@@ -78,7 +78,7 @@ def test_heads_head_dim_and_mlp_are_groups_per_block():
     found = {group.name: (group.size, group.kind) for group in graph.groups}
     for block in ("params/block1", "params/block2"):
         assert found[f"{block}/query/kernel"] == (12, "head")
-        assert found[f"{block}/query/kernel#2"] == (64, "head_dim")
+        assert found[f"{block}/query/kernel (head_dim)"] == (64, "head_dim")
         assert found[f"{block}/value/kernel"] == (64, "head_dim")
         assert found[f"{block}/fc1/kernel"] == (3072, "neuron")
     heads = graph.structure.group["params/block1/query/kernel"]
@@ -99,7 +99,9 @@ def test_a_cut_network_is_an_ordinary_module():
     kept = {group.name: group.kept for group in spec.groups}
     assert small.head_dim == 4
     assert small.widths.heads == tuple(kept[f"params/block{b}/query/kernel"] for b in (1, 2))
-    assert small.widths.query == tuple(kept[f"params/block{b}/query/kernel#2"] for b in (1, 2))
+    assert small.widths.query == tuple(
+        kept[f"params/block{b}/query/kernel (head_dim)"] for b in (1, 2)
+    )
     assert small.widths.query[0] < 4
     assert small.widths.mlp == tuple(kept[f"params/block{b}/fc1/kernel"] for b in (1, 2))
     assert len(groups(graph)) >= 8

@@ -150,8 +150,8 @@ def test_text_that_is_no_spec(text):
 
 
 def test_a_spec_of_another_version(graph):
-    text = graph.spec(0.5).to_json().replace('"version": 2', '"version": 99')
-    with pytest.raises(ValueError, match="expected a spec of schema version 2, got 99"):
+    text = graph.spec(0.5).to_json().replace('"version": 3', '"version": 99')
+    with pytest.raises(ValueError, match="expected a spec of schema version 2 or 3, got 99"):
         FusionSpec.from_json(text)
 
 

@@ -31,7 +31,7 @@ def test_separate_projections():
     graph = hold(f, p, X)
     assert kinds(graph) == {
         "q": (3, "head"),
-        "q#2": (6, "head_dim"),
+        "q (head_dim)": (6, "head_dim"),
         "v": (5, "head_dim"),
     }
 

@@ -396,7 +396,12 @@ def test_channel_shuffle():
         h = h.reshape(4, 2, 3).swapaxes(1, 2).reshape(4, 6)
         return jnp.sin(h) @ p["b"]
 
-    hold(f, arrays(a=(3, 6), b=(6, 2)), array(4, 3), groups={"a@0:6=2x3.0": 2, "a@0:6=2x3.1": 3})
+    hold(
+        f,
+        arrays(a=(3, 6), b=(6, 2)),
+        array(4, 3),
+        groups={"a (factor 1 of 2x3)": 2, "a (factor 2 of 2x3)": 3},
+    )
 
 
 def test_shrunk_functions_hold_no_full_width():
