@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from ifjax.graph.shrink import check_small
+from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.tree import check_finite, leaves_by_path
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 SIZES = "files.json"  # lengths of all files of a checkpoint, so that a truncated one is found out
 
 
+@with_promotion
 def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None:
     """Writes small parameters and the spec that they belong to.
 
@@ -90,6 +92,7 @@ def _folder_beside(path: Path, alone: bool) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@with_promotion
 def load(
     path: str | os.PathLike[str],
     like: PyTree | None = None,

@@ -21,9 +21,11 @@ from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.evaluate import Seen, evaluate
 from ifjax.jaxprs.program import flatten
 from ifjax.jaxprs.walk import Axes
+from ifjax.promotion import with_promotion
 from ifjax.tree import check_finite, leaves_by_path, promoted, with_leaves
 
 
+@with_promotion
 def reset_statistics(
     apply_fn: Callable[..., Any], params: PyTree, batches: Iterable[Any]
 ) -> PyTree:

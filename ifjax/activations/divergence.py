@@ -15,6 +15,7 @@ from ifjax.jaxprs.arguments import Arguments, path_name
 from ifjax.jaxprs.evaluate import Seen, evaluate
 from ifjax.jaxprs.program import flatten
 from ifjax.jaxprs.traits import traits_of
+from ifjax.promotion import with_promotion
 
 
 class Divergence(NamedTuple):
@@ -30,6 +31,7 @@ class Divergence(NamedTuple):
     cosine: float
 
 
+@with_promotion
 def layer_outputs(
     apply_fn: Callable[..., Any], params: PyTree, *inputs: Any
 ) -> OrderedDict[str, Array]:
@@ -88,6 +90,7 @@ def layer_outputs(
     return outputs
 
 
+@with_promotion
 def output_divergence(
     apply_fn: Callable[..., Any],
     params: PyTree,

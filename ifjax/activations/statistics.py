@@ -20,6 +20,7 @@ from ifjax.graph.trace import DependencyGraph
 from ifjax.importance import metrics as importance
 from ifjax.importance.independence import independence
 from ifjax.jaxprs.arguments import Arguments, is_array
+from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
@@ -76,6 +77,7 @@ class Stats:
         return jax.tree.map(jnp.add, self, other)
 
 
+@with_promotion
 def collect_stats(
     apply_fn: Callable[..., Any],
     params: PyTree,
@@ -173,6 +175,7 @@ def collect_stats(
     return total
 
 
+@with_promotion
 def batch_stats(
     apply_fn: Callable[..., Any],
     params: PyTree,

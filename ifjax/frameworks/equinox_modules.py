@@ -15,6 +15,7 @@ from ifjax.fusion.fuse import apply_maps
 from ifjax.fusion.fuse_tree import fuse_tree
 from ifjax.fusion.transport_maps import transport_maps
 from ifjax.jaxprs.arguments import path_name
+from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Structure
@@ -57,6 +58,7 @@ def equinox_function(
     return apply_fn, arrays
 
 
+@with_promotion
 def cut_equinox(
     module: PyTree,
     spec: FusionSpec,
@@ -116,6 +118,7 @@ def cut_equinox(
     return cut
 
 
+@with_promotion
 def carry_equinox(
     tree: PyTree,
     cut: PyTree,

@@ -14,6 +14,7 @@ from ifjax.fusion.fuse import apply_maps
 from ifjax.fusion.fuse_tree import carry_parts
 from ifjax.fusion.part_kinds import initial_kinds
 from ifjax.fusion.transport_maps import transport_maps
+from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Structure
@@ -52,6 +53,7 @@ def nnx_function(
     return apply_fn, state
 
 
+@with_promotion
 def cut_nnx(
     module: nnx.Module,
     spec: FusionSpec,

@@ -20,6 +20,7 @@ from ifjax.fusion.merge import Map, Sources, merge_group, merge_kind, merge_leav
 from ifjax.fusion.transport_maps import Found, merging, stacked_maps
 from ifjax.parallel.placement import on_mesh
 from ifjax.parallel.sharding import laid_like
+from ifjax.promotion import with_promotion
 from ifjax.spec.method import Method
 from ifjax.spec.shardings import explicit_outputs
 from ifjax.spec.spec import FusionSpec, check_spec
@@ -31,6 +32,7 @@ from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, leaves_by_path, promoted, with_leaves
 
 
+@with_promotion
 def fuse_params(
     params: PyTree,
     spec: FusionSpec,
@@ -84,6 +86,7 @@ def fuse_params(
     return on_mesh(fused, params, scores, stats, outputs=outputs)
 
 
+@with_promotion
 def apply_maps(
     params: PyTree,
     spec: FusionSpec,

@@ -18,12 +18,14 @@ from ifjax.fusion.part_kinds import Kinds, check_patterns, explicit_kind, initia
 from ifjax.fusion.small_function import with_small_functions
 from ifjax.fusion.state_kinds import Kind, checked_kind
 from ifjax.fusion.state_parts import Likeness, Parameters, Part, parts_of
+from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.structure import Structure
 from ifjax.transport.transport import Transport
 from ifjax.tree import leaves_by_path
 
 
+@with_promotion
 def fuse_tree(
     tree: PyTree,
     spec: FusionSpec,
@@ -146,6 +148,7 @@ def carry_parts(
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
+@with_promotion
 def kept_mask(tree: PyTree, spec: FusionSpec, maps: Mapping[str, Transport]) -> PyTree:
     """Ones where a ``keep_shape`` result holds kept neurons, zeros where it holds dropped ones.
 

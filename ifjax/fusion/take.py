@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from ifjax.fusion.inputs import checked_indices
 from ifjax.graph.trace import DependencyGraph
+from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
@@ -20,6 +21,7 @@ from ifjax.transport.transport import Transport
 from ifjax.tree import with_leaves
 
 
+@with_promotion
 def take(
     params: PyTree,
     graph: DependencyGraph | FusionSpec,
@@ -70,6 +72,7 @@ def take(
     return with_leaves(params, result)
 
 
+@with_promotion
 def compact(params: PyTree, spec: FusionSpec, maps: Mapping[str, Transport | Any]) -> PyTree:
     """Makes a ``keep_shape`` result small: what stands in the places of the kept neurons.
 

@@ -30,6 +30,7 @@ from ifjax.importance import metrics as importance
 from ifjax.importance.independence import gram_independence
 from ifjax.parallel import threads
 from ifjax.parallel.placement import on_mesh
+from ifjax.promotion import with_promotion
 from ifjax.spec.method import Method
 from ifjax.spec.shardings import explicit_maps
 from ifjax.spec.spec import FusionSpec, check_spec
@@ -40,6 +41,7 @@ from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted
 
 
+@with_promotion
 def transport_maps(
     params: PyTree,
     spec: FusionSpec,
@@ -160,6 +162,7 @@ def stacked_maps(
     return found
 
 
+@with_promotion
 def neuron_scores(params: PyTree, spec: FusionSpec, stats: Stats | None = None) -> dict[str, Array]:
     """The importance of every neuron of the groups that a spec cuts, on the given parameters.
 

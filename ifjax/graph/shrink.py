@@ -22,6 +22,7 @@ from ifjax.jaxprs.program import Step, flatten
 from ifjax.jaxprs.rules import rule_of
 from ifjax.jaxprs.rules.rule import Derive, Resize
 from ifjax.jaxprs.walk import Axes, Context, Frame, constant_axes, frames_of, walk
+from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
@@ -59,6 +60,7 @@ def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]
     cache: dict[Any, _Shrunk] = {}
 
     @functools.wraps(apply_fn, updated=())
+    @with_promotion
     def apply_small(params: Any, *inputs: Any, **static: Any) -> Any:
         arguments = Arguments.split(inputs, static)
         leaves, tree = jax.tree.flatten(params)

@@ -21,10 +21,12 @@ from ifjax.graph.grouping import Facts, build
 from ifjax.jaxprs.arguments import Arguments, path_name, struct
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
+from ifjax.promotion import with_promotion
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Kind
 
 
+@with_promotion
 def trace(
     apply_fn: Callable[..., Any],
     params: Any,

@@ -13,6 +13,7 @@ import numpy as np
 
 from ifjax.graph.analysis import mirrored_objects, mirrors
 from ifjax.jaxprs.arguments import Arguments, path_name
+from ifjax.promotion import with_promotion
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import take_batched
@@ -46,6 +47,7 @@ class Verification:
         return all(change <= self.limit for change in self.changes.values())
 
 
+@with_promotion
 def verify(
     structure: Structure,
     apply_fn: Callable[..., Any],

@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ifjax.promotion import with_promotion
 
+
+@with_promotion
 def independence(maps: Float[Array, "n p"]) -> Float[Array, " n"]:
     r"""The drop of the nuclear norm of the feature maps when a channel is set to zero.
 
@@ -49,6 +52,7 @@ def _svd(maps: Array) -> tuple[Array, Array, Array]:
     return u, s, v
 
 
+@with_promotion
 def gram_independence(gram: Float[Array, "n n"]) -> Float[Array, " n"]:
     """`independence` of maps of which only the Gram matrix A A^T is known.
 

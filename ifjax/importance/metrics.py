@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ifjax.promotion import with_promotion
+
 Members: TypeAlias = Sequence[Float[Array, "n _"]]
 # Of an array, and the axis along which the neurons lie in it: the others are reduced where they
 # are, for to transpose it takes longer.
@@ -30,6 +32,7 @@ NORMALIZATIONS = ("mean", "max", "sum", "none")
 NEEDS = {"taylor": "gradients", "fisher": "fisher", "chip": "chip"}
 
 
+@with_promotion
 def score(
     name: str,
     members: Sequence[Float[Array, "..."]],

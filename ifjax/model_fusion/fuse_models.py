@@ -23,6 +23,7 @@ from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph
 from ifjax.model_fusion.alignment import Network, alignment_order
 from ifjax.model_fusion.matching import Order, activation_costs, align
+from ifjax.promotion import with_promotion
 from ifjax.spec.method import Method
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.leaves import checked_leaves
@@ -35,6 +36,7 @@ from ifjax.tree import is_concrete, promoted, with_leaves
 Maps = Mapping[str, Transport]
 
 
+@with_promotion
 def fuse_models(
     models: Sequence[PyTree],
     graph: DependencyGraph,
@@ -117,6 +119,7 @@ def fuse_models(
     )
 
 
+@with_promotion
 def align_models(
     models: Sequence[PyTree],
     graph: DependencyGraph,

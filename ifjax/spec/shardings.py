@@ -7,11 +7,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from ifjax.parallel.sharding import divided, sharding_of
+from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.structure import Structure
 from ifjax.tree import leaves_by_path
 
 
+@with_promotion
 def small_shardings(spec: FusionSpec, params: PyTree) -> PyTree:
     """Where the small parameters lie: every leaf as the full one does, as far as widths divide.
 

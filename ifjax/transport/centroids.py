@@ -13,6 +13,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ifjax.promotion import with_promotion
+
 CENTROIDS = ("kmeans", "gaussian_mixture")
 _STARTS = 10  # of k-means; the best result is taken
 # What the score of a neuron counts in the choice of representatives, relative to the mean distance:
@@ -34,6 +36,7 @@ class Clusters(NamedTuple):
     targets: Int[Array, " m"]
 
 
+@with_promotion
 def clusters(
     features: Float[Array, "n d"],
     m: int,

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from ifjax.promotion import with_promotion
 from ifjax.transport.transport import Transport
 
 
+@with_promotion
 def compose_maps(
     second: Mapping[str, Transport], first: Mapping[str, Transport]
 ) -> dict[str, Transport]:

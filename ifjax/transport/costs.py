@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float
 
+from ifjax.promotion import with_promotion
+
 # Of a norm; or "cosine".
 Order = float | int | str
 
@@ -29,6 +31,7 @@ _NEAR = 1 / 32
 _ROWS = 64
 
 
+@with_promotion
 def features(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
     r"""Divides each row by its 2-norm: :math:`f_i = x_i / \|x_i\|_2`, and 0 where it is zero.
 
@@ -85,6 +88,7 @@ def _norms(x: Float[Array, "..."], axis: int) -> Float[Array, " n"]:
     return jnp.where(square > 0, scale * jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
+@with_promotion
 @functools.partial(jax.jit, static_argnames=("p", "axis"))
 def cost_matrix(
     x: Float[Array, "_ _"], y: Float[Array, "_ _"], p: Order = 1, axis: int = 0

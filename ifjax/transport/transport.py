@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ifjax.promotion import with_promotion
 from ifjax.transport import solvers
 
 MARGINALS = ("uniform", "importance")
@@ -46,6 +47,7 @@ class Transport(NamedTuple):
     potential: Float[Array, " n"]
 
 
+@with_promotion
 def solve(
     cost: Float[Array, "n m"],
     a: Float[Array, " n"],
@@ -120,6 +122,7 @@ def solve(
     )
 
 
+@with_promotion
 def marginal(kind: str, scores: Float[Array, " n"]) -> Float[Array, " n"]:
     r"""The mass of each neuron, of sum one.
 
