@@ -18,15 +18,16 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 try:
     import jax
-    import tyro
 
     import ifjax
     from ifjax import data, report
     from ifjax.experiment import compression, fold_models, sensitivity
     from ifjax.experiment.checking import check
-    from ifjax.experiment.config import Config, UserError, settings, user_error
+    from ifjax.experiment.config import Config, settings
+    from ifjax.experiment.errors import UserError, user_error
     from ifjax.experiment.journal import Journal, find_run
     from ifjax.experiment.network import create, load
+    from ifjax.experiment.options import parse
     from ifjax.experiment.pipelines import fuse_and_prune, with_speedups
     from ifjax.experiment.programs import kept_programs
     from ifjax.experiment.runner import optimization
@@ -183,7 +184,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
         was interrupted by Control-C or SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = tyro.cli(Config, prog="train.py", args=arguments)
+    config = parse(Config, "train.py", arguments)
     command = shlex.join(["python", "train.py", *arguments])
     try:
         with user_error("--coordinator"):

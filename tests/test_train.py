@@ -4,8 +4,11 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import itertools
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +29,7 @@ from ifjax.experiment import stages
 from ifjax.experiment.config import Importance
 from ifjax.experiment.curves import read
 from ifjax.experiment.network import create
+from ifjax.experiment.options import parse
 from ifjax.experiment.runner import evaluator
 from ifjax.importance import metrics as importance
 
@@ -301,19 +305,87 @@ def test_words_the_command_line_does_not_know_end_with_2(
     assert arguments.split()[0] in capsys.readouterr().err
 
 
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+def shown_help(capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stop:
         train.cli(["--help"])
     assert stop.value.code == 0
-    text = capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+def test_help_explains_every_option_in_its_section(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown_help(capsys)
+    places = {
+        "network": ("model", "width", "checkpoint"),
+        "data": ("data", "data-dir", "augment"),
+        "training": ("epochs", "learning-rate, --lr", "fine-tune-epochs"),
+        "what is cut": ("sparsities", "target", "include", "per-group"),
+        "how": ("methods", "importances, --importance", "solver", "merge", "rounds"),
+        "split data": ("mode", "folds", "split", "fuse-on", "whole"),
+        "several hosts": ("coordinator", "processes", "lost-after"),
+        "running": ("out", "resume", "seed", "progress", "compile-cache"),
+    }
+    titles = [line.rstrip(":") for line in text.splitlines() if re.match(r"[a-z ]+:$", line)]
+    titles = titles[titles.index("network") :]
+    assert titles == [*places, "help"]
+    for title, options in places.items():
+        section = text.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
+        for option in options:
+            assert f"\n  --{option}" in f"\n{section}"
     for field in dataclasses.fields(train.Config):
-        assert f"--{field.name.replace('_', '-')}" in text
+        assert len(re.findall(rf"^  --{field.name.replace('_', '-')}\b", text, re.M)) >= 1
+
+
+@pytest.mark.parametrize("columns", [62, 80, 250])
+def test_no_line_of_the_help_is_broken(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line ends where the first word of the next one finds no room."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    width = min(columns - 2, 100)
+    lines = shown_help(capsys).split("\nnetwork:\n")[1].splitlines()
+    assert max(map(len, lines)) <= width
+    pairs = [
+        (line, after)
+        for line, after in itertools.pairwise(lines)
+        if after.startswith(" " * 26) and line[24:26] == "  "
+    ]
+    assert len(pairs) > 40
+    for line, after in pairs:
+        words = after.split()
+        word = " ".join(words[:2]) if words[0] == "(default:" else words[0]
+        assert len(f"{line} {word}") > width
+
+
+def test_values_of_the_help_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown_help(capsys)
+    for name in models.NAMES:
+        assert re.search(rf"\b{name}\b", text)
+    for clumsy in ("None", "DATA_DIR", "{'", "typing", "Path", "INT", "FLOAT"):
+        assert not re.search(rf"(?<![\w$/]){re.escape(clumsy)}(?!\w)", text), clumsy
+    assert "--data-dir DIR" in text
+    assert "--coordinator HOST:PORT" in text
+
+
+def test_the_commands_of_the_help_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
+    """And so are calls that were written for earlier versions."""
+    text = shown_help(capsys).replace("\\\n", "")
+    commands = re.findall(r"^    python train.py(.*)$", text, re.M)
+    assert len(commands) == 4
+    found = [parse(train.Config, "train.py", shlex.split(command)) for command in commands]
+    assert found[1].include == ("params/layer*conv1*",)
+    assert found[2].sparsities == (0.25, 0.5, 0.75)
+    old = "--data_dir a --lr 0.5 --fine-tune-lr=0.1 --importance l1 --clip-norm None --no-whole"
+    assert parse(train.Config, "train.py", old.split()) == train.Config(
+        data_dir=Path("a"),
+        learning_rate=0.5,
+        fine_tune_learning_rate=0.1,
+        importances=("l1",),
+        whole=False,
+    )
 
 
 def test_help_says_where_compiled_programs_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        train.cli(["--help"])
-    text = capsys.readouterr().out
+    text = " ".join(shown_help(capsys).split())
     for words in ("--no-compile-cache", "$JAX_COMPILATION_CACHE_DIR", "~/.cache/ifjax/programs"):
         assert words in text
 

@@ -5,7 +5,9 @@ import importlib.util
 import math
 
 from ifjax import report
-from ifjax.experiment.config import Config, UserError, optimizer_config, user_error
+from ifjax.experiment.config import Config
+from ifjax.experiment.errors import UserError, user_error
+from ifjax.experiment.runner import optimizer_config
 
 # Read with --mode fap or paf only.
 _OF_FOLDS = ("folds", "split", "alpha", "fold_start", "fuse_on", "fuse_solver", "whole")

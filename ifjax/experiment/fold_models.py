@@ -9,7 +9,8 @@ import ifjax
 from ifjax import data
 from ifjax.activations.statistics import Stats
 from ifjax.experiment.compression import calibrate, calibration_batches
-from ifjax.experiment.config import Config, user_error
+from ifjax.experiment.config import Config
+from ifjax.experiment.errors import user_error
 from ifjax.experiment.journal import Journal
 from ifjax.experiment.network import Network, create
 from ifjax.experiment.runner import Optimization, Split, optimization, preparation, train

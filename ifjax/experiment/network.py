@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 import ifjax
 from ifjax import data, interop, models
-from ifjax.experiment.config import Config, UserError
+from ifjax.experiment.config import Config
+from ifjax.experiment.errors import UserError
 from ifjax.tree import leaves_by_path
 
 _IMAGENET_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")

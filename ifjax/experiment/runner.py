@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Int
 
 from ifjax import data
-from ifjax.experiment.config import Config, optimizer_config
+from ifjax.experiment.config import Config
 from ifjax.experiment.curves import add, open_curves
 from ifjax.experiment.journal import Journal
 from ifjax.experiment.network import Network
@@ -21,7 +21,7 @@ from ifjax.training.evaluate import Evaluation, evaluate, make_eval_step
 from ifjax.training.feeding import SplitBatch
 from ifjax.training.layout import Layout
 from ifjax.training.loop import Every, Means, fit
-from ifjax.training.optimizer import make_optimizer, make_schedule
+from ifjax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from ifjax.training.signals import deferred
 from ifjax.training.state import TrainState
 from ifjax.training.step import Prepare, TrainStep, make_train_step
@@ -91,6 +91,39 @@ def optimization(
     chosen = optimizer_config(config, learning_rate, falls)
     schedule = make_schedule(chosen, max(1, steps))
     return Optimization(steps, per_epoch, schedule, make_optimizer(chosen, schedule))
+
+
+def optimizer_config(
+    config: Config, learning_rate: float, milestones: tuple[int, ...] = ()
+) -> OptimizerConfig:
+    """Picks the optimizer's part of a configuration.
+
+    Args:
+        config: the configuration.
+        learning_rate: the peak.
+        milestones: steps at which the schedule ``step`` falls.
+
+    Returns:
+        What :func:`ifjax.training.make_optimizer` takes.
+
+    Raises:
+        ValueError: if a value is out of range.
+
+    Example:
+        >>> optimizer_config(Config(), 0.3).learning_rate
+        0.3
+    """
+    return OptimizerConfig(
+        name=config.optimizer,
+        learning_rate=learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        milestones=milestones,
+        gamma=config.gamma,
+        clip_norm=config.clip_norm,
+    )
 
 
 def train_step(

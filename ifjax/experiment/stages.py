@@ -13,8 +13,9 @@ import ifjax
 from ifjax import data, training
 from ifjax.activations.statistics import Stats
 from ifjax.experiment import compression, fold_models, sensitivity
-from ifjax.experiment.config import Config, user_error
+from ifjax.experiment.config import Config
 from ifjax.experiment.curves import add, open_curves
+from ifjax.experiment.errors import user_error
 from ifjax.experiment.journal import Journal
 from ifjax.experiment.network import Network
 from ifjax.experiment.runner import Optimization, evaluator, train, train_step

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import ifjax
 from ifjax import report
-from ifjax.experiment.config import Config, UserError, user_error
+from ifjax.experiment.config import Config
+from ifjax.experiment.errors import UserError, user_error
 from ifjax.structure.structure import Group
 
 METHODS = {"prune": "plain pruning", "fuse": "Intra-Fusion"}

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from ifjax.experiment.checking import check
-from ifjax.experiment.config import Config, UserError
+from ifjax.experiment.config import Config
+from ifjax.experiment.errors import UserError
 
 LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "eval_batch_size", "log_every", "rounds"), 1),

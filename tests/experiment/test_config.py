@@ -1,6 +1,5 @@
 """What counts as the same run."""
 
-import contextlib
 import dataclasses
 import json
 import typing
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ifjax.experiment.config import Config, UserError, settings, user_error
+from ifjax.experiment.config import Config, settings
 
 EMPTY = {
     "train_images": 7,
@@ -63,16 +62,3 @@ def test_the_defaults_name_their_folder() -> None:
     assert Config(mode="paf").folder == Path("runs/digits-resnet8-paf")
     assert Config(out=Path("a")).folder == Path("a")
     assert (Config().cuts, Config(mode="fap").cuts) == ((0.3, 0.5, 0.7), (0.5,))
-
-
-@pytest.mark.parametrize("error", [ValueError, TypeError, ImportError, OSError])
-def test_what_a_library_says_is_put_to_an_option(error: type[Exception]) -> None:
-    with pytest.raises(UserError, match="--lr: too much"), user_error("--lr"):
-        raise error("too much")
-
-
-def test_other_errors_are_left_as_they_are() -> None:
-    with pytest.raises(KeyError), user_error("--lr"):
-        raise KeyError("a defect")
-    with contextlib.nullcontext(), user_error("--lr"):
-        pass

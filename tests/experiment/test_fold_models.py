@@ -9,7 +9,8 @@ import pytest
 
 import ifjax
 from ifjax import data
-from ifjax.experiment.config import Config, UserError
+from ifjax.experiment.config import Config
+from ifjax.experiment.errors import UserError
 from ifjax.experiment.fold_models import cut_folds, fuse_folds, prepare_folds, train_folds
 from ifjax.experiment.journal import Journal
 from ifjax.experiment.network import create

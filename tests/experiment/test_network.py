@@ -10,7 +10,8 @@ import pytest
 import safetensors.numpy
 
 from ifjax import data, interop
-from ifjax.experiment.config import Config, UserError
+from ifjax.experiment.config import Config
+from ifjax.experiment.errors import UserError
 from ifjax.experiment.network import as_network, create, load, make_model
 
 

@@ -8,7 +8,8 @@ import pytest
 
 import ifjax
 from ifjax import data
-from ifjax.experiment.config import Config, UserError
+from ifjax.experiment.config import Config
+from ifjax.experiment.errors import UserError
 from ifjax.experiment.network import create
 from ifjax.experiment.stages import read, save
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 import ifjax
-from ifjax.experiment.config import Config, UserError
+from ifjax.experiment.config import Config
+from ifjax.experiment.errors import UserError
 from ifjax.experiment.variants import sparsity_of_share, variants
 
 PARAMS = {"w1": jnp.ones((3, 40)), "w2": jnp.ones((40, 25)), "w3": jnp.ones((25, 4))}
