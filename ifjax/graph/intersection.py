@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
 
 from ifjax.graph.coupling import Coupling
 from ifjax.graph.facts.batching import batch_axes
@@ -14,116 +14,154 @@ from ifjax.graph.grouping import Facts, build
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
 from ifjax.structure import axis as ex
-from ifjax.structure.structure import BatchNorm, Group, Kind, Leaf
+from ifjax.structure.structure import BatchNorm, Group, Kind, Leaf, Role
 
 
 def intersect(a: Coupling, b: Coupling) -> Coupling:
     """Unifies the axes of every leaf in both graphs; what either pins or ties stays so."""
-    if [(x.path, x.shape) for x in a.structure.leaves] != [
-        (x.path, x.shape) for x in b.structure.leaves
-    ]:
-        mine = {x.path: x.shape for x in a.structure.leaves}
-        for leaf in b.structure.leaves:
-            if mine.get(leaf.path) != leaf.shape:
-                raise ValueError(
-                    f"graphs of different parameter trees: at {leaf.path} expected shape "
-                    f"{mine.get(leaf.path)}, got {leaf.shape}"
-                )
-        raise ValueError("graphs of different parameter trees: the second one lacks leaves")
-    store = AxisStore()
-    atoms: dict[str, int] = {}
-    state: dict[str, tuple[Leaf, Axes]] = {}
+    _check_same_leaves(a, b)
+    joint = _Joint()
+    left, right = joint.leaf_axes(a, "a:"), joint.leaf_axes(b, "b:")
+    paths = [leaf.path for leaf in a.structure.leaves]
+    for path, x, y in zip(paths, left, right, strict=True):
+        if path not in a.unused and path not in b.unused:
+            for p, q in zip(x, y, strict=True):
+                joint.store.unify(p, q)
+    live_left = [
+        y if path in a.unused else x for path, x, y in zip(paths, left, right, strict=True)
+    ]
+    structure = a.structure
+    macs = [
+        tuple(
+            joint.store.instantiate(e, lambda atom: joint.atoms["a:" + atom.name]) for e in product
+        )
+        for product in structure.products
+    ]
+    found = build(
+        joint.store,
+        live_left,
+        macs,
+        [(x.path, x.shape, x.dtype) for x in structure.leaves],
+        _facts(a, b, joint, live_left),
+        [((leaf.path, leaf.shape, leaf.dtype), axes) for leaf, axes in joint.state.values()],
+        tuple(dict.fromkeys(structure.carried + b.structure.carried)),
+    )
+    norms = tuple(n for n in structure.norms if _foldable_in(b, n))
+    norms += tuple(n for n in b.structure.norms if n not in norms and _foldable_in(a, n))
+    return found._replace(structure=dataclasses.replace(found.structure, norms=norms))
 
-    def nodes(graph: Coupling, side: str) -> list[Axes]:
+
+def _check_same_leaves(a: Coupling, b: Coupling) -> None:
+    mine = {x.path: x.shape for x in a.structure.leaves}
+    for leaf in b.structure.leaves:
+        if mine.get(leaf.path) != leaf.shape:
+            raise ValueError(
+                f"graphs of different parameter trees: at {leaf.path} expected shape "
+                f"{mine.get(leaf.path)}, got {leaf.shape}"
+            )
+    if list(mine) != [x.path for x in b.structure.leaves]:
+        raise ValueError("graphs of different parameter trees: the second one lacks leaves")
+
+
+@dataclasses.dataclass
+class _Joint:
+    """The axes of two graphs in one store.
+
+    Attributes:
+      store: of the axes.
+      atoms: the node of every group and named pinned axis, by side and name.
+      state: inputs that follow the widths, by path, with their axes.
+    """
+
+    store: AxisStore = dataclasses.field(default_factory=AxisStore)
+    atoms: dict[str, int] = dataclasses.field(default_factory=dict)
+    state: dict[str, tuple[Leaf, Axes]] = dataclasses.field(default_factory=dict)
+
+    def leaf_axes(self, graph: Coupling, side: str) -> list[Axes]:
+        """The axes of a graph's leaves, and of its state."""
+
         def atom(a: ex.Atom) -> int:
-            return atoms.setdefault(side + a.name, store.fresh(a.size))
+            return self.atoms.setdefault(side + a.name, self.store.fresh(a.size))
+
+        named: dict[str, int] = {}
+
+        def axes_of(leaf: Leaf, reasons: Sequence[str]) -> Axes:
+            pairs = zip(leaf.axes, reasons, strict=True)
+            return tuple(self.store.instantiate(e, atom, why, named) for e, why in pairs)
 
         reason = {(p.path, p.axis): p.reason for p in graph.pinned}
-        named: dict[str, int] = {}
         found = [
-            tuple(
-                store.instantiate(x, atom, reason.get((leaf.path, i), "reaches no output"), named)
-                for i, x in enumerate(leaf.axes)
+            axes_of(
+                leaf,
+                [reason.get((leaf.path, i), "reaches no output") for i in range(len(leaf.axes))],
             )
             for leaf in graph.structure.leaves
         ]
-        atoms.update({side + name: node for name, node in named.items()})
+        self.atoms.update({side + name: node for name, node in named.items()})
         for leaf in graph.structure.state:
-            axes = tuple(store.instantiate(x, atom, "an axis of a state", named) for x in leaf.axes)
-            other, known = state.setdefault(leaf.path, (leaf, axes))
-            if len(other.shape) != len(leaf.shape):
-                raise ValueError(
-                    f"state {leaf.path}: the functions take it in shapes {other.shape} and "
-                    f"{leaf.shape}; give the two inputs different places"
-                )
-            for p, q in zip(known, axes, strict=True):
-                if store.size(p) == store.size(q):
-                    store.unify(p, q)
-                else:
-                    store.pin(p, "an axis of a state of several sizes")
+            self._add_state(leaf, axes_of(leaf, ["an axis of a state"] * len(leaf.axes)))
         return found
 
-    left, right = nodes(a, "a:"), nodes(b, "b:")
-    for i, (x, y) in enumerate(zip(left, right, strict=True)):
-        dead = [a.structure.leaves[i].path in g.unused for g in (a, b)]
-        for p, q in zip(x, y, strict=True):
-            if not any(dead):
-                store.unify(p, q)
-    live_left = [
-        y if a.structure.leaves[i].path in a.unused else x
-        for i, (x, y) in enumerate(zip(left, right, strict=True))
-    ]
-    of: dict[tuple[int, int], Any] = {}
+    def _add_state(self, leaf: Leaf, axes: Axes) -> None:
+        other, known = self.state.setdefault(leaf.path, (leaf, axes))
+        if len(other.shape) != len(leaf.shape):
+            raise ValueError(
+                f"state {leaf.path}: the functions take it in shapes {other.shape} and "
+                f"{leaf.shape}; give the two inputs different places"
+            )
+        for p, q in zip(known, axes, strict=True):
+            if self.store.size(p) == self.store.size(q):
+                self.store.unify(p, q)
+            else:
+                self.store.pin(p, "an axis of a state of several sizes")
+
+    def classes(self, a: Coupling, b: Coupling) -> dict[int, list[tuple[str, Group]]]:
+        """The groups of both, with their sides, by the class that holds them."""
+        held: dict[int, list[tuple[str, Group]]] = defaultdict(list)
+        for side, graph in (("a:", a), ("b:", b)):
+            for group in graph.structure.groups:
+                for root in self.store.classes(self.atoms[side + group.name]):
+                    held[root].append((side, group))
+        return held
+
+    def along(self, groups: Sequence[tuple[str, Group]]) -> set[int]:
+        """What batches a class in both functions."""
+        each = [{self.store.find(self.atoms[side + x]) for x in g.along} for side, g in groups]
+        return set.intersection(*each)
+
+
+def _facts(a: Coupling, b: Coupling, joint: _Joint, leaf_axes: Sequence[Axes]) -> Facts:
+    """What is known of both functions."""
+    held = joint.classes(a, b)
+    known = {root: joint.along(groups) for root, groups in held.items()}
+
+    def kind_at(root: int, at: object, axes: object) -> Kind:
+        del at, axes
+        return joint_kind([group.kind for _, group in held[root]])
+
+    return Facts(
+        roles=_roles(a, b),
+        norms=[],
+        inexact={root for root, groups in held.items() if not all(g.exact for _, g in groups)},
+        batches=batch_axes(joint.store, leaf_axes, known=known),
+        kind_at=kind_at,
+    )
+
+
+def _roles(a: Coupling, b: Coupling) -> Roles:
+    """Roles and positions of the leaves' axes: those of the first graph where both have some."""
+    of: dict[tuple[int, int], Role] = {}
     position: dict[tuple[int, int], int] = {}
+    index = {leaf.path: i for i, leaf in enumerate(a.structure.leaves)}
     for graph in (b, a):
-        index = {leaf.path: i for i, leaf in enumerate(graph.structure.leaves)}
         for group in graph.structure.groups:
             for member in group.members:
                 key = (index[member.path], member.axis)
                 of[key] = member.role
                 if member.position >= 0:
                     position[key] = member.position
-    live = frozenset(
-        i
-        for i, leaf in enumerate(a.structure.leaves)
-        if leaf.path not in a.unused or leaf.path not in b.unused
-    )
-    macs = []
-    for product in a.structure.products:
-        at = lambda e: atoms["a:" + e.name]  # noqa: E731
-        macs.append(tuple(store.instantiate(e, at) for e in product))
-    leaves = [(x.path, x.shape, x.dtype) for x in a.structure.leaves]
-    held: dict[int, list[tuple[str, Group]]] = defaultdict(list)
-    for side, graph in (("a:", a), ("b:", b)):
-        for group in graph.structure.groups:
-            for root in store.classes(atoms[side + group.name]):
-                held[root].append((side, group))
-    inexact = {root for root, groups in held.items() if not all(g.exact for _, g in groups)}
-
-    def _along(groups: list[tuple[str, Group]]) -> set[int]:
-        """What batches a class in both functions."""
-        each = [{store.find(atoms[side + name]) for name in g.along} for side, g in groups]
-        return set.intersection(*each)
-
-    roles = Roles(of, position, live)
-    batches = batch_axes(store, live_left, known={r: _along(gs) for r, gs in held.items()})
-
-    def kind_at(root: int, at: Any, axes: Any) -> Kind:
-        del at, axes
-        return joint_kind([group.kind for _, group in held[root]])
-
-    graph = build(
-        store,
-        live_left,
-        macs,
-        leaves,
-        Facts(roles, [], inexact, batches, kind_at),
-        [((leaf.path, leaf.shape, leaf.dtype), axes) for leaf, axes in state.values()],
-        tuple(dict.fromkeys(a.structure.carried + b.structure.carried)),
-    )
-    norms = tuple(n for n in a.structure.norms if _foldable_in(b, n))
-    norms += tuple(n for n in b.structure.norms if n not in norms and _foldable_in(a, n))
-    return graph._replace(structure=dataclasses.replace(graph.structure, norms=norms))
+    live = frozenset(i for path, i in index.items() if path not in a.unused or path not in b.unused)
+    return Roles(of, position, live)
 
 
 def _foldable_in(graph: Coupling, norm: BatchNorm) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ifjax.graph.analysis import analyse
+from ifjax.graph.analysis import Analysis, analyse
 from ifjax.graph.facts.batching import batch_axes
 from ifjax.graph.facts.exactness import inexact_classes
 from ifjax.graph.facts.kinds import find_products, kind_of
@@ -17,13 +17,13 @@ from ifjax.graph.facts.literals import fixed_numbers
 from ifjax.graph.facts.norms import find_norms
 from ifjax.graph.facts.roles import find_roles
 from ifjax.graph.graph import DependencyGraph
-from ifjax.graph.grouping import Facts, build
+from ifjax.graph.grouping import Described, Facts, build
 from ifjax.jaxprs.arguments import Arguments, path_name, struct
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
 from ifjax.promotion import with_promotion
 from ifjax.structure import axis as ex
-from ifjax.structure.structure import Kind
+from ifjax.structure.structure import Kind, Role
 
 
 @with_promotion
@@ -61,19 +61,7 @@ def trace(
       >>> [(g.name, g.size) for g in graph.groups]
       [('w1', 8)]
     """
-    named = jax.tree_util.tree_leaves_with_path(params)
-    if not named:
-        raise ValueError("params holds no arrays: expected a pytree of arrays or ShapeDtypeStructs")
-    seen: set[str] = set()
-    for path, x in named:
-        if path_name(path) in seen:
-            raise ValueError(f"two leaves of params have the path {path_name(path)}: rename one")
-        seen.add(path_name(path))
-        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-            raise TypeError(
-                f"params leaf {path_name(path)}: expected an array or ShapeDtypeStruct, got "
-                f"{type(x).__name__}; pass what is not an array as a keyword argument"
-            )
+    leaves = _described(params)
 
     def fresh(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -98,38 +86,69 @@ def trace(
             f"state={state!r} names no array among the inputs and outputs; the inputs are "
             f"{', '.join(arguments.paths) or 'none'}"
         )
-    roles = find_roles(analysis.frame, analysis.store, analysis.leaves, analysis.inputs)
-    norms = find_norms(analysis.frame, analysis.store, analysis.leaves, analysis.inputs)
-    for norm in norms:
-        assigned = {norm.scale: "multiplicative", norm.offset: "additive", norm.bias: "additive"}
-        assigned |= {norm.mean: "mean", norm.variance: "variance"}
-        for leaf, role in assigned.items():
-            if leaf is not None:
-                for axis in range(len(analysis.leaves[leaf])):
-                    roles.of[leaf, axis] = role  # type: ignore[assignment]
-    leaves = [(path_name(p), tuple(x.shape), str(x.dtype)) for p, x in named]
-    inexact = inexact_classes(
-        analysis.frame, analysis.store, analysis.leaves, len(analysis.inputs), analysis.counts
-    )
-    products = find_products(analysis.frame, analysis.store, analysis.leaves, analysis.inputs)
-
-    def kind_at(root: int, at: Sequence[tuple[int, int]], axes: Sequence[ex.Expression]) -> Kind:
-        found = {roles.of.get(key, "additive") for key in at}
-        return kind_of(root, found, bool(roles.both & {*at}), products, inexact, axes)
-
-    batches = batch_axes(analysis.store, analysis.leaves, analysis.frame)
-    facts = Facts(roles, norms, inexact, batches, kind_at)
     follows = [
         ((path, tuple(x.shape), str(x.dtype)), axes)
         for (path, x), axes in zip(given, analysis.inputs, strict=True)
         if path in held
     ]
     found = build(
-        analysis.store, analysis.leaves, analysis.macs, leaves, facts, follows, tuple(carried)
+        analysis.store,
+        analysis.leaves,
+        analysis.macs,
+        leaves,
+        _facts(analysis),
+        follows,
+        tuple(carried),
     )
     names = {group.size: group.name for group in reversed(found.structure.groups)}
     literals = (f"{w}, the width of {names[n]}" for n, w in fixed_numbers(analysis.frame, names))
     return DependencyGraph(*found, literals=tuple(literals))
+
+
+def _described(params: Any) -> list[Described]:
+    """Path, shape and dtype of every leaf; refuses trees that are no parameters."""
+    named = jax.tree_util.tree_leaves_with_path(params)
+    if not named:
+        raise ValueError("params holds no arrays: expected a pytree of arrays or ShapeDtypeStructs")
+    found: dict[str, Described] = {}
+    for path, x in named:
+        name = path_name(path)
+        if name in found:
+            raise ValueError(f"two leaves of params have the path {name}: rename one")
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise TypeError(
+                f"params leaf {name}: expected an array or ShapeDtypeStruct, got "
+                f"{type(x).__name__}; pass what is not an array as a keyword argument"
+            )
+        found[name] = (name, tuple(x.shape), str(x.dtype))
+    return list(found.values())
+
+
+def _facts(analysis: Analysis) -> Facts:
+    """What is known of a walked function besides its axes."""
+    frame, store, leaves, inputs = (
+        analysis.frame,
+        analysis.store,
+        analysis.leaves,
+        analysis.inputs,
+    )
+    roles = find_roles(frame, store, leaves, inputs)
+    norms = find_norms(frame, store, leaves, inputs)
+    for norm in norms:
+        assigned: dict[int | None, Role] = {norm.scale: "multiplicative"}
+        assigned |= {norm.offset: "additive", norm.bias: "additive"}
+        assigned |= {norm.mean: "mean", norm.variance: "variance"}
+        for leaf, role in assigned.items():
+            if leaf is not None:
+                roles.of.update({(leaf, axis): role for axis in range(len(leaves[leaf]))})
+    inexact = inexact_classes(frame, store, leaves, len(inputs), analysis.counts)
+    products = find_products(frame, store, leaves, inputs)
+
+    def kind_at(root: int, at: Sequence[tuple[int, int]], axes: Sequence[ex.Expression]) -> Kind:
+        found = {roles.of.get(key, "additive") for key in at}
+        return kind_of(root, found, bool(roles.both & {*at}), products, inexact, axes)
+
+    return Facts(roles, norms, inexact, batch_axes(store, leaves, frame), kind_at)
 
 
 def _predicate(state: Any) -> Callable[[str], bool]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -98,67 +99,102 @@ def verify(
     arguments = Arguments.split(inputs)
     arrays = [_as_float64(x, rng) for x in arguments.arrays]
 
-    @jax.jit
-    def outputs(values: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
-        result = apply_fn(jax.tree.unflatten(tree, values), *arguments.join(arrays), **static)
-        leaves = [jnp.ravel(x) for x in jax.tree.leaves(result) if _counts(x)]
-        return [x.astype(jnp.result_type(float)) for x in leaves]
+    def function(values: Sequence[Any], arrays: Sequence[Any]) -> Any:
+        return apply_fn(jax.tree.unflatten(tree, values), *arguments.join(arrays), **static)
 
+    outputs = jax.jit(functools.partial(_numbers, function))
     wide = _runs_in_float64(outputs, values, arrays)
     size = NOISE if wide else NOISE_FLOAT32
     with jax.enable_x64(wide):
 
-        def run(changed: dict[str, np.ndarray]) -> np.ndarray:
+        def run(changed: Mapping[str, np.ndarray]) -> np.ndarray:
             now = [changed.get(p, v) for p, v in zip(paths, values, strict=True)]
             given = [changed.get(p, x) for p, x in zip(arguments.paths, arrays, strict=True)]
             return np.concatenate(jax.device_get(outputs(now, given)))
 
-        base = run({})
-        if not np.isfinite(base).all():
-            raise ValueError(
-                "the function is not finite at parameters in general position, so nothing can be "
-                "verified; pass inputs inside its domain"
-            )
+        base = _checked_finite(run({}))
         # updated statistics are among the outputs and move with their group; compare the rest
         fixed = _unmoved(apply_fn, params, arguments, static, structure.carried)
-        state = {s.path: s.axes for s in structure.state}
-        noise = {
-            p: v * (1 + size * rng.standard_normal(np.shape(v)))
-            for p, v in zip(paths, values, strict=True)
-            if jnp.issubdtype(v.dtype, jnp.floating)
-        }
-        scale = _distance(run(noise), base, fixed)
+
+        def change(changed: Mapping[str, np.ndarray]) -> float:
+            return _distance(run(changed), base, fixed)
+
+        current = dict(zip(paths, values, strict=True))
+        given_arrays = dict(zip(arguments.paths, arrays, strict=True))
+        scale = change(_with_noise(current, size, rng))
         changes: dict[str, float] = {}
         unverified: list[str] = []
-        current = dict(zip(paths, values, strict=True))
         for group in structure.groups:
             order = np.stack([_derangement(group.size, rng) for _ in range(math.prod(group.batch))])
             order = order.reshape(*group.batch, group.size)
-            moved = {}
             for member in group.members:
-                x = moved.get(member.path, current[member.path])
-                axes, axis = structure.leaf[member.path].axes, member.axis
-                moved[member.path] = _permuted(x, axes, axis, group, order)
-                alone = _permuted(current[member.path], axes, axis, group, order)
-                change = _distance(run({member.path: alone}), base, fixed)
-                if not change > limit * scale:
+                axes = structure.leaf[member.path].axes
+                alone = _permuted(current[member.path], axes, member.axis, group, order)
+                if not change({member.path: alone}) > limit * scale:
                     unverified.append(f"{group.name}: {member.path}[{member.axis}]")
-            for path, x in zip(arguments.paths, arrays, strict=True):
-                for axis, e in enumerate(state.get(path, ())):
-                    if group.name in {*ex.atoms(e)}:
-                        x = moved.get(path, x)
-                        moved[path] = _permuted(x, state[path], axis, group, order)
-            changes[group.name] = _distance(run(moved), base, fixed) / max(scale, 1e-300)
+            moved = _moved(structure, group, order, current, given_arrays)
+            changes[group.name] = change(moved) / max(scale, 1e-300)
     result = Verification(changes, tuple(unverified), limit)
     if throw and not result.ok:
-        wrong = {name: c for name, c in changes.items() if not c <= limit}
-        worst = max(wrong, key=lambda name: wrong[name])
-        raise ValueError(
-            f"permuting the neurons of {len(wrong)} of {len(changes)} groups changes the output, "
-            f"so the graph is not of this function: worst {worst}, by {wrong[worst]:.3g} times the "
-            f"effect of relative weight noise of {size:g} (at most {limit:g} expected)"
-        )
+        raise ValueError(_what_moved(result, size))
     return result
+
+
+def _numbers(function: Callable[..., Any], *args: Any) -> list[jax.Array]:
+    """What a function returns, as vectors of one dtype; what is no number is left out."""
+    found = (jnp.ravel(x) for x in jax.tree.leaves(function(*args)) if _counts(x))
+    return [x.astype(jnp.result_type(float)) for x in found]
+
+
+def _checked_finite(output: np.ndarray) -> np.ndarray:
+    if not np.isfinite(output).all():
+        raise ValueError(
+            "the function is not finite at parameters in general position, so nothing can be "
+            "verified; pass inputs inside its domain"
+        )
+    return output
+
+
+def _with_noise(
+    values: Mapping[str, Any], size: float, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Floating-point values with relative noise."""
+    return {
+        p: v * (1 + size * rng.standard_normal(np.shape(v)))
+        for p, v in values.items()
+        if jnp.issubdtype(v.dtype, jnp.floating)
+    }
+
+
+def _moved(
+    structure: Structure,
+    group: Group,
+    order: np.ndarray,
+    leaves: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """Leaves and state with a group permuted wherever they hold it."""
+    moved: dict[str, np.ndarray] = {}
+    for member in group.members:
+        x = moved.get(member.path, leaves[member.path])
+        axes = structure.leaf[member.path].axes
+        moved[member.path] = _permuted(x, axes, member.axis, group, order)
+    for state in structure.state:
+        for axis, e in enumerate(state.axes):
+            if group.name in {*ex.atoms(e)}:
+                x = moved.get(state.path, inputs[state.path])
+                moved[state.path] = _permuted(x, state.axes, axis, group, order)
+    return moved
+
+
+def _what_moved(result: Verification, size: float) -> str:
+    wrong = {name: c for name, c in result.changes.items() if not c <= result.limit}
+    worst = max(wrong, key=lambda name: wrong[name])
+    return (
+        f"permuting the neurons of {len(wrong)} of {len(result.changes)} groups changes the "
+        f"output, so the graph is not of this function: worst {worst}, by {wrong[worst]:.3g} times "
+        f"the effect of relative weight noise of {size:g} (at most {result.limit:g} expected)"
+    )
 
 
 def _runs_in_float64(function: Callable[..., Any], *args: Any) -> bool:

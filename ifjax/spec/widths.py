@@ -26,6 +26,42 @@ def widths(
     protect: Mapping[str, Sequence[Member]] | None = None,
 ) -> tuple[Group, ...]:
     """The groups with the number of neurons to keep; see `ifjax.DependencyGraph.spec`."""
+    fractions, counts = _checked_amounts(groups, sparsity, keep, round_to)
+    named = {*fractions, *counts}
+    if isinstance(include, str):
+        named.add(include)
+    elif include is not None and not callable(include):
+        include = list(include)
+        named |= set(include)
+    taken = _selected(groups, include, "include", default=True)
+    left = _selected(groups, exclude, "exclude", default=False)
+    for name, members in (protect or {}).items():
+        if name in named & taken - left:
+            places = ", ".join(f"{m.path}[{m.axis}]" for m in members[:3])
+            raise ValueError(f"cutting group {name} changes protected leaves: {places}")
+        left = left | {name}
+    result = []
+    for group in groups:
+        cuttable = group.kind != "free" or not named.isdisjoint((group.name, older_name(group)))
+        kept = group.size
+        if group.name in taken and group.name not in left and cuttable:
+            kept = _kept(group, fractions, counts, round_to)
+        result.append(dataclasses.replace(group, kept=kept))
+    whole = {g.name: g.size for g in groups if g.name in taken - left}
+    wanted = any(fractions.values()) or any(_first(g, counts) not in (None, g.size) for g in groups)
+    if (wanted or (counts and not whole)) and all(g.kept == g.size for g in result):
+        raise ValueError(
+            f"sparsity {sparsity!r}, keep {keep!r} removes no neuron of any selected group: the "
+            "groups are too small for it, excluded, or not known to be neurons; print(graph) lists "
+            "them"
+        )
+    return tuple(result)
+
+
+def _checked_amounts(
+    groups: Sequence[Group], sparsity: Any, keep: Any, round_to: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fractions to remove and numbers to keep, by pattern."""
     if sparsity in (None, {}) and keep in (None, {}):
         raise ValueError("spec needs a sparsity or keep: nothing says how many neurons to keep")
     if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
@@ -42,44 +78,19 @@ def widths(
     for pattern, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"keep must be a positive integer; got {value!r} for {pattern!r}")
-    named = {*fractions, *counts}
-    if isinstance(include, str):
-        named.add(include)
-    elif include is not None and not callable(include):
-        include = list(include)
-        named |= set(include)
-    taken = _selected(groups, include, "include", default=True)
-    left = _selected(groups, exclude, "exclude", default=False)
-    for name, members in (protect or {}).items():
-        if name in named & taken - left:
-            places = ", ".join(f"{m.path}[{m.axis}]" for m in members[:3])
-            raise ValueError(f"cutting group {name} changes protected leaves: {places}")
-        left = left | {name}
-    result = []
-    for group in groups:
-        cuttable = group.kind != "free" or group.name in named
-        kept = group.size
-        if group.name in taken and group.name not in left and cuttable:
-            count = _first(group, counts)
-            fraction = _first(group, fractions)
-            if count is not None:
-                if count > group.size:
-                    raise ValueError(
-                        f"group {group.name} has {group.size} neurons; cannot keep {count}"
-                    )
-                kept = int(count)
-            elif fraction:
-                kept = kept_neurons(group.size, fraction, round_to)
-        result.append(dataclasses.replace(group, kept=kept))
-    whole = {g.name: g.size for g in groups if g.name in taken - left}
-    wanted = any(fractions.values()) or any(_first(g, counts) not in (None, g.size) for g in groups)
-    if (wanted or (counts and not whole)) and all(g.kept == g.size for g in result):
-        raise ValueError(
-            f"sparsity {sparsity!r}, keep {keep!r} removes no neuron of any selected group: the "
-            "groups are too small for it, excluded, or not known to be neurons; print(graph) lists "
-            "them"
-        )
-    return tuple(result)
+    return fractions, counts
+
+
+def _kept(
+    group: Group, fractions: Mapping[str, Any], counts: Mapping[str, Any], round_to: int
+) -> int:
+    """How many neurons of a group stay."""
+    count, fraction = _first(group, counts), _first(group, fractions)
+    if count is not None:
+        if count > group.size:
+            raise ValueError(f"group {group.name} has {group.size} neurons; cannot keep {count}")
+        return int(count)
+    return kept_neurons(group.size, fraction, round_to) if fraction else group.size
 
 
 def _mapping(groups: Sequence[Group], value: Any, what: str) -> dict[str, Any]:
