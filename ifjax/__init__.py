@@ -6,6 +6,9 @@ small = ifjax.fuse_params(params, spec)
 apply_small = ifjax.shrink(apply_fn, spec)
 """
 
+from importlib import import_module, metadata
+from types import ModuleType
+
 from ifjax.activations.batch_statistics import reset_statistics
 from ifjax.activations.statistics import Stats, batch_stats, collect_stats
 from ifjax.checkpoint import load, save
@@ -55,3 +58,29 @@ __all__ = [
     "trace",
     "transport_maps",
 ]
+
+__version__ = metadata.version("ifjax")
+
+# Imported at their first use; what is internal does not show in `dir(ifjax)`.
+_PACKAGES = (
+    "data",
+    "frameworks",
+    "importance",
+    "interop",
+    "models",
+    "report",
+    "training",
+    "transport",
+)
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The packages that a user needs besides the functions here."""
+    if name in _PACKAGES:
+        return import_module(f"ifjax.{name}")
+    raise AttributeError(f"module 'ifjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names, the packages that a user needs, and nothing else."""
+    return sorted([*__all__, *_PACKAGES, "__doc__", "__name__", "__version__"])
