@@ -11,14 +11,16 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
-from ifjax.graph.facts.literals import follow_counts
+from ifjax.graph.facts.numbers import Numbers, find_numbers
+from ifjax.graph.twin import Elsewhere, traced_at
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments, is_key, path_name, struct
 from ifjax.jaxprs.axis_store import AxisStore, Free
 from ifjax.jaxprs.interpret import Control, interpret
 from ifjax.jaxprs.normal import normalised
 from ifjax.jaxprs.rules import rule_of
-from ifjax.jaxprs.walk import Axes, Context, Count, Frame, Reason, walk
+from ifjax.jaxprs.walk import Axes, Context, Frame, Reason, walk
+from ifjax.jaxprs.width_number import Followed
 from ifjax.structure import axis as ex
 
 FIXED_KEY = "random_bits: the random key is not an input (pass it as one, or as a keyword argument)"
@@ -37,7 +39,7 @@ class Analysis:
       out_tree: structure of the output.
       outputs: axes of the outputs.
       macs: axes whose sizes multiply to the work of each contraction.
-      counts: literals that follow the widths.
+      numbers: numbers that come from widths.
     """
 
     frame: Frame
@@ -47,7 +49,12 @@ class Analysis:
     out_tree: Any
     outputs: list[Axes]
     macs: list[Axes]
-    counts: list[Count]
+    numbers: Numbers
+
+    @property
+    def followed(self) -> list[Followed]:
+        """The numbers that follow the widths."""
+        return [followed for _, _, followed in self.numbers.followed]
 
 
 def analyse(
@@ -59,6 +66,7 @@ def analyse(
     state_axes: Mapping[str, LeafAxes] = MappingProxyType({}),
     carried: Callable[[str], bool] = lambda path: False,
     keep_callbacks: bool = False,
+    elsewhere: Elsewhere | None = None,
 ) -> Analysis:
     """Traces ``apply_fn`` at full size and walks its jaxpr.
 
@@ -71,6 +79,7 @@ def analyse(
       state_axes: gives those of the inputs that are state, by path ``inputs/...``.
       carried: whether an output, of path ``outputs/...``, is state.
       keep_callbacks: prints and other callbacks on the side are walked like the rest.
+      elsewhere: other widths to trace the function at, where that tells about its numbers.
 
     Returns:
       The analysis, with inputs and outputs pinned, outputs that mirror a leaf tied to it, and state
@@ -114,9 +123,14 @@ def analyse(
         elif leaf is None or [*map(store.find, axes)] != [*map(store.find, leaves[leaf])]:
             for a in axes:
                 store.pin(a, "an axis of the function's outputs")
-    counts = follow_counts(frame, store, len(leaves) + len(inputs))
+    numbers = find_numbers(frame, store, len(leaves) + len(inputs))
+    alternatives = () if elsewhere is None else elsewhere(store, leaves, inputs, numbers)
+    twins = traced_at(function, params, structs, alternatives, frame, keep_callbacks)
+    if twins:
+        numbers = find_numbers(frame, store, len(leaves) + len(inputs), twins)
     tree = jax.tree.structure(out_shape)
-    return Analysis(frame, store, leaves, inputs, tree, outputs, context.macs, counts)
+    numbers.note()
+    return Analysis(frame, store, leaves, inputs, tree, outputs, context.macs, numbers)
 
 
 def _tie_unread(

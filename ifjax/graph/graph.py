@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ifjax.graph.coupling import Coupling, PinnedAxis
@@ -12,6 +13,7 @@ from ifjax.graph.drawing import to_mermaid
 from ifjax.graph.intersection import intersect
 from ifjax.graph.printing import graph_table
 from ifjax.graph.verify import Verification, verify
+from ifjax.graph.width_numbers import WidthNumber
 from ifjax.spec import widths as selecting
 from ifjax.spec.method import Method
 from ifjax.spec.spec import FusionSpec
@@ -25,8 +27,9 @@ class DependencyGraph:
     Attributes:
       structure: leaves, groups, batch norms; every group at full width.
       pinned: axes that cannot be cut, and why.
-      literals: numbers in the function that equal a group's width and do not follow it, with their
-        source lines: to be looked at where the function means the width by them.
+      numbers: numbers in the function that come from a group's width and are more than the count of
+        a mean, with their source lines: those that are read as such and follow it (the n - 1 of a
+        deviation), and those that stay, to be looked at where the function means the width by them.
       unused: paths of leaves that reach no output; they are cut with their group where they share
         one with a leaf that does.
     """
@@ -34,7 +37,7 @@ class DependencyGraph:
     structure: Structure
     pinned: tuple[PinnedAxis, ...]
     unused: tuple[str, ...]
-    literals: tuple[str, ...] = ()
+    numbers: tuple[WidthNumber, ...] = ()
 
     @property
     def plan(self) -> Structure:
@@ -45,6 +48,11 @@ class DependencyGraph:
     def groups(self) -> tuple[Group, ...]:
         """All groups, in the order of their first producer."""
         return self.structure.groups
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        """What `numbers` says."""
+        return tuple(map(str, self.numbers))
 
     @property
     def coupling(self) -> Coupling:
@@ -95,7 +103,22 @@ class DependencyGraph:
                 )
         kept = self.couplings(protect) if protect else None
         groups = selecting.widths(self.groups, sparsity, keep, include, exclude, round_to, kept)
+        self._warn_of_numbers({g.name for g in groups if g.kept != g.size})
         return FusionSpec(dataclasses.replace(self.structure, groups=groups), Method(**method))
+
+    def _warn_of_numbers(self, cut: Collection[str]) -> None:
+        """Warns, once for all, of numbers that come from the widths that are cut, and stay."""
+        texts = [
+            number.text for number in self.numbers if number.unclear and {*number.groups} & {*cut}
+        ]
+        if texts:
+            warnings.warn(
+                "the function has numbers that come from widths that are cut; they stay what they "
+                f"were, for it cannot be told what they are to become: {'; '.join(texts)}. Where "
+                "one should follow, apply it to the sum over the neurons that it belongs to, or "
+                "make it a parameter",
+                stacklevel=3,
+            )
 
     def couplings(self, leaves: str | Sequence[str]) -> dict[str, tuple[Member, ...]]:
         """The groups whose cutting changes some leaves, and where these hold them.
@@ -141,7 +164,8 @@ class DependencyGraph:
         """The graph that is safe for both functions of one parameter tree."""
         if not isinstance(other, DependencyGraph):
             return NotImplemented
-        return DependencyGraph(*intersect(self.coupling, other.coupling))
+        numbers = tuple(dict.fromkeys(self.numbers + other.numbers))
+        return DependencyGraph(*intersect(self.coupling, other.coupling), numbers)
 
     def __str__(self) -> str:
         """A table of groups, and what is pinned."""

@@ -39,7 +39,7 @@ def graph_table(graph: Coupling, literals: tuple[str, ...] = ()) -> str:
         if len(by_reason) > MOST_PINNED:
             lines.append(f"  and {len(by_reason) - MOST_PINNED} more reasons, see graph.pinned")
     if literals:
-        lines.append("numbers that equal a width and stay as they are:")
+        lines.append("numbers that come from a width:")
         lines += [f"  {text}" for text in literals[:MOST_PINNED]]
         if len(literals) > MOST_PINNED:
             lines.append(f"  and {len(literals) - MOST_PINNED} more, see graph.literals")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from ifjax.graph.analysis import FIXED_KEY, Analysis, LeafAxes, analyse
-from ifjax.graph.facts.literals import follow_counts
+from ifjax.graph.facts.numbers import find_numbers
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments, path_name, struct
 from ifjax.jaxprs.axis_store import AxisStore, Factors, Free, Segments
@@ -128,6 +128,9 @@ def _prepare(
         for path, x in zip(arguments.paths, arguments.arrays, strict=True)
     ]
 
+    small = [tuple(x.shape) for x in jax.tree.leaves(params)]
+    given = [tuple(x.shape) for x in arguments.arrays]
+
     def walked(keep_callbacks: bool) -> _Shrunk:
         atoms.clear()
         analysis = analyse(
@@ -139,6 +142,7 @@ def _prepare(
             {path: axes_of(leaf) for path, leaf in follows.items()},
             lambda path: path in structure.carried,
             keep_callbacks,
+            lambda store, leaves, arrays, numbers: [(small, given)] if numbers.asks else [],
         )
         return _Shrunk(analysis, structure, dict(atoms))
 
@@ -327,7 +331,7 @@ class _Shrunk:
         for found, known in zip(results, outputs, strict=False):
             for a, b in zip(found, known, strict=True):
                 store.unify(a, b)
-        follow_counts(frame, store, len(axes) + len(inputs))
+        find_numbers(frame, store, len(axes) + len(inputs)).note()
         later.refresh()
         values = later.evaluate(frame, [*map(later._constant, hoisted, axes), *args])
         return values, results, later.derive

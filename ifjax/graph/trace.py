@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from ifjax.graph.analysis import Analysis, analyse
 from ifjax.graph.facts.batching import batch_axes
 from ifjax.graph.facts.exactness import inexact_classes
-from ifjax.graph.facts.kinds import find_products, kind_of
-from ifjax.graph.facts.literals import fixed_numbers
+from ifjax.graph.facts.kinds import Products, find_products, kind_of
 from ifjax.graph.facts.norms import find_norms
 from ifjax.graph.facts.roles import find_roles
 from ifjax.graph.graph import DependencyGraph
 from ifjax.graph.grouping import Described, Facts, build
+from ifjax.graph.twin import doubled
+from ifjax.graph.width_numbers import group_names, width_numbers
 from ifjax.jaxprs.arguments import Arguments, path_name, struct
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
@@ -79,13 +80,16 @@ def trace(
         return is_state(path)
 
     analysis = analyse(
-        apply_fn, params, arguments, static, fresh, dict.fromkeys(held, _fresh_state), is_carried
+        *(apply_fn, params, arguments, static, fresh, dict.fromkeys(held, _fresh_state)),
+        is_carried,
+        elsewhere=doubled,
     )
     if state is not None and not held and not carried:
         raise ValueError(
             f"state={state!r} names no array among the inputs and outputs; the inputs are "
             f"{', '.join(arguments.paths) or 'none'}"
         )
+    products = find_products(analysis.frame, analysis.store, analysis.leaves, analysis.inputs)
     follows = [
         ((path, tuple(x.shape), str(x.dtype)), axes)
         for (path, x), axes in zip(given, analysis.inputs, strict=True)
@@ -96,13 +100,13 @@ def trace(
         analysis.leaves,
         analysis.macs,
         leaves,
-        _facts(analysis),
+        _facts(analysis, products),
         follows,
         tuple(carried),
     )
-    names = {group.size: group.name for group in reversed(found.structure.groups)}
-    literals = (f"{w}, the width of {names[n]}" for n, w in fixed_numbers(analysis.frame, names))
-    return DependencyGraph(*found, literals=tuple(literals))
+    names = group_names(analysis.store, analysis.leaves, [x.axes for x in found.structure.leaves])
+    numbers = width_numbers(analysis.numbers, analysis.store, names, products.contracted)
+    return DependencyGraph(*found, numbers=numbers)
 
 
 def _described(params: Any) -> list[Described]:
@@ -124,7 +128,7 @@ def _described(params: Any) -> list[Described]:
     return list(found.values())
 
 
-def _facts(analysis: Analysis) -> Facts:
+def _facts(analysis: Analysis, products: Products) -> Facts:
     """What is known of a walked function besides its axes."""
     frame, store, leaves, inputs = (
         analysis.frame,
@@ -141,8 +145,7 @@ def _facts(analysis: Analysis) -> Facts:
         for leaf, role in assigned.items():
             if leaf is not None:
                 roles.of.update({(leaf, axis): role for axis in range(len(leaves[leaf]))})
-    inexact = inexact_classes(frame, store, leaves, len(inputs), analysis.counts)
-    products = find_products(frame, store, leaves, inputs)
+    inexact = inexact_classes(frame, store, leaves, len(inputs), analysis.followed)
 
     def kind_at(root: int, at: Sequence[tuple[int, int]], axes: Sequence[ex.Expression]) -> Kind:
         found = {roles.of.get(key, "additive") for key in at}

@@ -51,6 +51,7 @@ def interpret(
     constant: Callable[[Any], Any],
     visit: Callable[[Frame, int], None] | None = None,
     control: Control | None = None,
+    literal: Callable[[Frame, int, int, Any], Any] | None = None,
 ) -> list[Any]:
     """Evaluates a walked jaxpr, calls included, on abstract values.
 
@@ -64,6 +65,8 @@ def interpret(
       visit: gets the frame and the number of an equation right before ``transfer`` gets it.
       control: how values pass through loops and branches; without it these are equations like
         others, and what is inside them is not seen.
+      literal: abstract value of a literal, given the frame, the number of its equation, that of the
+        operand, and the value; by default as of a constant.
 
     Returns:
       Abstract values of the outputs.
@@ -75,11 +78,16 @@ def interpret(
     def read(atom: Any) -> Any:
         return constant(atom.val) if isinstance(atom, compat.Literal) else values[atom]
 
+    def operand(i: int, k: int, atom: Any) -> Any:
+        if literal is not None and isinstance(atom, compat.Literal):
+            return literal(frame, i, k, atom.val)
+        return read(atom)
+
     def run(inside: Frame, operands: Sequence[Any]) -> list[Any]:
-        return interpret(inside, store, operands, transfer, constant, visit, control)
+        return interpret(inside, store, operands, transfer, constant, visit, control, literal)
 
     for i, equation in enumerate(inner.eqns):
-        operands = [read(v) for v in equation.invars]
+        operands = [operand(i, k, v) for k, v in enumerate(equation.invars)]
         note = frame.notes.get(i)
         if isinstance(note, Frame):
             results = run(note, operands)

@@ -220,16 +220,3 @@ def constant_axes(store: AxisStore, value: Any) -> Axes:
                 store.sum([store.fresh(int(r)) for r in np.diff(np.array([0, *changes, n]))])
             )
     return tuple(axes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Count:
-    """Noted at an equation one of whose operands is the number of terms of the other, a sum.
-
-    Attributes:
-      operand: number of the operand.
-      over: the axes summed over.
-    """
-
-    operand: int
-    over: Axes

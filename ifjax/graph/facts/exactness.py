@@ -12,7 +12,8 @@ from jax.core import Tracer
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.interpret import Control, interpret
 from ifjax.jaxprs.traits import contraction_of, traits_of
-from ifjax.jaxprs.walk import Axes, Count, Frame
+from ifjax.jaxprs.walk import Axes, Frame
+from ifjax.jaxprs.width_number import Followed
 
 Roots = frozenset[int]
 
@@ -40,7 +41,11 @@ class _Value:
 
 
 def inexact_classes(
-    frame: Frame, store: AxisStore, leaves: Sequence[Axes], inputs: int, counts: Sequence[Count]
+    frame: Frame,
+    store: AxisStore,
+    leaves: Sequence[Axes],
+    inputs: int,
+    followed: Sequence[Followed],
 ) -> Roots:
     """Classes whose neurons cannot be cut by setting them to zero: a reduction sees the zeros.
 
@@ -53,12 +58,12 @@ def inexact_classes(
       store: its axis store.
       leaves: axes of the parameter leaves, which are its first inputs.
       inputs: how many further inputs it has.
-      counts: the literals that follow the widths, of `follow_counts`.
+      followed: the numbers that follow the widths, of `numbers.find_numbers`.
 
     Returns:
       Representatives of these classes.
     """
-    noticed = {root for c in counts for node in c.over for root in store.classes(node)}
+    noticed = {root for f in followed for node in f.over for root in store.classes(node)}
 
     def roots(nodes: Sequence[int]) -> Roots:
         return frozenset(root for node in nodes for root in store.classes(node))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import jax.numpy as jnp
-
 from ifjax.jaxprs import compat
-from ifjax.jaxprs.rules.rule import Resize, Rule
+from ifjax.jaxprs.rules.rule import Resize, Rule, rebuild_number
 from ifjax.jaxprs.traits import TRAITS
-from ifjax.jaxprs.walk import Axes, Context, Count
+from ifjax.jaxprs.walk import Axes, Context
 
 
 def share(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
@@ -42,20 +39,11 @@ def rebuild_constraint(resize: Resize, equation: Any, values: list[Any]) -> list
     return compat.bind(equation, values)
 
 
-def rebuild_count(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
-    """The number of terms of a sum becomes that of the small sum."""
-    if isinstance(resize.note, Count):
-        i, size = resize.note.operand, math.prod(map(resize.size, resize.note.over))
-        number = size if equation.primitive.name == "div" else 1 / size
-        values = list(values)
-        values[i] = jnp.full(jnp.shape(values[i]), number, equation.invars[i].aval.dtype)
-    return compat.bind(equation, values)
-
+NUMBERED = ("mul", "div", "add", "add_any", "sub")  # where a number may follow the widths
 
 RULES = {
     **{name: Rule(share) for name, traits in TRAITS.items() if traits.kind == "elementwise"},
     **{name: Rule(each) for name, traits in TRAITS.items() if traits.kind == "same"},
-    "mul": Rule(share, rebuild_count),
-    "div": Rule(share, rebuild_count),
+    **dict.fromkeys(NUMBERED, Rule(share, rebuild_number)),
     "sharding_constraint": Rule(each, rebuild_constraint),
 }

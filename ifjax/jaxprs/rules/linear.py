@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ifjax.jaxprs import compat
-from ifjax.jaxprs.rules.rule import Resize, Rule
+from ifjax.jaxprs.rules.rule import Resize, Rule, rebuild_number
 from ifjax.jaxprs.walk import Axes, Context
 
 
@@ -104,7 +104,7 @@ def rebuild_conv(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
 
 
 RULES = {
-    "dot_general": Rule(dot_general),
+    "dot_general": Rule(dot_general, rebuild_number),
     "ragged_dot_general": Rule(ragged_dot),
     "conv_general_dilated": Rule(conv, rebuild_conv),
 }

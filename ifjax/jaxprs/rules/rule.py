@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
+
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.walk import Axes, Context
+from ifjax.jaxprs.width_number import Followed
 
 
 @runtime_checkable
@@ -74,6 +77,15 @@ Rebuild = Callable[[Resize, Any, list[Any]], list[Any]]
 def rebind(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
     """Evaluates the equation with unchanged parameters: nothing in them depends on a width."""
     del resize
+    return compat.bind(equation, values)
+
+
+def rebuild_number(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+    """A number that follows the widths is what it is at the small ones."""
+    if isinstance(resize.note, Followed):
+        i, number = resize.note.operand, resize.note.number(resize.size)
+        values = list(values)
+        values[i] = jnp.full(jnp.shape(values[i]), number, equation.invars[i].aval.dtype)
     return compat.bind(equation, values)
 
 
