@@ -35,9 +35,9 @@ import record
 from tqdm import tqdm
 
 import ifjax
+from ifjax import importance
 from ifjax.fusion import batch_norm
 from ifjax.fusion.merge import merge_kind, merge_neurons
-from ifjax.importance import metrics as importance
 from ifjax.structure.layout import describing, places, rows
 from ifjax.transport import costs, transport
 

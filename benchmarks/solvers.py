@@ -19,6 +19,7 @@ Every row is written as soon as it is known; the same command continues.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
@@ -108,9 +109,8 @@ def group_jobs(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Calla
 def network_costs(name: str) -> list[jax.Array]:
     """The costs of a network's inner groups, stacked by size."""
     _, params, graph = network(name)
-    with registered("cost", keep_cost):
-        spec = graph.spec(0.5, include=INNER, order="simultaneous", solver="cost")
-        maps = ifjax.transport_maps(params, spec)
+    spec = graph.spec(0.5, include=INNER, order="simultaneous", solver=KeepCost())
+    maps = ifjax.transport_maps(params, spec)
     shapes: dict[tuple[int, ...], list[jax.Array]] = {}
     for found in maps.values():
         shapes.setdefault(found.map.shape, []).append(found.map)
@@ -161,13 +161,13 @@ def measure_groups(make: Callable) -> list[dict[str, Any]]:
 def solve_set(name: str, epsilon: float | None, stack: jax.Array) -> Callable[[], solvers.Solution]:
     """A compiled solve of stacked costs, uniform marginals."""
     n, m = stack.shape[1:]
-    named = {"exact": exact_but_own, "exact, whole": solvers.exact}
+    named = {"exact": exact_but_own, "exact, whole": solvers.Exact()}
+    one = named.get(name) or solvers.solver_of(name, epsilon)
 
     @jax.jit
     def solve(stack: jax.Array) -> solvers.Solution:
         a, b = jnp.full(n, 1 / n), jnp.full(m, 1 / m)
-        one = functools.partial(named.get(name) or solvers.SOLVERS[name], init=None)
-        return jax.vmap(lambda cost: one(cost, a, b, epsilon=epsilon or 1.0))(stack)
+        return jax.vmap(lambda cost: one(cost, a, b))(stack)
 
     return functools.partial(solve, stack)
 
@@ -215,19 +215,20 @@ def measure_accuracy(
 ) -> list[dict[str, Any]]:
     """The accuracy at every sparsity in one row; a dash where Sinkhorn does not converge."""
     _, params, graph = network(name)
-    how: dict[str, Any] = {"method": "prune"} if solver == "prune" else {"solver": solver}
-    if epsilon is not None:
-        how["epsilon"] = epsilon
+    how: dict[str, Any] = {"solver": solver, "epsilon": epsilon}
+    if solver == "prune":
+        how = {"method": "prune"}
+    if solver == "own mass stays":
+        how = {"solver": OwnMassStays(solvers.SinkhornKernel(epsilon))}
     row = {}
-    with registered("own mass stays", own_mass_stays):
-        for sparsity in SPARSITIES:
-            spec = graph.spec(sparsity, include=INNER, **how)
-            try:
-                small = ifjax.fuse_params(params, spec)
-            except RuntimeError:
-                row[f"{sparsity:.0%}"] = "-"
-                continue
-            row[f"{sparsity:.0%}"] = round(accuracy(name, spec.structure, small, images), 2)
+    for sparsity in SPARSITIES:
+        spec = graph.spec(sparsity, include=INNER, **how)
+        try:
+            small = ifjax.fuse_params(params, spec)
+        except RuntimeError:
+            row[f"{sparsity:.0%}"] = "-"
+            continue
+        row[f"{sparsity:.0%}"] = round(accuracy(name, spec.structure, small, images), 2)
     return [row]
 
 
@@ -267,33 +268,30 @@ def test_images(count: int) -> tuple[np.ndarray, np.ndarray]:
 # Variants ---------------------------------------------------------------------------------------
 
 
-class registered:
-    """A solver of this benchmark's own, under a name, for a while."""
-
-    def __init__(self, name: str, solver: Callable) -> None:
-        self.name, self.solver = name, solver
-
-    def __enter__(self) -> None:
-        solvers.SOLVERS[self.name] = self.solver
-
-    def __exit__(self, *_: Any) -> None:
-        del solvers.SOLVERS[self.name]
-
-
-def keep_cost(cost, a, b, *, epsilon, init):
+@dataclasses.dataclass(frozen=True)
+class KeepCost(solvers.Solver):
     """No solver: the cost in the place of the map."""
-    return solvers.nearest(cost, a, b, epsilon=epsilon, init=init)._replace(map=cost)
+
+    def __call__(self, cost, a, b, init=None):
+        """Returns the cost."""
+        return solvers.Nearest()(cost, a, b)._replace(map=cost)
 
 
-def own_mass_stays(cost, a, b, *, epsilon, init, rest=solvers.sinkhorn_kernel):
+@dataclasses.dataclass(frozen=True)
+class OwnMassStays(solvers.Solver):
     """A solver of what is left once every target has kept the mass of its own neuron."""
-    own = jnp.where(cost == 0, jnp.minimum(a[:, None], b), 0)
-    found = rest(cost, a - own.sum(1), b - own.sum(0), epsilon=epsilon, init=init)
-    return found._replace(map=own + found.map)
+
+    rest: solvers.Solver
+
+    def __call__(self, cost, a, b, init=None):
+        """Solves the rest."""
+        own = jnp.where(cost == 0, jnp.minimum(a[:, None], b), 0)
+        found = self.rest(cost, a - own.sum(1), b - own.sum(0), init)
+        return found._replace(map=own + found.map)
 
 
 # What `ifjax.transport_maps` does, since the costs are a metric.
-exact_but_own = functools.partial(own_mass_stays, rest=solvers.exact)
+exact_but_own = OwnMassStays(solvers.Exact())
 
 
 def variant_jobs(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Callable]]:
@@ -343,16 +341,17 @@ def variants(epsilon: float) -> dict[str, Callable]:
     def relaxed(weight: float) -> Any:
         return acceleration.Momentum(start=0, value=weight)
 
-    def ours(solver: Callable, after: Callable = lambda plan, a, b: plan) -> Callable:
+    def ours(solver: solvers.Solver, after: Callable = lambda plan, a, b: plan) -> Callable:
         def solve(cost, a, b):
-            found = solver(cost, a, b, epsilon=epsilon, init=None)
+            found = solver(cost, a, b)
             return after(found.map, a, b), found.iterations, found.converged
 
         return solve
 
+    kernel = solvers.SinkhornKernel(epsilon)
     found = {
-        "sinkhorn_kernel": ours(solvers.sinkhorn_kernel),
-        "sinkhorn": ours(solvers.sinkhorn),
+        "sinkhorn_kernel": ours(kernel),
+        "sinkhorn": ours(solvers.Sinkhorn(epsilon)),
         "log, no schedule, relaxation 1": log(),
         "log, no schedule, relaxation 1.5": log(momentum=relaxed(1.5)),
         "log, schedule, relaxation 1": log(0.95),
@@ -365,9 +364,9 @@ def variants(epsilon: float) -> dict[str, Callable]:
         ),
         "log, unbalanced 0.99, no schedule": log(problem={"tau_a": 0.99, "tau_b": 0.99}),
         "ott-jax kernel mode, no schedule": log(lse_mode=False),
-        "feasible rounding of the plan": ours(solvers.sinkhorn_kernel, feasible),
-        "largest target of each source": ours(solvers.sinkhorn_kernel, largest),
-        "own mass stays": ours(own_mass_stays),
+        "feasible rounding of the plan": ours(kernel, feasible),
+        "largest target of each source": ours(kernel, largest),
+        "own mass stays": ours(OwnMassStays(kernel)),
     }
     for rank in (32, 128):
         low = sinkhorn_lr.LRSinkhorn(rank=rank, epsilon=0.0, threshold=1e-4, max_iterations=1000)
@@ -417,7 +416,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     label = f"{name}, {solver}"
                     right.axhline(row["50%"], color=style["color"], linestyle=dash, label=label)
     right.set(xscale="log", xlabel="epsilon", title="accuracy at 50 %, 2,000 images, %")
-    for k, name in enumerate(solvers.SOLVERS):
+    for k, name in enumerate(name for name in solvers.SOLVERS if name != "auto"):
         shown = [
             row | {"size": int(np.prod([int(x) for x in row["groups"].split(" x ")]))}
             for row in groups

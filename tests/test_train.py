@@ -24,14 +24,13 @@ import numpy as np
 import pytest
 
 import ifjax
-from ifjax import data, models
+from ifjax import data, importance, models
 from ifjax.experiment import stages
 from ifjax.experiment.config import Importance
 from ifjax.experiment.curves import read
 from ifjax.experiment.network import create
 from ifjax.experiment.options import parse
 from ifjax.experiment.runner import evaluator
-from ifjax.importance import metrics as importance
 
 SCRIPT = Path(__file__).parents[1] / "train.py"
 

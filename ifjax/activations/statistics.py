@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ifjax import importance
 from ifjax.activations.layer_inputs import Reading, readings, vary, varying
 from ifjax.graph.trace import DependencyGraph
-from ifjax.importance import metrics as importance
+from ifjax.importance import GroupMetric, statistic_of
 from ifjax.importance.independence import independence
 from ifjax.jaxprs.arguments import Arguments, is_array
 from ifjax.promotion import with_promotion
@@ -30,7 +31,9 @@ from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.structure import Group, Structure
 from ifjax.tree import leaves_by_path, with_leaves
 
-METRICS = tuple(importance.NEEDS)
+# Axes of neurons in what a group has of a statistic: one number each, or a Gram matrix.
+RANKS = {"fisher": (1,), "chip": (1, 2)}
+_OF_A_LOSS = ("gradients", "fisher")
 
 
 @functools.partial(
@@ -66,10 +69,8 @@ class Stats:
         if not isinstance(other, Stats):
             return NotImplemented
         if jax.tree.structure(self) != jax.tree.structure(other):
-            mine, theirs = (
-                [k for k in ("gradients", "fisher", "chip") if getattr(s, k) is not None]
-                for s in (self, other)
-            )
+            kinds = importance.STATISTICS
+            mine, theirs = ([k for k in kinds if getattr(s, k) is not None] for s in (self, other))
             raise ValueError(
                 "only statistics of the same kinds, groups and parameters can be added; got "
                 f"{', '.join(mine) or 'none'} and {', '.join(theirs) or 'none'}"
@@ -85,7 +86,7 @@ def collect_stats(
     batches: Iterable[Any],
     *,
     loss_fn: Callable[[Any, Any], Any] | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str | GroupMetric] | None = None,
     chunk: int | None = None,
 ) -> Stats:
     r"""Statistics of a network over batches of data, in constant memory.
@@ -124,8 +125,8 @@ def collect_stats(
       batches: yields tuples of inputs; with ``loss_fn`` pairs ``(inputs, targets)`` of such a tuple
         and what the loss needs besides, with the examples on axis 0 of every array.
       loss_fn: ``loss_fn(outputs, targets)`` is the scalar mean loss; for taylor and fisher.
-      metrics: which of ``"taylor"``, ``"fisher"``, ``"chip"`` to collect for; None for that of the
-        spec.
+      metrics: which of ``"taylor"``, ``"fisher"``, ``"chip"``, or metrics as values, to collect
+        for; None for that of the spec.
       chunk: how many examples fisher and chip go through at a time; None for the whole batch. They
         hold the activations, and fisher the consumers' gradients, of so many examples. A function
         that `jax.vmap` does not admit (with `jax.lax.ragged_dot` in it) goes through one by one.
@@ -156,13 +157,13 @@ def collect_stats(
       >>> stats.fisher["w1"].shape, int(stats.count)
       ((8,), 6)
     """
-    chosen = _checked_metrics(metrics, graph, loss_fn)
+    _checked_metrics(metrics, graph, loss_fn)
     checked_leaves(params, graph.structure)
 
     @jax.jit
     def step(params: Any, batch: Any) -> Stats:
         return batch_stats(
-            apply_fn, params, graph, batch, loss_fn=loss_fn, metrics=chosen, chunk=chunk
+            apply_fn, params, graph, batch, loss_fn=loss_fn, metrics=metrics, chunk=chunk
         )
 
     total = None
@@ -183,7 +184,7 @@ def batch_stats(
     batch: Any,
     *,
     loss_fn: Callable[[Any, Any], Any] | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str | GroupMetric] | None = None,
     chunk: int | None = None,
 ) -> Stats:
     """The statistics of one batch: `collect_stats` as a pure function.
@@ -244,7 +245,7 @@ def batch_stats(
             return jax.lax.map(one, arguments.arrays)
 
     gradients = fisher = chip = None
-    if "taylor" in chosen:
+    if "gradients" in chosen:
         moving = {p: x for p, x in leaves_by_path(params).items() if _is_float(leaves[p])}
         found = jax.grad(
             lambda moving: loss(with_leaves(params, leaves | moving), inputs, targets)
@@ -343,23 +344,25 @@ def _groups(graph: DependencyGraph | FusionSpec) -> list[Group]:
 
 
 def _checked_metrics(
-    metrics: Sequence[str] | None, graph: DependencyGraph | FusionSpec, loss_fn: Any
+    metrics: Sequence[str | GroupMetric] | None, graph: DependencyGraph | FusionSpec, loss_fn: Any
 ) -> tuple[str, ...]:
-    """The metrics to collect for."""
+    """The statistics to collect, for some metrics."""
     if metrics is None:
         metrics = [graph.method.importance] if isinstance(graph, FusionSpec) else []
-    if isinstance(metrics, str) or not metrics or not set(metrics) <= set(METRICS):
+    needs = {} if isinstance(metrics, str) else {m: statistic_of(m) for m in metrics}
+    if not needs or None in needs.values():
+        some = filter(statistic_of, importance.IMPORTANCES)
         raise ValueError(
-            f"metrics: expected a sequence of some of {', '.join(METRICS)} (the default is the "
+            f"metrics: expected a sequence of some of {', '.join(some)} (the default is the "
             f"importance of the spec), got {metrics!r}; other importances need no statistics"
         )
-    needy = [m for m in metrics if m in ("taylor", "fisher")]
+    needy = [metric for metric, field in needs.items() if field in _OF_A_LOSS]
     if needy and loss_fn is None:
         raise ValueError(
             f"importance {needy[0]!r} needs a loss: pass loss_fn=loss, with loss(outputs, targets) "
             "the scalar mean loss, and batches that yield (inputs, targets)"
         )
-    return tuple(metrics)
+    return tuple(filter(None, needs.values()))
 
 
 def _checked_batch(batch: Any, loss_fn: Any) -> tuple[tuple[Any, ...], Any, int]:

@@ -2,20 +2,19 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import ifjax
-from ifjax import data
+from ifjax import data, importance
 from ifjax.activations.statistics import Stats, batch_stats, collect_stats
 from ifjax.experiment.config import Config
 from ifjax.experiment.network import Network
 from ifjax.experiment.runner import Optimization, evaluator, train_step
 from ifjax.fusion.transport_maps import neuron_scores
-from ifjax.importance import metrics as importance
 from ifjax.training.evaluate import Evaluation
 from ifjax.training.loss import cross_entropy
 from ifjax.training.state import TrainState
@@ -99,7 +98,7 @@ def needs_stats(config: Config) -> bool:
         >>> needs_stats(Config()), needs_stats(Config(importances=("taylor",)))
         (False, True)
     """
-    return any(name in importance.NEEDS for name in config.importances)
+    return any(_needy(config.importances))
 
 
 def calibrate(
@@ -130,7 +129,7 @@ def calibrate(
         >>> int(stats.count)
         512
     """
-    needy = [name for name in metrics if name in importance.NEEDS]
+    needy = _needy(metrics)
     if not needy:
         return None
     return collect_stats(
@@ -158,7 +157,7 @@ def check_importances(
     Raises:
         ValueError: naming the group.
     """
-    needy = [name for name in config.importances if name in importance.NEEDS]
+    needy = _needy(config.importances)
     stats = None
     if needy:
         shape = (1, *dataset.image_shape)
@@ -193,6 +192,11 @@ def calibration_batches(config: Config, dataset: data.ImageDataset) -> Iterator[
     batches = dataset.train_batches(size, seed=config.seed, epoch=0)
     for batch in itertools.islice(batches, config.calibration_images // size):
         yield (dataset.normalize(batch.images),), batch.labels
+
+
+def _needy(importances: Sequence[str]) -> list[str]:
+    """Those that need more than the weights."""
+    return [name for name in importances if importance.statistic_of(name) is not None]
 
 
 _CHUNK = 16

@@ -169,7 +169,7 @@ def _applied(
         _check_in_place(structure, functools.partial(_how, method, kind))
     touched = {m.path for g in structure.in_order() for m in g.members}
     touched = {path: x for path, x in leaves.items() if path in touched}
-    sources: Sources = "few" if spec.method.solver in ("exact", "auto") else "many"
+    sources: Sources = "few" if spec.method.solver_value.sparse else "many"
     given = {name: maps[name] for name in structure.widths if name in maps}
     needed = {name: Map(x.map, x.targets, sources) for name, x in given.items()}
     norms, folded = [], None

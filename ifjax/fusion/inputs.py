@@ -11,8 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ifjax.activations.statistics import Stats
-from ifjax.importance import metrics as importance
+from ifjax.activations.statistics import RANKS, Stats
 from ifjax.spec.method import Method
 from ifjax.structure.structure import Group, Structure, known_group
 from ifjax.transport.transport import Transport
@@ -49,7 +48,7 @@ def checked_stats(
 
     Gradients by path of the kernels, everything at least float32; None where it needs nothing.
     """
-    field = importance.NEEDS.get(method.importance)
+    field = method.importance_value.statistic
     groups = [g for g in structure.in_order() if g.name not in scores]
     if field is None or not groups:
         return None
@@ -76,8 +75,9 @@ def checked_stats(
         hint = 'a tree like the parameters, for flax.linen {"params": grads}'
     else:
         found = dict(found)
-        ranks = (1, 2) if field == "chip" else (1,)
-        wanted = {g.name: tuple((*g.batch, *(g.size,) * rank) for rank in ranks) for g in groups}
+        wanted = {
+            g.name: tuple((*g.batch, *(g.size,) * rank) for rank in RANKS[field]) for g in groups
+        }
         hint = "statistics collected for this spec"
     result = {}
     for name, shapes in wanted.items():

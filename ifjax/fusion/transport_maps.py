@@ -26,7 +26,6 @@ from ifjax.fusion.execution.program import (
 from ifjax.fusion.execution.solve import mapped, require, solve, taken
 from ifjax.fusion.inputs import Scores, check_converged, checked_scores, checked_stats
 from ifjax.fusion.merge import merge_group
-from ifjax.importance import metrics as importance
 from ifjax.importance.independence import gram_independence
 from ifjax.parallel import threads
 from ifjax.parallel.placement import on_mesh
@@ -36,7 +35,6 @@ from ifjax.spec.shardings import explicit_maps
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.structure import BatchNorm, Group, Structure
-from ifjax.transport import centroids, solvers
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted
 
@@ -129,10 +127,7 @@ def stacked_maps(
     """`transport_maps` before the groups are taken out of their buckets, and the leaves."""
     check_spec(spec)
     structure, method = spec.structure, spec.method
-    if method.method == "fuse":
-        solvers.require(method.solver)
-    if method.targets == "centroids":
-        centroids.require(method.centroids)
+    method.targets_value.require()
     leaves = checked_leaves(params, structure)
     scores = checked_scores(scores, structure)
     stats = checked_stats(stats, structure, method, scores)
@@ -147,13 +142,13 @@ def stacked_maps(
         starts = [
             [_start(init, structure.group[e.name]) for e in entries] for entries in wave.entries
         ]
-        stacks.append(_solved(inputs, wave, starts, method.epsilon))
+        stacks.append(_solved(inputs, wave, starts))
         if method.order == "sequential" and wave is not waves[-1]:
             same = scored is described
             described = _changed(described, stacks[-1], wave)
             if same:
                 scored = described
-            elif method.importance not in (*importance.NEEDS, "bn_scale"):
+            elif method.importance_value.reads == "weights":
                 scored = _changed(scored, stacks[-1], wave)
     found = Found(leaves, folded, waves, stacks)
     converged = [stack.converged for wave in stacks for stack in wave]
@@ -231,12 +226,13 @@ def _weights(
     # Before the solver: the exact one has no derivative to stop.
     dense, folded = _folded(jax.lax.stop_gradient(dense), norms)
     if stats is None:
-        raw = method.scores_on == "raw" or method.importance == "bn_scale"
+        raw = method.scores_on == "raw" or method.importance_value.reads == "norm_scales"
         return folded, dense if raw else folded
-    if method.importance == "taylor":
+    reads = method.importance_value.reads
+    if reads == "gradients":
         return folded, _products({p: dense[p] for p in stats.gradients}, stats.gradients)
     ranks = tuple((group.name, len(group.batch)) for group in structure.in_order())
-    values = getattr(stats, method.importance)
+    values = getattr(stats, reads)
     ranks = tuple((name, rank) for name, rank in ranks if name in values)
     return folded, _per_example(values, stats.count, ranks)
 
@@ -274,17 +270,16 @@ def _solved(
     inputs: list[list[Inputs]],
     wave: Wave,
     starts: Sequence[list[Array | None]],
-    epsilon: float,
 ) -> list[Transport]:
     """The transports of a wave: its buckets side by side, or in turn where that saves memory."""
     arrays = [*(x[:3] for group in inputs for x in group), *starts]
     large = any(sum(unit.bytes for unit in bucket.units) > BYTES for bucket in wave.buckets)
     if large or not threads.alike(arrays):
         problems = map(read, inputs, wave.buckets)
-        return solve(problems, wave.buckets, wave.solvers, starts, epsilon)
+        return solve(problems, wave.buckets, wave.solvers, starts)
 
-    def alone(inputs: list[Inputs], bucket: Bucket, solver: str, start: Any) -> Transport:
-        return solve([read(inputs, bucket)], [bucket], [solver], [start], epsilon)[0]
+    def alone(inputs: list[Inputs], bucket: Bucket, solver: Any, start: Any) -> Transport:
+        return solve([read(inputs, bucket)], [bucket], [solver], [start])[0]
 
     each = zip(inputs, wave.buckets, wave.solvers, starts, strict=True)
     return threads.each([functools.partial(alone, *given) for given in each], arrays)

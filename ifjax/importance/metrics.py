@@ -7,41 +7,46 @@ scores of the members are then reduced to one, and normalised over the group, as
 importance of Torch-Pruning (Fang et al., `DepGraph: Towards Any Structural Pruning
 <https://arxiv.org/abs/2301.12900>`_, CVPR 2023), which the Intra-Fusion reference uses.
 
-`IMPORTANCES` maps names to metrics; a further metric joins by an entry in it.
+A metric is a value, `L1()`; `IMPORTANCES` maps names to their classes, which is what makes
+``importance="l1"`` mean ``importance=L1()`` and a spec of it JSON. A metric of one's own is
+a class, see `Metric`; an entry gives it a name.
 """
 
-import functools
-import math
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from __future__ import annotations
 
-import jax
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ifjax.importance.base import GroupMetric, Members, check_shape, normalise, reduce
+from ifjax.importance.data import Chip, Fisher, Taylor
+from ifjax.importance.weights import L1, L2, BNScale, Lamp, LInf, Random, power_sums
 from ifjax.promotion import with_promotion
 
-Members: TypeAlias = Sequence[Float[Array, "n _"]]
-# Of an array, and the axis along which the neurons lie in it: the others are reduced where they
-# are, for to transpose it takes longer.
-Importance: TypeAlias = Callable[[Float[Array, "..."], int], Float[Array, " n"]]
-
-REDUCTIONS = ("mean", "sum", "max", "first")
-NORMALIZATIONS = ("mean", "max", "sum", "none")
-# What a metric reads besides the weights: the field of `ifjax.Stats` that holds it.
-NEEDS = {"taylor": "gradients", "fisher": "fisher", "chip": "chip"}
+IMPORTANCES: dict[str, type[GroupMetric]] = {
+    "l1": L1,
+    "l2": L2,
+    "linf": LInf,
+    "lamp": Lamp,
+    "bn_scale": BNScale,
+    "taylor": Taylor,
+    "fisher": Fisher,
+    "chip": Chip,
+    "random": Random,
+}
 
 
 @with_promotion
 def score(
-    name: str,
-    members: Sequence[Float[Array, "..."]],
+    metric: str | GroupMetric,
+    members: Members,
     key: PRNGKeyArray | None = None,
     reduction: str = "mean",
     normalization: str = "mean",
     axes: Sequence[int] | None = None,
 ) -> Float[Array, " n"]:
-    r"""Scores the neurons of a group with the metric of the given name.
+    r"""Scores the neurons of a group with a metric.
 
     With :math:`s^{(k)}_i` what the metric says of neuron i in member k of K,
 
@@ -49,7 +54,6 @@ def score(
         s_i = \frac{1}{K} \sum_k s^{(k)}_i \;\text{(or the sum, maximum, first)}, \qquad
         \text{score}_i = s_i \Big/ \frac{1}{n} \sum_l s_l \;\text{(or maximum, sum, 1)}.
 
-    ============  =============================================================  =================
     name          score of a row                                                 members
     ============  =============================================================  =================
     ``l1``        sum of absolute weights                                        kernels
@@ -68,6 +72,26 @@ def score(
       members: one ``[n, k]`` matrix per member, rows are neurons; the first one is the first
         producer.
       key: a random key, for ``"random"``.
+    =======
+    ============  ===========  ================================================  =================
+    name          value        score of a row                                    members
+    ============  ===========  ================================================  =================
+    ``l1``        `L1()`       sum of absolute weights                           kernels
+    ``l2``        `L2()`       sum of squared weights                            kernels
+    ``linf``      `LInf()`     largest absolute weight                           kernels
+    ``lamp``      `Lamp()`     `lamp`: sum of squares relative to all larger     kernels
+    ``taylor``    `Taylor()`   absolute sum                                      weights, gradients
+    ``bn_scale``  `BNScale()`  mean of absolute values                           batch norm scales
+    ``fisher``    `Fisher()`   as it is                                          squared gradients
+    ``chip``      `Chip()`     as it is                                          independence
+    ``random``    `Random()`   uniform in [0, 1), a draw each, not normalised    kernels
+    ============  ===========  ================================================  =================
+
+    Args:
+      metric: a metric, or a key of `IMPORTANCES`.
+      members: one ``[n, k]`` matrix per member, rows are neurons; the first one is the first
+        producer.
+      key: a random key, for metrics that draw.
       reduction: over the members: ``"mean"``, ``"sum"``, ``"max"`` or ``"first"``.
       normalization: what the scores are divided by: their ``"mean"``, ``"max"``, ``"sum"``, or
         ``"none"``. It does not change the order within a group, but what scores of several groups
@@ -81,28 +105,52 @@ def score(
     Raises:
       ValueError: for an unknown name, reduction or normalization, no members, members that disagree
         on ``n``, or ``"random"`` without a key.
-
-    References:
-      ``taylor``: Molchanov et al., `Importance Estimation for Neural Network Pruning
-      <https://arxiv.org/abs/1906.10771>`_, CVPR 2019; ``bn_scale``: Liu et al., `Learning Efficient
-      Convolutional Networks through Network Slimming <https://arxiv.org/abs/1708.06519>`_, ICCV
-      2017. For the others see `magnitude`, `lamp`, `ifjax.collect_stats`.
+      TypeError: for anything but a name or a metric.
 
     Example:
       >>> import jax.numpy as jnp
       >>> score("l1", [jnp.array([[1.0, -2.0], [0.5, 0.5]])])
       Array([1.5, 0.5], dtype=float32)
     """
-    if name != "random" and name not in IMPORTANCES:
-        raise ValueError(f"unknown importance {name!r}; known: {', '.join(names())}")
+    metric = metric_of(metric)
     axes = _checked_axes(members, axes)
-    members = [x.astype(_dtype(x)) for x in members]
-    if name == "random":
-        if key is None:
-            raise ValueError("importance 'random' draws its scores: pass key=jax.random.key(seed)")
-        return jax.random.uniform(key, (members[0].shape[axes[0]],), _dtype(*members))
-    scores = [IMPORTANCES[name](x, axis) for x, axis in zip(members, axes, strict=True)]
-    return normalise(reduce(scores, reduction), normalization)
+    members = [x.astype(jnp.result_type(jnp.float32, x)) for x in members]
+    scores = metric.score(members, axes, key, reduction, normalization)
+    check_shape(metric, scores, members[0].shape[axes[0]])
+    return scores
+
+
+def metric_of(given: str | GroupMetric) -> GroupMetric:
+    """The metric of a name; a metric is itself.
+
+    Raises:
+      ValueError: for an unknown name.
+      TypeError: for anything else.
+
+    Example:
+      >>> metric_of("bn_scale").reads
+      'norm_scales'
+    """
+    if isinstance(given, GroupMetric):
+        return given
+    if not isinstance(given, str):
+        raise TypeError(f"importance: expected a name or an ifjax.importance.Metric, got {given!r}")
+    if given not in IMPORTANCES:
+        raise ValueError(
+            f"unknown importance {given!r}; known: {', '.join(names())} (a metric of your own is "
+            "given as a value, or registered in ifjax.importance.IMPORTANCES)"
+        )
+    return IMPORTANCES[given]()
+
+
+def statistic_of(given: str | GroupMetric) -> str | None:
+    """The field of `ifjax.Stats` that a metric needs; None for others, and for unknown names.
+
+    >>> statistic_of("taylor"), statistic_of("l1")
+    ('gradients', None)
+    """
+    known = isinstance(given, GroupMetric) or given in IMPORTANCES
+    return metric_of(given).statistic if known else None
 
 
 def names() -> list[str]:
@@ -111,7 +159,7 @@ def names() -> list[str]:
     >>> names()
     ['bn_scale', 'chip', 'fisher', 'l1', 'l2', 'lamp', 'linf', 'random', 'taylor']
     """
-    return sorted([*IMPORTANCES, "random"])
+    return sorted(IMPORTANCES)
 
 
 def magnitude(members: Members, p: float | int) -> Float[Array, " n"]:
@@ -147,122 +195,10 @@ def magnitude(members: Members, p: float | int) -> Float[Array, " n"]:
     if not p > 0:
         raise ValueError(f"magnitude needs p > 0 or inf, got p = {p}")
     _checked_axes(members)
-    return normalise(reduce([_power_sums(rows, 0, p) for rows in members], "mean"), "mean")
+    return normalise(reduce([power_sums(rows, 0, p) for rows in members], "mean"), "mean")
 
 
-def lamp(rows: Float[Array, "..."], axis: int = 0) -> Float[Array, " n"]:
-    r"""Layer-adaptive magnitude of whole neurons.
-
-    The paper scores a weight by its square relative to the squares of all weights of its layer that
-    are not smaller. Here a neuron takes the place of a weight, its squared norm
-    :math:`q_i = \sum_j W_{ij}^2` that of the square, and a member matrix that of the layer:
-
-    .. math::
-        s_i = q_i \Big/ \sum_{l : \, q_l \ge q_i} q_l
-
-    The largest neuron scores one. Within one member the order is that of ``l2``; members, and
-    groups, become comparable without a normalisation (``normalization="none"``). Neurons of equal
-    norm score equally, where the paper breaks ties by position.
-
-    Args:
-      rows: the weights of a member, rows are neurons.
-      axis: along which the neurons lie, where they are not the rows.
-
-    Returns:
-      Scores in [0, 1]; 0 where a neuron's weights are all zero.
-
-    References:
-      Lee et al., `Layer-adaptive sparsity for the Magnitude-based Pruning
-      <https://arxiv.org/abs/2010.07611>`_, ICLR 2021, equation (4).
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> lamp(jnp.array([[2.0], [1.0], [0.0]]))
-      Array([1. , 0.2, 0. ], dtype=float32)
-    """
-    squares = _power_sums(rows, axis, 2)
-    ascending = jnp.sort(squares)
-    larger = jnp.cumsum(ascending[::-1])[::-1][jnp.searchsorted(ascending, squares)]
-    return jnp.where(squares > 0, squares / jnp.where(squares > 0, larger, 1), 0)
-
-
-def reduce(scores: Sequence[Float[Array, " n"]], reduction: str) -> Float[Array, " n"]:
-    """The scores of several members as one.
-
-    Args:
-      scores: of every member, the first producer's first.
-      reduction: ``"mean"``, ``"sum"``, ``"max"`` or ``"first"``.
-
-    Returns:
-      One score per neuron.
-
-    Raises:
-      ValueError: for an unknown reduction.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> reduce([jnp.array([1.0, 2.0]), jnp.array([3.0, 0.0])], "max")
-      Array([3., 2.], dtype=float32)
-    """
-    match reduction:
-        case "mean":
-            return sum(scores[1:], scores[0]) / len(scores)
-        case "sum":
-            return sum(scores[1:], scores[0])
-        case "max":
-            return functools.reduce(jnp.maximum, scores)
-        case "first":
-            return scores[0]
-    raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
-
-
-def normalise(scores: Float[Array, " n"], normalization: str) -> Float[Array, " n"]:
-    """The scores relative to their mean, maximum or sum, or as they are.
-
-    Args:
-      scores: one per neuron, not negative.
-      normalization: ``"mean"``, ``"max"``, ``"sum"`` or ``"none"``.
-
-    Returns:
-      The scores; all zero ones stay so.
-
-    Raises:
-      ValueError: for an unknown normalization.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> normalise(jnp.array([1.0, 3.0]), "sum")
-      Array([0.25, 0.75], dtype=float32)
-    """
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(
-            f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}"
-        )
-    if normalization == "none":
-        return scores
-    unit = getattr(jnp, normalization)(scores)
-    return scores / jnp.where(unit > 0, unit, 1)
-
-
-def _power_sums(x: Float[Array, "..."], axis: int, p: float | int) -> Float[Array, " n"]:
-    """The sum of |w|^p over what belongs to each neuron, or its largest |w| for p = inf."""
-    weights, others = jnp.abs(x.astype(_dtype(x))), _others(x, axis)
-    if math.isinf(p):
-        return jnp.max(weights, axis=others, initial=0)
-    return jnp.sum(weights if p == 1 else weights**p, axis=others)
-
-
-def _others(x: Array, axis: int) -> tuple[int, ...]:
-    """All axes but one."""
-    return tuple(i for i in range(x.ndim) if i != axis)
-
-
-def _first(x: Float[Array, "..."], axis: int) -> Float[Array, " n"]:
-    """The first number of each neuron."""
-    return jnp.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)[:, 0]
-
-
-def _checked_axes(members: Sequence[Array], axes: Sequence[int] | None = None) -> Sequence[int]:
+def _checked_axes(members: Members, axes: Sequence[int] | None = None) -> Sequence[int]:
     """The axes of the neurons; refuses no members, or members of different numbers of neurons."""
     if not members:
         raise ValueError("importance needs at least one member matrix [n, k], got none")
@@ -274,20 +210,3 @@ def _checked_axes(members: Sequence[Array], axes: Sequence[int] | None = None) -
     if len({shape[axis] for shape, axis in zip(shapes, axes, strict=True)}) > 1:
         raise ValueError(f"member matrices must all be [n, k] with one n, got shapes {shapes}")
     return axes
-
-
-def _dtype(*arrays: Array) -> jnp.dtype:
-    """At least float32."""
-    return jnp.result_type(jnp.float32, *arrays)
-
-
-IMPORTANCES: dict[str, Importance] = {
-    "l1": lambda x, axis: _power_sums(x, axis, 1),
-    "l2": lambda x, axis: _power_sums(x, axis, 2),
-    "linf": lambda x, axis: _power_sums(x, axis, math.inf),
-    "lamp": lamp,
-    "taylor": lambda x, axis: jnp.abs(jnp.sum(x, axis=_others(x, axis))),
-    "bn_scale": lambda x, axis: jnp.mean(jnp.abs(x), axis=_others(x, axis)),
-    "fisher": _first,
-    "chip": _first,
-}

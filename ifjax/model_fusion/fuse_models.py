@@ -29,7 +29,7 @@ from ifjax.spec.spec import FusionSpec
 from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.resize import at_widths
 from ifjax.structure.structure import Structure
-from ifjax.transport import solvers
+from ifjax.transport.solvers import Solver, solver_of
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted, with_leaves
 
@@ -128,8 +128,8 @@ def align_models(
     on: str = "weights",
     apply_fn: Callable[..., Any] | None = None,
     batches: Iterable[Any] | None = None,
-    solver: str = "exact",
-    epsilon: float | int = 0.01,
+    solver: str | Solver = "exact",
+    epsilon: float | int | None = None,
     cost_p: Order = 2.0,
     sweeps: int = 1,
 ) -> tuple[dict[str, Transport], ...]:
@@ -154,9 +154,9 @@ def align_models(
         of them, and what only loops read are compared on weights all the same.
       apply_fn: the full network's eval-mode function, for activations.
       batches: tuples of inputs, a few hundred examples together, for activations.
-      solver: ``"exact"``, ``"sinkhorn"``, ``"sinkhorn_kernel"`` or ``"auto"``, see `ifjax.Method`;
-        both sides have uniform mass.
-      epsilon: of Sinkhorn, relative to the mean cost.
+      solver: ``"exact"``, ``"sinkhorn"``, ``"sinkhorn_kernel"``, ``"auto"`` or a value, see
+        `ifjax.Method`; both sides have uniform mass.
+      epsilon: of Sinkhorn, relative to the mean cost, 0.01 by default.
       cost_p: order of the norm, at least 1, or ``"cosine"``.
       sweeps: further rounds on all kernels.
 
@@ -182,7 +182,8 @@ def align_models(
       [1, 0]
     """
     structures, leaves = _checked_models(models, graph, specs)
-    _check_options(on, solver, epsilon, cost_p, sweeps)
+    _check_options(on, sweeps)
+    method = _checked_method(solver, epsilon, cost_p)
     data = _checked_data(apply_fn, batches)
     if bool(data) != (on == "activations"):
         raise ValueError(
@@ -207,12 +208,11 @@ def align_models(
             network,
             networks[0],
             costs,
-            solver=solver,
-            epsilon=float(epsilon),
+            solver=method.solver_value,
             cost_p=cost_p,
             sweeps=sweeps,
         )
-        _check_converged(found, k, solver, epsilon)
+        _check_converged(found, k, method)
         result.append(found)
     return tuple(result)
 
@@ -350,18 +350,22 @@ def _checked_data(apply_fn: Any, batches: Any) -> dict[str, Any]:
     return {"apply_fn": apply_fn, "batches": checked_batches(batches)}
 
 
-def _check_options(on: str, solver: str, epsilon: float | int, cost_p: Any, sweeps: int) -> None:
+def _check_options(on: str, sweeps: int) -> None:
     if on not in ("weights", "activations"):
         raise ValueError(f"on must be one of weights, activations; got {on!r}")
-    solvers.require(solver)
-    if solver == "nearest":
-        raise ValueError(
-            "solver='nearest' leaves targets that no neuron is nearest to empty; networks are "
-            "aligned with 'exact', 'sinkhorn' or 'auto'"
-        )
-    Method(solver=solver, epsilon=epsilon, cost_p=cost_p)
     if not isinstance(sweeps, int) or sweeps < 0:
         raise ValueError(f"sweeps must be an integer that is not negative, got {sweeps!r}")
+
+
+def _checked_method(solver: str | Solver, epsilon: float | int | None, cost_p: Any) -> Method:
+    """A method of these options, with a solver that gives every target its mass."""
+    method = Method(solver=solver_of(solver, epsilon), cost_p=cost_p)
+    if not method.solver_value.balanced:
+        raise ValueError(
+            f"solver={method.solver!r} leaves targets that no neuron is nearest to empty; networks "
+            "are aligned with 'exact', 'sinkhorn' or 'auto'"
+        )
+    return method
 
 
 def _check_maps(maps: Sequence[Maps], structures: Sequence[Structure]) -> None:
@@ -380,15 +384,15 @@ def _check_maps(maps: Sequence[Maps], structures: Sequence[Structure]) -> None:
                 )
 
 
-def _check_converged(found: Maps, k: int, solver: str, epsilon: float | int) -> None:
+def _check_converged(found: Maps, k: int, method: Method) -> None:
     """Raises where a solver has not converged, outside of jit."""
     if all(is_concrete(*t) for t in found.values()):
         for name, t in found.items():
             if not np.all(t.converged):
                 raise RuntimeError(
-                    f"models[{k}], group {name}: solver {solver!r} did not converge, marginal "
-                    f"error {float(np.max(t.marginal_error)):.2g} at epsilon {epsilon}; use a "
-                    "larger epsilon, or solver='exact'"
+                    f"models[{k}], group {name}: solver {method.solver!r} did not converge, "
+                    f"marginal error {float(np.max(t.marginal_error)):.2g} at epsilon "
+                    f"{method.epsilon}; use a larger epsilon, or solver='exact'"
                 )
 
 

@@ -15,8 +15,9 @@ from scipy.optimize import linear_sum_assignment
 from ifjax.activations.layer_inputs import readings
 from ifjax.model_fusion.alignment import Network, describing, entries, inside, sets
 from ifjax.structure.structure import Group, Structure
-from ifjax.transport import solvers, transport
+from ifjax.transport import transport
 from ifjax.transport.costs import cost_matrix
+from ifjax.transport.solvers import Solver
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted
 
@@ -28,8 +29,7 @@ def align(
     target: Network,
     costs: Mapping[str, Array],
     *,
-    solver: str,
-    epsilon: float,
+    solver: Solver,
     cost_p: Order,
     sweeps: int,
 ) -> dict[str, Transport]:
@@ -39,8 +39,7 @@ def align(
       source: the network to be aligned; its groups are in the order to go by.
       target: the network to align it to.
       costs: of the groups that are compared on activations.
-      solver: of `ifjax.transport.solvers.SOLVERS`.
-      epsilon: of Sinkhorn.
+      solver: of the transport problems.
       cost_p: order of the norm between the neurons' features.
       sweeps: how often to go on from all groups aligned; fewer where nothing changes any more.
     """
@@ -54,7 +53,7 @@ def align(
                 cost = weight_cost(source, target, group, cost_p)
             if cost is not None:
                 whole = bool(inside(source.structure, group))
-                result = _assigned(cost) if whole else _solved(cost, solver, epsilon)
+                result = _assigned(cost) if whole else _solved(cost, solver)
                 batch = _batch(source, group)
                 found[group.name] = jax.tree.map(
                     lambda x, batch=batch: x.reshape(*batch, *x.shape[1:]), result
@@ -126,15 +125,15 @@ def _set_distance(
     return jax.lax.map(one, (x, y))
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "epsilon"))
-def _solved(cost: Float[Array, "batch n m"], solver: str, epsilon: float) -> Transport:
+@functools.partial(jax.jit, static_argnames="solver")
+def _solved(cost: Float[Array, "batch n m"], solver: Solver) -> Transport:
     n, m = cost.shape[-2:]
     a, b = (jnp.full((k,), 1 / k, cost.dtype) for k in (n, m))
-    solver = solvers.choose(solver, n, m, uniform=True)
+    solver = solver.at(n, m, uniform=True)
 
     def one(cost: Array) -> Transport:
         none = jnp.zeros((m,), jnp.int32)
-        found = transport.solve(cost, a, b, none, solver=solver, epsilon=epsilon)
+        found = transport.solve(cost, a, b, none, solver=solver)
         return found._replace(targets=jnp.argmax(found.map, axis=0).astype(jnp.int32))
 
     return jax.vmap(one)(cost)

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-from ifjax.importance import metrics as importances
+from ifjax import importance as importances
+from ifjax.importance import GroupMetric
+from ifjax.spec import choices
 from ifjax.structure.structure import Kind
-from ifjax.transport import centroids as centroid_kinds
 from ifjax.transport import solvers
+from ifjax.transport import targets as targets_
+from ifjax.transport.centroids import Centroids
+from ifjax.transport.solvers import Entropic, Solver
+from ifjax.transport.targets import Targets
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
     """How the small parameters are computed (Intra-Fusion, arXiv 2402.07839, section 3).
 
+    Importance, targets and solver are names, or values with options of their own: ``L1()``,
+    ``KMeans(starts=3)``, ``Sinkhorn(epsilon=0.02)``, an instance of a class of one's own. A value
+    that a name says all of is kept as the name, so that both make the same method.
+
     Attributes:
       method: ``"fuse"`` merges all neurons into the kept ones by optimal transport; ``"prune"``
         keeps the neurons of highest importance as they are.
       importance: the score of a neuron: ``"l1"``, ``"l2"``, ``"linf"``, ``"lamp"``, ``"bn_scale"``,
         ``"random"``, or, with `ifjax.Stats`, ``"taylor"``, ``"fisher"``, ``"chip"``; see
-        `ifjax.importance.metrics.score`.
+        `ifjax.importance.score`. Or a value, see `ifjax.importance.Metric`.
       reduction: of the scores of a group's producers and consumers to one: ``"mean"``, ``"sum"``,
         ``"max"``, ``"first"`` (the first producer).
       normalization: what the scores of a group are divided by: their ``"mean"``, ``"max"``,
@@ -29,9 +39,10 @@ class Method:
       scores_on: weights that the magnitudes (l1, l2, linf, lamp) are read from: ``"folded"`` (batch
         norm merged) or ``"raw"``. The other importances do not depend on it.
       targets: what the neurons are fused into: ``"top"``, the neurons of highest score; or
-        ``"centroids"`` of all neurons in feature space, each represented by a neuron near it.
-      centroids: ``"kmeans"`` or ``"gaussian_mixture"``, see
-        `ifjax.transport.centroids.clusters`.
+        ``"centroids"`` of all neurons in feature space, each represented by a neuron near it. Or a
+        value, see `ifjax.transport.targets`.
+      centroids: ``"kmeans"``, the default, or ``"gaussian_mixture"``; None where ``targets`` is a
+        value of a class without a name.
       cost_p: order of the norm between the neurons' features, at least 1; or ``"cosine"`` for one
         minus the cosine between them, which is no metric.
       source_marginal: mass of the neurons, ``"uniform"`` or ``"importance"``.
@@ -39,8 +50,10 @@ class Method:
         neurons that belong to it.
       solver: ``"sinkhorn"``, ``"sinkhorn_kernel"`` (the same problem, faster), ``"exact"``,
         ``"nearest"``, or ``"auto"``, which chooses by size and backend
-        (`ifjax.transport.solvers.choose`); `solver_for` says what.
-      epsilon: entropic regularisation of Sinkhorn, relative to the mean cost.
+        (`ifjax.transport.solvers.Auto`); `solver_for` says what. Or a value, see
+        `ifjax.transport.solvers.Solver`.
+      epsilon: entropic regularisation of Sinkhorn, relative to the mean cost; by default that of
+        the solver, 0.01.
       merge: ``"reference"`` or ``"preserving"``, see `ifjax.apply_maps`.
       order: ``"sequential"`` from the output to the input, each group on weights that the earlier
         ones have changed; ``"simultaneous"``, all from the given weights.
@@ -50,17 +63,17 @@ class Method:
     """
 
     method: Literal["fuse", "prune"] = "fuse"
-    importance: str = "l1"
+    importance: str | GroupMetric = "l1"
     reduction: Literal["mean", "sum", "max", "first"] = "mean"
     normalization: Literal["mean", "max", "sum", "none"] = "mean"
     scores_on: Literal["folded", "raw"] = "folded"
-    targets: Literal["top", "centroids"] = "top"
-    centroids: Literal["kmeans", "gaussian_mixture"] = "kmeans"
+    targets: str | Targets = "top"
+    centroids: str | None = None
     cost_p: float | Literal["cosine"] = 1.0
     source_marginal: Literal["uniform", "importance"] = "uniform"
     target_marginal: Literal["uniform", "importance"] = "uniform"
-    solver: str = "sinkhorn"
-    epsilon: float = 0.01
+    solver: str | Solver = "sinkhorn"
+    epsilon: float | None = None
     merge: Literal["reference", "preserving"] = "reference"
     order: Literal["sequential", "simultaneous"] = "sequential"
     heads: Literal["prune", "fuse"] = "prune"
@@ -87,37 +100,152 @@ class Method:
           >>> Method(solver="auto").solver_for(512, 256, backend="cpu")
           'exact'
         """
-        uniform = self.source_marginal == self.target_marginal == "uniform"
-        return solvers.choose(self.solver, n, m, uniform=uniform, backend=backend)
+        return solvers.choose(self.solver_value, n, m, uniform=self.uniform, backend=backend)
 
-    def __post_init__(self) -> None:
-        """Checks every choice.
+    @property
+    def uniform(self) -> bool:
+        """Whether all neurons have the same mass, and all targets."""
+        return self.source_marginal == self.target_marginal == "uniform"
+
+    @functools.cached_property
+    def importance_value(self) -> GroupMetric:
+        """The importance as a value.
+
+        >>> Method(importance="l2").importance_value
+        L2()
+        """
+        return importances.metric_of(self.importance)
+
+    @functools.cached_property
+    def targets_value(self) -> Targets:
+        """The targets as a value.
+
+        >>> Method(targets="centroids").targets_value
+        KMeans(starts=10)
+        """
+        return targets_.targets_of(self.targets, self.centroids or "kmeans")
+
+    @functools.cached_property
+    def solver_value(self) -> Solver:
+        """The solver as a value.
+
+        >>> Method(epsilon=0.02).solver_value.epsilon
+        0.02
+        """
+        return solvers.solver_of(self.solver, self.epsilon)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON has them: names, or name and options of a value.
 
         Raises:
-          ValueError: naming the option, what it may be and what came.
+          ValueError: for a value of a class that is not registered.
         """
-        choices = {
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for option, (_, registry, where) in _VALUES.items():
+            found[option] = choices.to_json(option, found[option], registry, where)
+        return {key: "inf" if value == math.inf else value for key, value in found.items()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Method:
+        """Inverse of `to_json`.
+
+        Raises:
+          ValueError: for a choice that there is not.
+        """
+        found = dict(fields)
+        for option, (_, registry, _) in _VALUES.items():
+            if option in found:
+                found[option] = choices.from_json(option, found[option], registry)
+        if found["cost_p"] != "cosine":
+            found["cost_p"] = float(found["cost_p"])
+        return cls(**found)
+
+    def __post_init__(self) -> None:
+        """Checks every choice, and keeps the name of a value that has one.
+
+        Raises:
+          ValueError: naming the option, what it may be and what came; or where two options
+            disagree.
+          TypeError: for a value of another type, or one that is not hashable.
+        """
+        self._check_names()
+        metric, targets, solver = self.importance, self.targets, self.solver
+        if isinstance(metric, GroupMetric):
+            self._keep("importance", choices.plain_name(metric, importances.IMPORTANCES) or metric)
+        if isinstance(targets, Targets):
+            self._keep_targets(targets)
+        elif self.centroids is None:
+            self._keep("centroids", "kmeans")
+        value = solvers.solver_of(solver, self.epsilon)
+        if isinstance(solver, Solver):
+            self._keep("solver", choices.plain_name(solver, solvers.SOLVERS, "epsilon") or solver)
+        if isinstance(value, Entropic):
+            self._keep("epsilon", value.epsilon)
+        elif self.epsilon is None:
+            self._keep("epsilon", solvers.EPSILON)
+
+    def _keep_targets(self, targets: Targets) -> None:
+        """Names them, or leaves them as they are."""
+        names = (name for name, known in targets_.TARGETS.items() if type(targets) is known)
+        own, plain = next(names, None), choices.plain_name(targets, targets_.TARGETS)
+        if isinstance(targets, Centroids):
+            if self.centroids not in (None, own):
+                raise ValueError(
+                    f"targets={targets} and centroids={self.centroids!r} are given, and disagree; "
+                    "give one of the two"
+                )
+            self._keep("centroids", own)
+            self._keep("targets", targets_.CENTROIDS if plain else targets)
+        else:
+            self._keep("centroids", self.centroids or "kmeans")
+            self._keep("targets", plain or targets)
+
+    def _keep(self, option: str, value: Any) -> None:
+        choices.check_hashable(option, value)
+        object.__setattr__(self, option, value)
+
+    def _check_names(self) -> None:
+        allowed_names = {
             "method": ("fuse", "prune"),
             "importance": tuple(importances.names()),
             "reduction": importances.REDUCTIONS,
             "normalization": importances.NORMALIZATIONS,
             "heads": ("prune", "fuse"),
             "scores_on": ("folded", "raw"),
-            "targets": ("top", "centroids"),
-            "centroids": centroid_kinds.CENTROIDS,
+            "targets": tuple(targets_.names()),
+            "centroids": (None, *targets_.centroid_names()),
             "source_marginal": ("uniform", "importance"),
             "target_marginal": ("uniform", "importance"),
-            "solver": (*solvers.SOLVERS, solvers.AUTO),
+            "solver": tuple(solvers.SOLVERS),
             "merge": ("reference", "preserving"),
             "order": ("sequential", "simultaneous"),
         }
-        for name, allowed in choices.items():
+        for name, allowed in allowed_names.items():
             value = getattr(self, name)
+            if name in _VALUES and isinstance(value, _VALUES[name].base):
+                continue
             if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+                known = ", ".join(filter(None, allowed))
+                own = f" (or a value, see {_VALUES[name].where})" if name in _VALUES else ""
+                raise ValueError(f"{name} must be one of {known}; got {value!r}{own}")
         if self.cost_p != "cosine" and (isinstance(self.cost_p, str) or not self.cost_p >= 1):
             raise ValueError(
                 f"cost_p must be at least 1 (inf is allowed) or 'cosine'; got {self.cost_p!r}"
             )
-        if not 0 < self.epsilon < math.inf:
+        if self.epsilon is not None and not 0 < self.epsilon < math.inf:
             raise ValueError(f"epsilon must be positive and finite; got {self.epsilon!r}")
+
+
+class _Values(NamedTuple):
+    """What an option may be besides a name: the type, the names of its classes, and where."""
+
+    base: Any
+    registry: dict[str, Any]
+    where: str
+
+
+_VALUES = {
+    "importance": _Values(GroupMetric, importances.IMPORTANCES, "ifjax.importance.IMPORTANCES"),
+    "targets": _Values(Targets, targets_.TARGETS, "ifjax.transport.targets.TARGETS"),
+    "solver": _Values(Solver, solvers.SOLVERS, "ifjax.transport.solvers.SOLVERS"),
+}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from typing import Any
 
 import jax
@@ -132,27 +131,24 @@ class FusionSpec:
         return jax.tree_util.tree_map_with_path(small, tuple(inputs))
 
     def to_json(self) -> str:
-        """The spec as JSON text; inverse of `from_json`."""
-        method = {
-            k: ("inf" if v == math.inf else v) for k, v in dataclasses.asdict(self.method).items()
-        }
-        value = {**to_dict(self.structure), "method": method}
-        return json.dumps(value)
+        """The spec as JSON text; inverse of `from_json`.
+
+        Raises:
+          ValueError: for a method with a value of a class that is not registered.
+        """
+        return json.dumps({**to_dict(self.structure), "method": self.method.to_json()})
 
     @classmethod
     def from_json(cls, text: str) -> FusionSpec:
         """Reads what `to_json` wrote.
 
         Raises:
-          ValueError: if the text is not a spec, or of another schema version.
+          ValueError: if the text is not a spec, of another schema version, or of a method with
+            a value of a class that is not registered.
         """
         try:
             value = json.loads(text)
-            structure = from_dict(value)
-            method = dict(value["method"])
-            if method["cost_p"] != "cosine":
-                method["cost_p"] = float(method["cost_p"])
-            return cls(structure, Method(**method))
+            return cls(from_dict(value), Method.from_json(value["method"]))
         except (json.JSONDecodeError, KeyError, TypeError) as e:
             raise ValueError(f"not the JSON text of a FusionSpec: {type(e).__name__} {e}") from e
 

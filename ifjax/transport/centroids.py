@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import functools
 import importlib
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ifjax.promotion import with_promotion
 
-CENTROIDS = ("kmeans", "gaussian_mixture")
-_STARTS = 10  # of k-means; the best result is taken
 # What the score of a neuron counts in the choice of representatives, relative to the mean distance:
 # the two neurons of a cluster of two are equally near to their centroid.
 _PREFERENCE = 1e-3
@@ -36,88 +36,173 @@ class Clusters(NamedTuple):
     targets: Int[Array, " m"]
 
 
-@with_promotion
-def clusters(
-    features: Float[Array, "n d"],
-    m: int,
-    kind: str,
-    key: PRNGKeyArray,
-    scores: Float[Array, " n"] | None = None,
-) -> Clusters:
-    r"""Groups n neurons around m centroids, each with a neuron of its own that represents it.
+class Centroids(abc.ABC):
+    """Targets that are points in feature space, each represented by a neuron of its own.
 
-    * ``"kmeans"``: minimises :math:`\sum_i \min_j \|f_i - c_j\|_2^2` by Lloyd's iterations from the
-      best of ten k-means++ starts (ott-jax).
-    * ``"gaussian_mixture"``: the means of m Gaussians, each with one variance for all directions
-      (there are more features than neurons: nothing more can be estimated), by expectation
-      maximisation from the k-means solution (scikit-learn, on the host).
+    Hashable, a frozen dataclass whose fields are its options. One's own is a class with an
+    ``assign``, and nothing has to be registered: a spec takes the value itself.
 
-    The representatives are distinct neurons, assigned so that the sum of their squared distances to
-    their centroids is least (optax's Hungarian algorithm): each is the neuron nearest to its
-    centroid wherever these differ, and of equally near ones that of the higher score. Pure; works
-    under `jax.jit`. The result depends on the key, and through it on the order of the neurons.
+    Attributes:
+      random: whether a random key is wanted.
 
-    Args:
-      features: one row per neuron.
-      m: number of centroids, at most n.
-      kind: ``"kmeans"`` or ``"gaussian_mixture"``.
-      key: of the k-means++ starts.
-      scores: the importance of the neurons, for the choice between representatives.
+    Example:
+      >>> import dataclasses, ifjax, jax, jax.numpy as jnp
+      >>> from ifjax.transport.centroids import Centroids
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Halves(Centroids):
+      ...     def assign(self, features, m, key):
+      ...         shares = jax.nn.one_hot(jnp.arange(len(features)) * m // len(features), m)
+      ...         return shares.T @ features / shares.sum(0)[:, None], shares
+      >>> params = {"w1": jnp.eye(4), "w2": jnp.ones((4, 2))}
+      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
+      >>> maps = ifjax.transport_maps(params, graph.spec(0.5, targets=Halves(), solver="nearest"))
+      >>> maps["w1"].targets.tolist()
+      [0, 2]
+    """
 
-    Returns:
-      Centroids, shares and representatives.
+    random: ClassVar[bool] = True
 
-    Raises:
-      ValueError: for an unknown kind, or m outside 1 to n.
-      ImportError: for ``"gaussian_mixture"`` without scikit-learn.
+    @abc.abstractmethod
+    def assign(
+        self, features: Float[Array, "n d"], m: int, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "m d"], Float[Array, "n m"]]:
+        """The centroids, and how much of every neuron belongs to each.
+
+        Args:
+          features: one row per neuron, float32 or float64.
+          m: number of centroids, at most n.
+          key: a random key.
+
+        Returns:
+          Centroids, and shares whose rows sum to one.
+        """
+
+    def require(self) -> None:
+        """Raises ImportError where a package that is needed is missing."""
+        return
+
+    @with_promotion
+    def clusters(
+        self,
+        features: Float[Array, "n d"],
+        m: int,
+        key: PRNGKeyArray,
+        scores: Float[Array, " n"] | None = None,
+    ) -> Clusters:
+        """Groups n neurons around m centroids, each with a neuron of its own that represents it.
+
+        The representatives are distinct neurons, assigned so that the sum of their squared
+        distances to their centroids is least (optax's Hungarian algorithm): each is the neuron
+        nearest to its centroid wherever these differ, and of equally near ones that of the higher
+        score. Pure; works under `jax.jit`. The result depends on the key, and through it on the
+        order of the neurons.
+
+        Args:
+          features: one row per neuron.
+          m: number of centroids, at most n.
+          key: a random key.
+          scores: the importance of the neurons, for the choice between representatives.
+
+        Returns:
+          Centroids, shares and representatives.
+
+        Raises:
+          ValueError: for m outside 1 to n.
+          ImportError: as `require`.
+        """
+        self.require()
+        n = features.shape[0]
+        if not 1 <= m <= n:
+            raise ValueError(f"cannot find {m} centroids of {n} neurons")
+        dtype = jnp.result_type(jnp.float32, features)
+        features = features.astype(dtype)
+        centroids, shares = self.assign(features, m, key)
+        distances = jnp.sum(jnp.square(centroids), 1)[:, None] - 2 * centroids @ features.T
+        distances = distances + jnp.sum(jnp.square(features), 1)
+        if scores is not None:
+            largest = jnp.max(jnp.abs(scores))
+            share = (scores / jnp.where(largest > 0, largest, 1)).astype(dtype)
+            distances = distances - _PREFERENCE * jnp.mean(distances) * share
+        cluster, neuron = optax.assignment.hungarian_algorithm(distances)
+        targets = jnp.zeros((m,), neuron.dtype).at[cluster].set(neuron)
+        order = jnp.argsort(targets)
+        return Clusters(centroids[order], shares[:, order], targets[order])
+
+
+@dataclasses.dataclass(frozen=True)
+class KMeans(Centroids):
+    r"""Centroids of least :math:`\sum_i \min_j \|f_i - c_j\|_2^2`, by Lloyd's iterations (ott-jax).
+
+    Attributes:
+      starts: of k-means++; the best result is taken.
 
     References:
       Arthur and Vassilvitskii, `k-means++: The Advantages of Careful Seeding
       <https://dl.acm.org/doi/10.5555/1283383.1283494>`_, SODA 2007; Cuturi et al., `Optimal
-      Transport Tools <https://arxiv.org/abs/2201.12324>`_, 2022; Pedregosa et al., `Scikit-learn
-      <https://arxiv.org/abs/1201.0490>`_, JMLR 2011.
+      Transport Tools <https://arxiv.org/abs/2201.12324>`_, 2022.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> found = clusters(jnp.array([[0.0], [0.2], [3.0]]), 2, "kmeans", jax.random.key(0))
-      >>> found.centroids.round(1).tolist()
-      [[0.10000000149011612], [3.0]]
+      >>> x = jnp.array([[0.0], [0.2], [3.0]])
+      >>> KMeans(starts=2).clusters(x, 2, jax.random.key(0)).targets.tolist()
+      [0, 2]
     """
-    require(kind)
-    n = features.shape[0]
-    if not 1 <= m <= n:
-        raise ValueError(f"cannot find {m} centroids of {n} neurons")
-    dtype = jnp.result_type(jnp.float32, features)
-    features = features.astype(dtype)
-    found = _k_means().k_means(features, m, n_init=_STARTS, rng=key)
-    centroids = found.centroids.astype(dtype)
-    shares = jax.nn.one_hot(found.assignment, m, dtype=dtype)
-    if kind == "gaussian_mixture":
-        shape = jax.ShapeDtypeStruct((n, m), jnp.float32)
+
+    starts: int = 10
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+          ValueError: for less than one start.
+        """
+        if self.starts < 1:
+            raise ValueError(f"starts must be at least 1; got {self.starts!r}")
+
+    def assign(
+        self, features: Float[Array, "n d"], m: int, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "m d"], Float[Array, "n m"]]:
+        """The centroids, and the cluster of every neuron."""
+        found = _k_means().k_means(features, m, n_init=self.starts, rng=key)
+        shares = jax.nn.one_hot(found.assignment, m, dtype=features.dtype)
+        return found.centroids.astype(features.dtype), shares
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianMixture(KMeans):
+    """The means of m Gaussians, each with one variance for all directions.
+
+    There are more features than neurons: nothing more can be estimated. By expectation maximisation
+    from the solution of `KMeans` (scikit-learn, on the host).
+
+    Attributes:
+      starts: of k-means++.
+
+    References:
+      Pedregosa et al., `Scikit-learn <https://arxiv.org/abs/1201.0490>`_, JMLR 2011.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> x = jnp.array([[0.0], [0.2], [3.0]])
+      >>> GaussianMixture().clusters(x, 2, jax.random.key(0)).targets.tolist()
+      [0, 2]
+    """
+
+    def assign(
+        self, features: Float[Array, "n d"], m: int, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "m d"], Float[Array, "n m"]]:
+        """The means, and the responsibilities of the Gaussians."""
+        centroids, shares = super().assign(features, m, key)
+        shape = jax.ShapeDtypeStruct(shares.shape, jnp.float32)
         given = [x.astype(jnp.float32) for x in (features, centroids, shares)]
         shares = jax.pure_callback(_responsibilities, shape, *given, vmap_method="sequential")
-        shares = shares.astype(dtype)
+        shares = shares.astype(features.dtype)
         total = shares.sum(0)[:, None]
-        centroids = jnp.where(
-            total > 0, shares.T @ features / jnp.where(total > 0, total, 1), centroids
-        )
-    distances = jnp.sum(jnp.square(centroids), 1)[:, None] - 2 * centroids @ features.T
-    distances = distances + jnp.sum(jnp.square(features), 1)
-    if scores is not None:
-        largest = jnp.max(jnp.abs(scores))
-        share = (scores / jnp.where(largest > 0, largest, 1)).astype(dtype)
-        distances = distances - _PREFERENCE * jnp.mean(distances) * share
-    cluster, neuron = optax.assignment.hungarian_algorithm(distances)
-    targets = jnp.zeros((m,), neuron.dtype).at[cluster].set(neuron)
-    order = jnp.argsort(targets)
-    return Clusters(centroids[order], shares[:, order], targets[order])
+        means = shares.T @ features / jnp.where(total > 0, total, 1)
+        return jnp.where(total > 0, means, centroids), shares
 
-
-def require(kind: str) -> None:
-    """Raises where a kind is unknown, or a package that it needs is missing."""
-    if kind not in CENTROIDS:
-        raise ValueError(f"centroids must be one of {', '.join(CENTROIDS)}; got {kind!r}")
-    if kind == "gaussian_mixture":
+    def require(self) -> None:
+        """Raises ImportError without scikit-learn."""
         _mixture()
 
 

@@ -54,8 +54,8 @@ def solve(
     b: Float[Array, " m"],
     targets: Int[Array, " m"],
     *,
-    solver: str = "sinkhorn",
-    epsilon: float | int = 0.01,
+    solver: str | solvers.Solver = "sinkhorn",
+    epsilon: float | int | None = None,
     init: Transport | Float[Array, " n"] | None = None,
 ) -> Transport:
     r"""Transports the mass ``a`` of n sources to the mass ``b`` of m targets.
@@ -75,17 +75,19 @@ def solve(
       a: mass of the sources, of sum one; zero for absent ones.
       b: mass of the targets, likewise.
       targets: index among the sources of each target; carried along.
-      solver: a key of `ifjax.transport.solvers.SOLVERS`, or ``"auto"``, see
-        `ifjax.transport.solvers.choose`.
-      epsilon: strength of the entropy relative to the mean of ``cost``; read by Sinkhorn only.
-        Static under jit. Smaller is nearer to the exact plan and takes more iterations.
+      solver: a key of `ifjax.transport.solvers.SOLVERS`, or a value: ``Sinkhorn(epsilon=0.02)``.
+        Static under jit.
+      epsilon: strength of the entropy relative to the mean of ``cost``, of a solver given by its
+        name; read by Sinkhorn only, whose default is 0.01. Static under jit. Smaller is nearer to
+        the exact plan and takes more iterations.
       init: an earlier `Transport` of these sources, or its ``potential``, to warm-start Sinkhorn.
 
     Returns:
       The plan with its diagnostics.
 
     Raises:
-      ValueError: for an unknown solver, an epsilon that is not positive, or shapes that disagree.
+      ValueError: for an unknown solver, an epsilon that is not positive, or not that of the solver
+        as a value, or shapes that disagree.
       ImportError: for ``"exact"`` without POT, where it is needed
         (`ifjax.transport.solvers.exact_many`).
 
@@ -105,12 +107,12 @@ def solve(
                 *shapes
             )
         )
-    chosen = solvers.SOLVERS[solvers.choose(solver, *cost.shape)]
+    chosen = solvers.solver_of(solver, epsilon)
     dtype = jnp.result_type(jnp.float32, cost)
     cost, a, b = (jnp.asarray(x, dtype) for x in (cost, a, b))
     if isinstance(init, Transport):
         init = init.potential
-    solution = chosen(cost, a, b, epsilon=float(epsilon), init=init)
+    solution = chosen(cost, a, b, init)
     return Transport(
         map=solution.map,
         targets=targets,

@@ -10,6 +10,7 @@ import pytest
 from ifjax import Stats
 from ifjax.fusion import inputs as checks
 from ifjax.spec.method import Method
+from ifjax.spec.spec import check_spec
 from ifjax.transport.transport import Transport
 from tests import reference
 
@@ -26,7 +27,7 @@ def transport(**changed) -> Transport:
 def test_what_is_no_spec_scores_stats_or_map_is_told_by_its_type():
     """Without the type checks of the tests, which would be first."""
     with pytest.raises(TypeError, match=r"expected a FusionSpec, as graph\.spec.*got dict"):
-        checks.check_spec({})
+        check_spec({})
     for function, arguments, message in (
         (checks.checked_scores, (np.ones(N), PLAN), "scores by group name, got ndarray"),
         (

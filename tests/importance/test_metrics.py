@@ -1,13 +1,16 @@
+import dataclasses
+import itertools
 import math
 
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from ifjax.importance import metrics as importance
+from ifjax import importance
 
 POWER = {"l1": 1, "l2": 2, "linf": math.inf}
 
@@ -168,9 +171,50 @@ def test_compiles_once(name):
     assert len(traces) == 1
 
 
-def test_a_further_metric_registers(monkeypatch):
-    monkeypatch.setitem(importance.IMPORTANCES, "last", lambda x, axis: x.take(-1, 1 - axis))
+@dataclasses.dataclass(frozen=True)
+class Last(importance.Metric):
+    """The last weight of a neuron."""
+
+    times: float = 1.0
+
+    def member(self, x, axis):
+        return self.times * x.take(-1, 1 - axis)
+
+
+def test_a_further_metric_is_a_class_and_registers_by_an_entry(monkeypatch):
+    np.testing.assert_array_equal(importance.score(Last(), [jnp.eye(3)]), [0, 0, 3])
+    monkeypatch.setitem(importance.IMPORTANCES, "last", Last)
     np.testing.assert_array_equal(importance.score("last", [jnp.eye(3)]), [0, 0, 3])
+    got = importance.score(Last(times=2), [jnp.eye(3)], normalization="none")
+    np.testing.assert_array_equal(got, [0, 0, 2])
+
+
+def test_scores_of_another_shape_are_refused():
+    class Whole(importance.Metric):
+        def member(self, x, axis):
+            return jnp.abs(x)
+
+    class Two(importance.GroupMetric):
+        def score(self, members, axes, key, reduction, normalization):
+            return jnp.ones(2)
+
+    for metric in (Whole(), Two()):
+        with pytest.raises(ValueError, match=r"one score for each of 3 neurons, got .* shape"):
+            importance.score(metric, [jnp.ones((3, 2))])
+
+
+def test_what_is_no_metric_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(TypeError, match=r"a name or an ifjax\.importance\.Metric, got 3"):
+        importance.metric_of(3)
+
+
+def test_other_seeds_draw_other_scores_from_the_same_key():
+    key, x = jax.random.key(0), [jnp.ones((64, 2))]
+    drawn = [importance.score(importance.Random(seed), x, key) for seed in (None, 0, 1)]
+    for one, two in itertools.combinations(drawn, 2):
+        assert np.all(one != two)
+    np.testing.assert_array_equal(drawn[0], importance.score("random", x, key))
 
 
 def test_unknown_names_list_the_known():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
+import jax.numpy as jnp
 import jaxtyping
 import pytest
 
-from ifjax import Method
-from ifjax.importance import metrics as importance
+from ifjax import Method, importance, transport
 
 
 @pytest.fixture
@@ -67,3 +69,151 @@ def test_auto_says_what_it_is():
     assert method.solver_for(2048, 1024, backend="cpu") == "exact"
     mass = Method(solver="auto", source_marginal="importance")
     assert mass.solver_for(2048, 1024, backend="cpu") == "sinkhorn_kernel"
+
+
+# Values -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Last(importance.Metric):
+    """A metric of somebody's own: the last weight."""
+
+    times: float = 1.0
+
+    def member(self, x, axis):
+        return self.times * jnp.abs(x).take(-1, 1 - axis)
+
+
+NAMED = {
+    "l1": importance.L1(),
+    "l2": importance.L2(),
+    "linf": importance.LInf(),
+    "lamp": importance.Lamp(),
+    "bn_scale": importance.BNScale(),
+    "taylor": importance.Taylor(),
+    "fisher": importance.Fisher(),
+    "chip": importance.Chip(),
+    "random": importance.Random(),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_an_importance_is_a_value_or_its_name(name):
+    by_value, by_name = Method(importance=NAMED[name]), Method(importance=name)
+    assert (by_value, hash(by_value)) == (by_name, hash(by_name))
+    assert by_value.importance == name
+    assert by_name.importance_value == NAMED[name]
+
+
+SOLVED = {
+    "sinkhorn": transport.Sinkhorn(epsilon=0.02),
+    "sinkhorn_kernel": transport.SinkhornKernel(epsilon=0.02),
+    "auto": transport.Auto(epsilon=0.02),
+    "exact": transport.Exact(),
+    "nearest": transport.Nearest(),
+}
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_a_solver_is_a_value_or_its_name_and_epsilon(name):
+    assert set(SOLVED) == {*transport.SOLVERS}
+    epsilon = getattr(SOLVED[name], "epsilon", None)
+    by_value, by_name = Method(solver=SOLVED[name]), Method(solver=name, epsilon=epsilon)
+    assert (by_value, hash(by_value)) == (by_name, hash(by_name))
+    assert (by_value.solver, by_value.epsilon) == (name, epsilon or 0.01)
+    assert by_name.solver_value == SOLVED[name]
+
+
+AIMED = {
+    ("top", "kmeans"): transport.Top(),
+    ("centroids", "kmeans"): transport.KMeans(),
+    ("centroids", "gaussian_mixture"): transport.GaussianMixture(),
+}
+
+
+@pytest.mark.parametrize("names", AIMED)
+def test_targets_are_a_value_or_their_names(names):
+    by_value, by_name = Method(targets=AIMED[names]), Method(targets=names[0], centroids=names[1])
+    assert (by_value, hash(by_value)) == (by_name, hash(by_name))
+    assert (by_value.targets, by_value.centroids) == names
+    assert by_name.targets_value == AIMED[names]
+
+
+def test_epsilon_is_that_of_the_solver():
+    method = Method(solver=transport.Sinkhorn(0.02), epsilon=0.02)
+    assert method == Method(epsilon=0.02)
+    few = transport.Sinkhorn(0.02, max_iterations=10)
+    assert (Method(solver=few).solver, Method(solver=few).epsilon) == (few, 0.02)
+    for epsilon in (0.01, 0.03):
+        for solver in (transport.Sinkhorn(0.02), few):
+            with pytest.raises(ValueError, match=rf"epsilon={epsilon} is given, and a solver with"):
+                Method(solver=solver, epsilon=epsilon)
+    # One that reads none disagrees with none, as its name does not.
+    assert Method(solver=transport.Exact(), epsilon=0.5) == Method(solver="exact", epsilon=0.5)
+
+
+def test_centroids_are_those_of_the_targets():
+    few = transport.KMeans(starts=3)
+    assert Method(targets=few, centroids="kmeans") == Method(targets=few)
+    assert (Method(targets=few).targets, Method(targets=few).centroids) == (few, "kmeans")
+    for value in (few, transport.KMeans()):
+        with pytest.raises(
+            ValueError, match="centroids='gaussian_mixture' are given, and disagree"
+        ):
+            Method(targets=value, centroids="gaussian_mixture")
+
+
+VALUES = {
+    "importance": importance.Random(seed=3),
+    "targets": transport.KMeans(starts=3),
+    "solver": transport.Sinkhorn(epsilon=0.02, tolerance=1e-4, max_iterations=99),
+}
+
+
+@pytest.mark.parametrize("option", VALUES)
+def test_values_with_options_are_kept_replaced_and_written(option):
+    method = Method(**{option: VALUES[option]})
+    assert getattr(method, option) == getattr(method, f"{option}_value") == VALUES[option]
+    assert dataclasses.replace(method, seed=1) == Method(**{option: VALUES[option]}, seed=1)
+    text = json.dumps(method.to_json())
+    assert Method.from_json(json.loads(text)) == method
+
+
+def test_methods_without_values_are_written_as_they_were():
+    """The JSON of a version before there were values."""
+    old = {
+        "method": "fuse", "importance": "l1", "reduction": "mean", "normalization": "mean",
+        "scores_on": "folded", "targets": "top", "centroids": "kmeans", "cost_p": 1.0,
+        "source_marginal": "uniform", "target_marginal": "uniform", "solver": "sinkhorn",
+        "epsilon": 0.01, "merge": "reference", "order": "sequential", "heads": "prune", "seed": 0,
+    }  # fmt: skip
+    assert Method().to_json() == old
+    assert list(Method().to_json()) == list(old)
+    assert Method.from_json(old) == Method()
+    infinite = old | {"cost_p": "inf", "solver": "exact", "epsilon": 0.3}
+    method = Method(cost_p=math.inf, solver="exact", epsilon=0.3)
+    assert method.to_json() == infinite
+    assert Method.from_json(infinite) == method
+
+
+def test_a_metric_of_ones_own_needs_no_name_and_json_asks_for_one(monkeypatch):
+    method = Method(importance=Last(2.0))
+    assert hash(method) == hash(Method(importance=Last(2.0)))
+    assert method != Method(importance=Last(3.0))
+    with pytest.raises(ValueError, match=r"importance: Last\(times=2\.0\).*\['last'\] = Last"):
+        method.to_json()
+    monkeypatch.setitem(importance.IMPORTANCES, "last", Last)
+    assert Method(importance=Last()) == Method(importance="last")
+    assert Method.from_json(method.to_json()) == method
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("option", ["importance", "targets", "solver"])
+def test_what_is_neither_a_value_nor_a_name_is_refused(option):
+    with pytest.raises(ValueError, match=rf"{option} must be one of .* \(or a value, see ifjax"):
+        Method(**{option: 3})
+
+
+def test_values_that_are_not_hashable_are_refused():
+    with pytest.raises(TypeError, match="importance: expected a hashable value"):
+        Method(importance=Last([1.0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import jax
@@ -26,7 +27,12 @@ def features(seed=0, n=N, noise=0.5):
     return jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), jnp.float32)
 
 
-clusters = jax.jit(centroids.clusters, static_argnums=(1, 2))
+KINDS = {"kmeans": centroids.KMeans(), "gaussian_mixture": centroids.GaussianMixture()}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def clusters(x, m, kind, key, scores=None):
+    return KINDS[kind].clusters(x, m, key, scores)
 
 
 def inertia(x, centres):
@@ -74,7 +80,7 @@ def test_a_mixture_is_a_fixed_point_and_as_likely_as_scikit_learn_s():
     assert mean >= theirs.score(x) - 0.01 * abs(theirs.score(x))
 
 
-@pytest.mark.parametrize("kind", centroids.CENTROIDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_representatives_are_the_distinct_neurons_nearest_to_the_centroids(kind):
     x = features(4)
     found = clusters(x, M, kind, KEY)
@@ -89,11 +95,11 @@ def test_of_two_equally_near_neurons_the_more_important_represents_them():
     """Each pair is as far from its centroid; without scores rounding would decide."""
     x = jnp.repeat(jnp.eye(4, D), 2, axis=0) + 0.1 * jnp.eye(8, D, 10)
     scores = jnp.asarray([2.0, 1, 1, 2, 2, 1, 1, 2])
-    found = jax.jit(centroids.clusters, static_argnums=(1, 2))(x, 4, "kmeans", KEY, scores)
+    found = clusters(x, 4, "kmeans", KEY, scores)
     np.testing.assert_array_equal(found.targets, [0, 3, 4, 7])
 
 
-@pytest.mark.parametrize("kind", centroids.CENTROIDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_neurons_of_one_direction_are_one_cluster(kind):
     """Ten exact directions, ten centroids: nothing else is as good."""
     x = features(5, noise=0.0)
@@ -105,7 +111,7 @@ def test_neurons_of_one_direction_are_one_cluster(kind):
     np.testing.assert_allclose(found.centroids, x[found.targets], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", centroids.CENTROIDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [0.0, 0.25])
 def test_equal_and_dead_neurons_have_finite_centroids(kind, value):
     found = clusters(jnp.full((N, D), value), M, kind, KEY)
@@ -114,7 +120,7 @@ def test_equal_and_dead_neurons_have_finite_centroids(kind, value):
     np.testing.assert_allclose(found.shares.sum(1), np.ones(N), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", centroids.CENTROIDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_all_neurons_may_be_targets(kind):
     x = features(6, n=6)
     found = clusters(x, 6, kind, KEY)
@@ -122,7 +128,7 @@ def test_all_neurons_may_be_targets(kind):
     np.testing.assert_allclose(found.centroids, x, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", centroids.CENTROIDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_double_precision_stays(kind):
     with jax.enable_x64(True):
         x = jnp.asarray(features(7), jnp.float64)
@@ -134,16 +140,16 @@ def test_double_precision_stays(kind):
         np.testing.assert_allclose(found.centroids, means, atol=1e-13)
 
 
-def test_more_centroids_than_neurons_and_unknown_kinds_are_refused():
+def test_more_centroids_than_neurons_and_no_starts_are_refused():
     with pytest.raises(ValueError, match="9 centroids of 8 neurons"):
-        centroids.clusters(jnp.ones((8, 3)), 9, "kmeans", KEY)
-    with pytest.raises(ValueError, match="one of kmeans, gaussian_mixture; got 'ward'"):
-        centroids.clusters(jnp.ones((8, 3)), 2, "ward", KEY)
+        centroids.KMeans().clusters(jnp.ones((8, 3)), 9, KEY)
+    with pytest.raises(ValueError, match="starts must be at least 1; got 0"):
+        centroids.KMeans(starts=0)
 
 
 def test_a_mixture_without_scikit_learn_says_how(monkeypatch):
     centroids._mixture.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
     with pytest.raises(ImportError, match=r"pip install 'ifjax\[centroids\]'.*'kmeans'"):
-        centroids.require("gaussian_mixture")
-    centroids.require("kmeans")
+        centroids.GaussianMixture().require()
+    centroids.KMeans().require()

@@ -54,7 +54,7 @@ def test_top_refuses_more_or_less_than_there_are(m):
 
 
 def test_unknown_solvers_list_the_known():
-    with pytest.raises(ValueError, match=r"'emd'.*known: exact, nearest, sinkhorn"):
+    with pytest.raises(ValueError, match=r"'emd'.*known: auto, exact, nearest, sinkhorn"):
         transport.solve(
             jnp.ones((4, 2)), jnp.full(4, 1 / 4), jnp.full(2, 1 / 2), jnp.arange(2), solver="emd"
         )

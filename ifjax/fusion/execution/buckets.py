@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ifjax.importance import metrics as importance
+from ifjax import importance
+from ifjax.importance import GroupMetric
 from ifjax.parallel import placement as mesh
 from ifjax.parallel import ring
 from ifjax.spec.method import Method
 from ifjax.structure import axis as ex
 from ifjax.structure.layout import SELF, Held, Place, parts
 from ifjax.structure.structure import Group, Structure
-from ifjax.transport import centroids, costs, transport
+from ifjax.transport import costs, transport
+from ifjax.transport.targets import Neurons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Unit:
     def count(self) -> int:
         """Number of problems."""
         return math.prod(self.batch)
+
+    def moving(self, moved: bool) -> int:
+        """Number of sources of a problem; targets are none where mass stays that can."""
+        return self.size - self.kept if moved else self.size
 
     @property
     def extent(self) -> tuple[int, int, int]:
@@ -207,7 +213,7 @@ def _read_alike(inputs: list[Inputs], unit: Unit, bucket: Bucket) -> _Read:
         scored = stack(unit.scored, [x.scored or [] for x in inputs])
     scores = [x.scores.reshape(-1, unit.size) for x in inputs if x.scores is not None]
     keys = None
-    if bucket.method.importance == "random" or bucket.method.targets == "centroids":
+    if bucket.method.importance_value.random or bucket.method.targets_value.random:
         keys = jnp.concatenate([_keys(x.number, unit, bucket.method.seed) for x in inputs])
     one = functools.partial(_problem, unit=unit, bucket=bucket)
     return _over(one, described, scored, jnp.concatenate(scores) if scores else None, keys)
@@ -231,21 +237,21 @@ def _problem(
     if scores is None:
         held = unit.scored or unit.described
         scores = scores_of(described if scored is None else scored, held, key, method)
-    top = method.targets == "top"
-    if method.method == "prune" and top:
+    chosen = method.targets_value
+    if method.method == "prune" and isinstance(chosen, Neurons):
         zero = jnp.zeros_like(scores)
-        return _Read(scores, transport.top(scores, m), zero, zero[:m])
+        return _Read(scores, jnp.sort(chosen.first(scores, m)), zero, zero[:m])
     found = parts(described, unit.described.where)
     columns = functools.partial(_columns, found, mesh.settled(costs.factors(found)))
-    if top:
-        order = jax.lax.top_k(scores, n)[1]
+    if isinstance(chosen, Neurons):
+        order = chosen.first(scores, n)
         targets, sources = mesh.settled(jnp.sort(order[:m])), None
         if bucket.moved:
             sources = mesh.settled(jnp.sort(order[m:]))
         features, points, mass = columns(sources), columns(targets), scores[targets]
     else:
         features, sources, at = columns(None), None, jax.random.fold_in(key, 1)
-        clusters = centroids.clusters(features.T, m, method.centroids, at, scores)
+        clusters = chosen.clusters(features.T, m, at, scores)
         targets, points = clusters.targets, clusters.centroids.T
         mass = jnp.maximum(scores, 0) @ clusters.shares
     a = transport.marginal(method.source_marginal, scores)
@@ -274,7 +280,7 @@ def scores_of(arrays: list[Array], held: Held, key: Array | None, method: Method
     """The importance of the neurons that some arrays hold."""
     members, axes = zip(*parts(arrays, held.where), strict=True)
     return importance.score(
-        method.importance, members, key, method.reduction, method.normalization, axes
+        method.importance_value, members, key, method.reduction, method.normalization, axes
     )
 
 
@@ -283,7 +289,7 @@ def statistic(group: Group) -> Held:
     return Held(((group.size,),), (Place(0, 0, "producer", ex.Atom(SELF, group.size)),))
 
 
-def with_scales(structure: Structure, group: Group) -> Group:
+def with_scales(structure: Structure, group: Group, asked: str | GroupMetric) -> Group:
     """The group with the scales of its batch norms as its only members.
 
     Those that can be folded; where there are only others, every vector that multiplies neurons with
@@ -296,7 +302,7 @@ def with_scales(structure: Structure, group: Group) -> Group:
         scales = [m for m in vectors if m.role == "multiplicative"]
     if not scales:
         raise ValueError(
-            f"group {group.name}: importance 'bn_scale' reads the scales of its batch norms, and "
+            f"group {group.name}: importance {asked!r} reads the scales of its batch norms, and "
             "it has none; choose another importance, exclude the group, or pass scores for it"
         )
     return dataclasses.replace(group, members=tuple(scales))

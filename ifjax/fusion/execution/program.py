@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 from ifjax.fusion.execution.buckets import Bucket, Unit, statistic, with_scales
 from ifjax.fusion.merge import Sources
-from ifjax.importance import metrics as importance
 from ifjax.spec.method import Method
 from ifjax.structure.layout import Held, held
 from ifjax.structure.structure import Group, Structure
-from ifjax.transport import solvers
-from ifjax.transport.solvers import host
+from ifjax.transport.solvers import Solver, host
+from ifjax.transport.targets import Neurons
 from ifjax.tree import is_concrete
 
 # A bucket holds no more than this, or than its largest group if that is larger: batching small
@@ -71,13 +70,13 @@ class Wave:
 
     Attributes:
       buckets: what is static about the problems that are solved together.
-      solvers: of every bucket; the empty string where there is nothing to solve.
+      solvers: of every bucket; None where there is nothing to solve.
       entries: the groups of every bucket.
       located: of every group, in the order of the buckets.
     """
 
     buckets: tuple[Bucket, ...]
-    solvers: tuple[str, ...]
+    solvers: tuple[Solver | None, ...]
     entries: tuple[tuple[Entry, ...], ...]
     located: tuple[Located, ...]
 
@@ -162,7 +161,11 @@ def schedule(
         alike: dict[tuple[Any, ...], list[tuple[Unit, Entry]]] = defaultdict(list)
         for group in map(first_producer_first, groups):
             kind = method.of(group.kind).method
-            solver = _solver(group, method, backend) if kind == "fuse" else ""
+            solver = None
+            if kind == "fuse":
+                solver = method.solver_value.at(
+                    group.size, group.kept, uniform=method.uniform, backend=backend
+                )
             unit, entry = _unit(structure, group, method, group.name in given, sizes, number)
             alike[(kind, solver, *map(padded, unit.extent))].append((unit, entry))
         parts = [
@@ -226,17 +229,6 @@ def first_producer_first(group: Group) -> Group:
     return dataclasses.replace(group, members=tuple(members))
 
 
-def _solver(group: Group, method: Method, backend: str) -> str:
-    marginals = (method.source_marginal, method.target_marginal)
-    return solvers.choose(
-        method.solver,
-        group.size,
-        group.kept,
-        uniform=marginals == ("uniform", "uniform"),
-        backend=backend,
-    )
-
-
 def _unit(
     structure: Structure,
     group: Group,
@@ -248,31 +240,28 @@ def _unit(
     """What is read of a group."""
     described, paths = held(structure, group, sizes)
     scored, others = None, ()
-    if given:
-        pass
-    elif method.importance == "bn_scale":
-        scored, others = held(structure, with_scales(structure, group), {})
-    elif method.importance == "taylor":
-        scored, others = held(structure, group, {})
-    elif method.importance in importance.NEEDS:
-        scored, others = statistic(group), (group.name,)
-    elif method.scores_on == "raw":
-        scored, others = described, paths
+    match None if given else method.importance_value.reads:
+        case "norm_scales":
+            scored, others = held(structure, with_scales(structure, group, method.importance), {})
+        case "gradients":
+            scored, others = held(structure, group, {})
+        case "fisher" | "chip":
+            scored, others = statistic(group), (group.name,)
+        case "weights" if method.scores_on == "raw":
+            scored, others = described, paths
     unit = Unit(group.size, group.kept, group.batch, described, scored, given)
     return unit, Entry(group.name, number[group.name], paths, others)
 
 
-def _sources(bucket: Bucket, unit: Unit, solver: str) -> Sources:
-    """How many sources a target has in the plans of a group: few in those of the exact solver.
+def _sources(bucket: Bucket, unit: Unit, solver: Solver | None) -> Sources:
+    """How many sources a target has in the plans of a group: few in sparse ones.
 
     For certain where what moves is an assignment.
     """
-    if solver != "exact":
+    if solver is None or not solver.sparse:
         return "many"
-    method = bucket.method
-    uniform = method.source_marginal == method.target_marginal == "uniform"
-    moving = unit.size - unit.kept if bucket.moved else unit.size
-    return "whole" if uniform and host.divides(moving, unit.kept) else "few"
+    assignment = host.divides(unit.moving(bucket.moved), unit.kept)
+    return "whole" if bucket.method.uniform and assignment else "few"
 
 
 def _parts(units: list[tuple[Unit, Entry]], limit: int) -> Iterator[list[tuple[Unit, Entry]]]:
@@ -289,7 +278,9 @@ def _parts(units: list[tuple[Unit, Entry]], limit: int) -> Iterator[list[tuple[U
     yield part
 
 
-def _bucket(part: list[tuple[Unit, Entry]], method: Method, kind: str, solver: str) -> Bucket:
+def _bucket(
+    part: list[tuple[Unit, Entry]], method: Method, kind: str, solver: Solver | None
+) -> Bucket:
     """With the method reduced to what is read, so that specs that differ elsewhere share it."""
     other = Method()
     reading = dataclasses.replace(
@@ -302,6 +293,7 @@ def _bucket(part: list[tuple[Unit, Entry]], method: Method, kind: str, solver: s
         heads=other.heads,
         scores_on=other.scores_on,
     )
-    metric = method.targets == "top" and isinstance(method.cost_p, (int, float))
-    moved = solver == "exact" and metric and method.source_marginal == method.target_marginal
+    metric = isinstance(method.targets_value, Neurons) and isinstance(method.cost_p, (int, float))
+    same = method.source_marginal == method.target_marginal
+    moved = solver is not None and solver.optimal and metric and same
     return Bucket(tuple(unit for unit, _ in part), reading, moved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ifjax.fusion.merge import Map
 from ifjax.parallel import callback
 from ifjax.parallel import placement as mesh
 from ifjax.transport import transport
-from ifjax.transport.solvers import host
+from ifjax.transport.solvers import HostSolver, Solver
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete
 
@@ -25,45 +26,48 @@ from ifjax.tree import is_concrete
 def solve(
     problems: Iterable[Problems],
     buckets: Iterable[Bucket],
-    solvers: Iterable[str],
+    solvers: Iterable[Solver | None],
     starts: Sequence[list[Array | None]],
-    epsilon: float,
 ) -> list[Transport]:
     """The transports of buckets that do not wait on each other, padded as the problems are.
 
-    All that is for the exact solver goes to the host in one call.
+    All that is for one solver on the host goes there in one call.
 
     Args:
       problems: of every bucket, see `buckets.read`; solved, and forgotten, as they come.
       buckets: what is static about them.
-      solvers: of every bucket; the empty string where there is nothing to solve.
+      solvers: of every bucket; None where there is nothing to solve.
       starts: per bucket, a potential ``[*batch, n]`` of every unit to start from; None to start
         cold.
-      epsilon: of Sinkhorn.
 
     Returns:
       A stacked `Transport` per bucket.
     """
     found: list[Any] = []
-    exact: dict[int, Problems] = {}
+    on_host: dict[HostSolver, dict[int, Problems]] = defaultdict(dict)
     for problem, bucket, solver, start in zip(problems, buckets, solvers, starts, strict=True):
-        if solver == "exact":
-            exact[len(found)] = problem._replace(scores=None)
-            found.append(None)
-        elif solver == "":
+        bare = problem._replace(scores=None)
+        if solver is None:
             found.append(_selected(problem.scores, problem.targets))
+        elif isinstance(solver, HostSolver):
+            on_host[solver][len(found)] = bare
+            found.append(None)
         else:
-            bare = problem._replace(scores=None)
-            found.append(_solved(bare, _filled(start, bucket), solver, epsilon))
-    for i, result in zip(exact, _solved_exactly([*exact.values()]) if exact else [], strict=True):
-        found[i] = result
+            found.append(_solved(bare, _filled(start, bucket), solver))
+    for solver, those in on_host.items():
+        for i, result in zip(those, _solved_on_host([*those.values()], solver), strict=True):
+            found[i] = result
     return found
 
 
 def require(waves: Iterable[Wave]) -> None:
-    """Raises ImportError where the exact solver needs POT, before anything is computed."""
-    if any(located.sources == "few" for wave in waves for located in wave.located):
-        host.pot()
+    """Raises ImportError where a solver needs a package, before anything is computed."""
+    for wave in waves:
+        for at in wave.located:
+            bucket, solver = wave.buckets[at.bucket], wave.solvers[at.bucket]
+            if solver is not None:
+                n = at.unit.moving(bucket.moved)
+                solver.require(n, at.unit.kept, uniform=bucket.method.uniform)
 
 
 def taken(found: Sequence[Transport], at: Located) -> Transport:
@@ -99,9 +103,9 @@ def _filled(start: list[Array | None], bucket: Bucket) -> list[Array] | None:
     ]
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "epsilon"))
-def _solved(problem: Problems, start: list[Array] | None, solver: str, epsilon: float) -> Transport:
-    one = functools.partial(transport.solve, solver=solver, epsilon=epsilon)
+@functools.partial(jax.jit, static_argnames="solver")
+def _solved(problem: Problems, start: list[Array] | None, solver: Solver) -> Transport:
+    one = functools.partial(transport.solve, solver=solver)
     init = None
     if start is not None:
         init = stacked([x.reshape(-1, x.shape[-1]) for x in start], problem.a.shape[1:])
@@ -110,19 +114,20 @@ def _solved(problem: Problems, start: list[Array] | None, solver: str, epsilon: 
     )
 
 
-def _solved_exactly(problems: list[Problems]) -> list[Transport]:
-    """On the host; directly where one device holds all: nothing is compiled."""
+def _solved_on_host(problems: list[Problems], solver: HostSolver) -> list[Transport]:
+    """Directly where one device holds all: nothing is compiled."""
     arrays: Any = jax.tree.leaves(problems)
     if not is_concrete(*arrays) or any(len(x.sharding.device_set) > 1 for x in arrays):
-        return _called(problems)
+        return _called(problems, solver)
     places = [problem.a.sharding for problem in problems]
-    found = _on_host(jax.tree.map(np.asarray, problems))
+    found = _on_host(jax.tree.map(np.asarray, problems), solver)
     return [jax.device_put(each, place) for each, place in zip(found, places, strict=True)]
 
 
-@jax.jit
-def _called(problems: list[Problems]) -> list[Transport]:
-    found = callback.called(_on_host, [_shapes(problem) for problem in problems], problems)
+@functools.partial(jax.jit, static_argnames="solver")
+def _called(problems: list[Problems], solver: HostSolver) -> list[Transport]:
+    solve = functools.partial(_on_host, solver=solver)
+    found = callback.called(solve, [_shapes(problem) for problem in problems], problems)
     return jax.tree.map(mesh.settled, found)
 
 
@@ -139,7 +144,7 @@ def _shapes(problem: Problems) -> Any:
     return Transport(*found)
 
 
-def _on_host(problems: list[Problems]) -> list[Any]:
+def _on_host(problems: list[Problems], solver: HostSolver) -> list[Any]:
     """The transports of stacked problems, in numpy; with any leading axes.
 
     The solver sees nothing of mass that stays where it is, see `buckets.read`.
@@ -150,7 +155,7 @@ def _on_host(problems: list[Problems]) -> list[Any]:
         for problem in problems
     ]
     moving = [_moving(*problem) for problem in flat]
-    solutions = host.solve_all(*map(list, zip(*moving, strict=True)))
+    solutions = solver.solve_all(*map(list, zip(*moving, strict=True)))
     parts: Any = zip(flat, moving, solutions, strict=True)
     found = [_completed(*problem, *moved[1:], *solution) for problem, moved, solution in parts]
     return [

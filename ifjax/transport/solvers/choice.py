@@ -1,23 +1,22 @@
 """The solvers by name, and which of them ``"auto"`` is."""
 
+from __future__ import annotations
+
+import dataclasses
 import importlib.util
 import logging
+from typing import ClassVar
 
 import jax
+from jaxtyping import Array, Float
 
-from ifjax.transport.solvers.host import divides, exact
-from ifjax.transport.solvers.kernel_domain import sinkhorn_kernel
-from ifjax.transport.solvers.log_domain import sinkhorn
-from ifjax.transport.solvers.semi_relaxed import nearest
-from ifjax.transport.solvers.solution import Solver
-
-AUTO = "auto"
-SOLVERS: dict[str, Solver] = {
-    "sinkhorn": sinkhorn,
-    "sinkhorn_kernel": sinkhorn_kernel,
-    "exact": exact,
-    "nearest": nearest,
-}
+from ifjax.transport.solvers.base import Solver
+from ifjax.transport.solvers.entropic import Entropic
+from ifjax.transport.solvers.host import Exact, divides
+from ifjax.transport.solvers.kernel_domain import SinkhornKernel
+from ifjax.transport.solvers.log_domain import Sinkhorn
+from ifjax.transport.solvers.semi_relaxed import Nearest
+from ifjax.transport.solvers.solution import Solution
 
 # Up to this many costs the network simplex takes a fraction of a second (benchmarks/solvers.py).
 _SIMPLEX = 2**19
@@ -25,30 +24,116 @@ _SIMPLEX = 2**19
 _logger = logging.getLogger("ifjax.solvers")
 
 
-def require(name: str) -> None:
-    """Raises ValueError where a solver is unknown."""
-    if name not in (*SOLVERS, AUTO):
-        known = ", ".join([*sorted(SOLVERS), AUTO])
-        raise ValueError(f"unknown solver {name!r}; known: {known}")
+@dataclasses.dataclass(frozen=True)
+class Auto(Entropic):
+    """The fastest solver for a problem's size, marginals and backend.
 
-
-def choose(name: str, n: int, m: int, *, uniform: bool = False, backend: str | None = None) -> str:
-    """The solver that ``"auto"`` is for n sources and m targets; another name is itself.
-
-    On a CPU ``"exact"`` wherever it is fast: uniform marginals of which one size divides the other
+    On a CPU `Exact` wherever it is fast: uniform marginals of which one size divides the other
     (an assignment), and with POT (``ifjax[exact]``) every problem of at most 2^19 costs. For the
-    others, and on accelerators, ``"sinkhorn_kernel"``. What it chose is logged at level DEBUG by
-    the logger ``ifjax.transport.solvers``.
+    others, and on accelerators, `SinkhornKernel` with these options. What it chose is logged at
+    level DEBUG by the logger ``ifjax.solvers``.
+
+    Example:
+      >>> Auto().at(512, 256, uniform=True, backend="cpu")
+      Exact()
+      >>> Auto(epsilon=0.02).at(512, 256, uniform=True, backend="gpu").epsilon
+      0.02
+    """
+
+    sparse: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        cost: Float[Array, "n m"],
+        a: Float[Array, " n"],
+        b: Float[Array, " m"],
+        init: Float[Array, " n"] | None = None,
+    ) -> Solution:
+        """Solves a problem, whose marginals are taken for any."""
+        return self.at(*cost.shape, uniform=False)(cost, a, b, init)
+
+    def at(self, n: int, m: int, *, uniform: bool, backend: str | None = None) -> Solver:
+        """The solver of n sources and m targets."""
+        backend = backend or jax.default_backend()
+        assignment = uniform and divides(n, m)
+        simplex = n * m <= _SIMPLEX and importlib.util.find_spec("ot") is not None
+        exact = backend == "cpu" and (assignment or simplex)
+        chosen = Exact() if exact else SinkhornKernel(**dataclasses.asdict(self))
+        _logger.debug("auto: %s for %d x %d on %s", name_of(chosen), n, m, backend)
+        return chosen
+
+
+SOLVERS: dict[str, type[Solver]] = {
+    "sinkhorn": Sinkhorn,
+    "sinkhorn_kernel": SinkhornKernel,
+    "exact": Exact,
+    "nearest": Nearest,
+    "auto": Auto,
+}
+
+
+def solver_of(given: str | Solver, epsilon: float | int | None = None) -> Solver:
+    """The solver of a name; a solver is itself.
 
     Args:
-      name: a key of `SOLVERS`, or ``"auto"``.
+      given: a solver, or a key of `SOLVERS`.
+      epsilon: of a solver that reads it, where a name is given; None for its own default.
+
+    Raises:
+      ValueError: for an unknown name, an epsilon that is not positive and finite, or one that is
+        not that of the solver.
+      TypeError: for anything but a name or a solver.
+
+    Example:
+      >>> solver_of("sinkhorn", 0.02).epsilon
+      0.02
+      >>> solver_of("exact", 0.02)
+      Exact()
+    """
+    if isinstance(given, Solver):
+        if isinstance(given, Entropic) and epsilon is not None and epsilon != given.epsilon:
+            raise ValueError(
+                f"epsilon={epsilon!r} is given, and a solver with another, {given}; give one of "
+                "the two"
+            )
+        return given
+    if not isinstance(given, str):
+        raise TypeError(f"solver: expected a name or an ifjax solver as a value, got {given!r}")
+    if given not in SOLVERS:
+        raise ValueError(
+            f"unknown solver {given!r}; known: {', '.join(sorted(SOLVERS))} (a solver of your own "
+            "is given as a value, or registered in SOLVERS)"
+        )
+    chosen = SOLVERS[given]
+    if issubclass(chosen, Entropic) and epsilon is not None:
+        return chosen(epsilon=float(epsilon))
+    return chosen()
+
+
+def name_of(solver: Solver) -> str:
+    """The name of a solver's class; that of the class itself where it has none.
+
+    >>> name_of(Exact())
+    'exact'
+    """
+    names = (name for name, known in SOLVERS.items() if type(solver) is known)
+    return next(names, type(solver).__name__)
+
+
+def choose(
+    given: str | Solver, n: int, m: int, *, uniform: bool = False, backend: str | None = None
+) -> str:
+    """The name of the solver that ``"auto"`` is for n sources and m targets; others are themselves.
+
+    Args:
+      given: a solver, or a key of `SOLVERS`.
       n: sources.
       m: targets.
       uniform: whether both marginals are.
       backend: as `jax.default_backend` names it, which is the default.
 
     Returns:
-      A key of `SOLVERS`.
+      A key of `SOLVERS`, or the name of a class that has none.
 
     Raises:
       ValueError: for an unknown name.
@@ -59,12 +144,4 @@ def choose(name: str, n: int, m: int, *, uniform: bool = False, backend: str | N
       >>> choose("auto", 512, 256, uniform=True, backend="gpu")
       'sinkhorn_kernel'
     """
-    require(name)
-    if name != AUTO:
-        return name
-    backend = backend or jax.default_backend()
-    assignment = uniform and divides(n, m)
-    simplex = n * m <= _SIMPLEX and importlib.util.find_spec("ot") is not None
-    chosen = "exact" if backend == "cpu" and (assignment or simplex) else "sinkhorn_kernel"
-    _logger.debug("auto: %s for %d x %d on %s", chosen, n, m, backend)
-    return chosen
+    return name_of(solver_of(given).at(n, m, uniform=uniform, backend=backend))

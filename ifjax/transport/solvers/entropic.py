@@ -1,24 +1,55 @@
-"""What the Sinkhorn solvers share: the unit of cost, the plan, and its derivative."""
+"""What the Sinkhorn solvers share: their options, the unit of cost, the plan, its derivative."""
 
+import dataclasses
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ifjax.transport.solvers.base import Solver
 from ifjax.transport.solvers.solution import Solution, marginal_error
 
-# The L1 error of both marginals that counts as converged, and the limit of the iterations.
-THRESHOLD = 1e-3
+EPSILON = 0.01
+TOLERANCE = 1e-3
 MAX_ITERATIONS = 10_000
 
-# (cost, a, b, start or None, cold, epsilon) -> target potential [m], iterations; cost and start in
+# (options, cost, a, b, start or None, cold) -> target potential [m], iterations; cost and start in
 # units of the mean cost, zero where absent; `cold` says that `start` is to be ignored.
-Iterate = Callable[[Array, Array, Array, Array | None, Array, float], tuple[Array, Array]]
+Iterate = Callable[[Any, Array, Array, Array, Array | None, Array], tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropic(Solver):
+    """A solver of the problem with entropy: it reads epsilon.
+
+    Attributes:
+      epsilon: strength of the entropy relative to the mean cost. Smaller is nearer to the exact
+        plan and takes more iterations.
+      tolerance: the L1 error of both marginals that counts as converged.
+      max_iterations: after these the flag of the solution is False.
+    """
+
+    epsilon: float = EPSILON
+    tolerance: float = TOLERANCE
+    max_iterations: int = MAX_ITERATIONS
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+          ValueError: naming the option and what came.
+        """
+        for name in ("epsilon", "tolerance", "max_iterations"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite; got {value!r}")
 
 
 def entropic(
-    iterate: Iterate, cost: Array, a: Array, b: Array, epsilon: float, init: Array | None
+    iterate: Iterate, options: Entropic, cost: Array, a: Array, b: Array, init: Array | None
 ) -> Solution:
     """The entropic plan from the target potential that ``iterate`` finds.
 
@@ -26,8 +57,7 @@ def entropic(
     mass is divided by is its marginal, and the whole error is on the targets. Derivatives, forward
     and reverse, are implicit, by an ``[m, m]`` pseudo-inverse; they never raise.
     """
-    if not epsilon > 0:
-        raise ValueError(f"Sinkhorn needs epsilon > 0 (relative to the mean cost), got {epsilon}")
+    epsilon = options.epsilon
     source, target = a > 0, b > 0
     present = source[:, None] & target
     cost = jnp.where(present, cost, 0)
@@ -47,7 +77,7 @@ def entropic(
         return a @ jax.nn.softmax(logits(g), axis=1) - b
 
     fixed = jax.lax.stop_gradient((cost, a, b, start))
-    found, iterations = iterate(*fixed, cold, epsilon)
+    found, iterations = iterate(options, *fixed, cold)
     # The plan is a function of the target potential g alone, and g the root of the excess: so the
     # derivative needs no iterations. The Jacobian is symmetric, and singular along constants.
     g = jax.lax.custom_root(
@@ -62,6 +92,6 @@ def entropic(
     return Solution(
         plan,
         jnp.where(source, potential, 0),
-        marginal_error(plan, a, b) <= THRESHOLD,
+        marginal_error(plan, a, b) <= options.tolerance,
         iterations,
     )

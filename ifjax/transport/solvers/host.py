@@ -1,10 +1,11 @@
 """Exact transport on the host: assignment by SciPy, everything else by POT's network simplex."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,46 +13,55 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ifjax.parallel.callback import called
+from ifjax.transport.solvers.base import HostSolver
 from ifjax.transport.solvers.solution import Solution, nearest_cost
 
 # Costs that one thread solves before a second one could have started.
 _SMALL = 2**15
 
 
-def exact(
-    cost: Float[Array, "n m"],
-    a: Float[Array, " n"],
-    b: Float[Array, " m"],
-    *,
-    epsilon: float,
-    init: Float[Array, " n"] | None,
-) -> Solution:
+@dataclasses.dataclass(frozen=True)
+class Exact(HostSolver):
     """The exact plan, on the host in float64; see `exact_many`.
 
     Under vmap, all problems are solved in one call to the host.
 
-    Args:
-      cost: cost of moving a unit of mass.
-      a: mass of the sources; zero for absent ones.
-      b: mass of the targets, likewise.
-      epsilon: not read.
-      init: not read.
-
-    Returns:
-      The plan.
-
-    Raises:
-      ImportError: as `exact_many`.
-
     Example:
       >>> import jax.numpy as jnp
       >>> cost, half = jnp.array([[0.1, 0.0], [1.0, 0.0]]), jnp.full(2, 0.5)
-      >>> exact(cost, half, half, epsilon=0.01, init=None).map
+      >>> Exact()(cost, half, half).map
       Array([[0.5, 0. ],
              [0. , 0.5]], dtype=float32)
     """
-    del epsilon, init
-    return exact_many([cost], [a], [b])[0]
+
+    optimal: ClassVar[bool] = True
+    sparse: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        cost: Float[Array, "n m"],
+        a: Float[Array, " n"],
+        b: Float[Array, " m"],
+        init: Float[Array, " n"] | None = None,
+    ) -> Solution:
+        """Solves a problem, without a start.
+
+        Raises:
+          ImportError: as `exact_many`.
+        """
+        del init
+        return exact_many([cost], [a], [b])[0]
+
+    def require(self, n: int, m: int, *, uniform: bool) -> None:
+        """Raises ImportError where the problem is no assignment, and POT is missing."""
+        if not (uniform and divides(n, m)):
+            pot()
+
+    def solve_all(
+        self, costs: Sequence[np.ndarray], a: Sequence[np.ndarray], b: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Plans and flags of stacked problems, of numpy arrays, in threads."""
+        return solve_all(costs, a, b)
 
 
 def exact_many(costs: Sequence[Array], a: Sequence[Array], b: Sequence[Array]) -> list[Solution]:

@@ -1,5 +1,6 @@
 """Sinkhorn's iterations on a kernel that absorbs the potentials."""
 
+import dataclasses
 import functools
 
 import jax
@@ -18,19 +19,12 @@ _RELAXATION = 1.7
 _BOUND = 1e13
 
 
-@functools.partial(jax.jit, static_argnames="epsilon")
-def sinkhorn_kernel(
-    cost: Float[Array, "n m"],
-    a: Float[Array, " n"],
-    b: Float[Array, " m"],
-    *,
-    epsilon: float,
-    init: Float[Array, " n"] | None,
-) -> Solution:
+@dataclasses.dataclass(frozen=True)
+class SinkhornKernel(entropic.Entropic):
     r"""Entropic transport by Sinkhorn's iterations on the kernel: two matrix products each.
 
-    The same problem, tolerance and limit as `sinkhorn`, several times faster: in rounds of ten
-    iterations
+    The problem, the options and the derivatives of `Sinkhorn`, several times faster: in rounds of
+    ten iterations
 
     .. math::
         K_{ij} = e^{(f_i + g_j - C_{ij}) / \epsilon}, \qquad
@@ -41,23 +35,10 @@ def sinkhorn_kernel(
     underflows nor overflows; float32 carries epsilon down to 1e-4. An ``init`` starts at the final
     epsilon.
 
-    Args:
-      cost: cost of moving a unit of mass.
-      a: mass of the sources; zero for absent ones.
-      b: mass of the targets, likewise.
-      epsilon: strength of the entropy relative to the mean cost. Static.
-      init: a source potential to start from, or None.
-
-    Returns:
-      The plan, with derivatives (see `sinkhorn`).
-
-    Raises:
-      ValueError: for an epsilon that is not positive.
-
     Example:
       >>> import jax.numpy as jnp
       >>> cost, half = jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.full(2, 0.5)
-      >>> sinkhorn_kernel(cost, half, half, epsilon=0.1, init=None).map.round(3)
+      >>> SinkhornKernel(epsilon=0.1)(cost, half, half).map.round(3)
       Array([[0.5, 0. ],
              [0. , 0.5]], dtype=float32)
 
@@ -66,13 +47,35 @@ def sinkhorn_kernel(
       <https://arxiv.org/abs/1610.06519>`_, 2019, sections 3.1 and 3.2; Lehmann et al., `A note on
       overrelaxation in the Sinkhorn algorithm <https://arxiv.org/abs/2012.12562>`_, 2021.
     """
-    return entropic.entropic(_iterate, cost, a, b, epsilon, init)
+
+    def __call__(
+        self,
+        cost: Float[Array, "n m"],
+        a: Float[Array, " n"],
+        b: Float[Array, " m"],
+        init: Float[Array, " n"] | None = None,
+    ) -> Solution:
+        """Solves a problem."""
+        return _sinkhorn_kernel(cost, a, b, init, self)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _sinkhorn_kernel(
+    cost: Array, a: Array, b: Array, init: Array | None, options: SinkhornKernel
+) -> Solution:
+    return entropic.entropic(_iterate, options, cost, a, b, init)
 
 
 def _iterate(
-    cost: Array, a: Array, b: Array, start: Array | None, cold: Array, epsilon: float
+    options: SinkhornKernel,
+    cost: Array,
+    a: Array,
+    b: Array,
+    start: Array | None,
+    cold: Array,
 ) -> tuple[Array, Array]:
     """The target potential and the number of iterations."""
+    epsilon = options.epsilon
     source, target = a > 0, b > 0
     cost = jnp.where(source[:, None] & target, cost, jnp.inf)
     first = jnp.where(cold, max(_START, epsilon), epsilon).astype(cost.dtype)
@@ -98,12 +101,12 @@ def _iterate(
         error = jnp.sum(jnp.abs(jnp.where(target, v * _product(u, kernel) - b, 0)))
         # Half of the tolerance, since the last half step is done anew in the log domain. A cost
         # that is not a number ends the rounds.
-        done = (stage <= epsilon) & ~(error > entropic.THRESHOLD / 2)
+        done = (stage <= epsilon) & ~(error > options.tolerance / 2)
         f, g = f + stage * jnp.log(u), g + stage * jnp.log(v)
         return f, g, jnp.maximum(stage / 2, epsilon), done, iterations + _ROUND
 
     _, g, _, _, iterations = jax.lax.while_loop(
-        lambda state: ~state[3] & (state[4] < entropic.MAX_ITERATIONS),
+        lambda state: ~state[3] & (state[4] < options.max_iterations),
         round_of,
         (f, g, first, jnp.asarray(False), jnp.int32(0)),
     )

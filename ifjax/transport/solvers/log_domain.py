@@ -1,5 +1,6 @@
 """Sinkhorn's iterations in the log domain, by ott-jax."""
 
+import dataclasses
 import functools
 import warnings
 from typing import Any
@@ -16,15 +17,8 @@ _DECAY = 0.95
 _RELAXATION = 1.5
 
 
-@functools.partial(jax.jit, static_argnames="epsilon")
-def sinkhorn(
-    cost: Float[Array, "n m"],
-    a: Float[Array, " n"],
-    b: Float[Array, " m"],
-    *,
-    epsilon: float,
-    init: Float[Array, " n"] | None,
-) -> Solution:
+@dataclasses.dataclass(frozen=True)
+class Sinkhorn(entropic.Entropic):
     r"""Entropic transport by Sinkhorn's iterations in the log domain (ott-jax).
 
     .. math::
@@ -32,32 +26,24 @@ def sinkhorn(
 
     with :math:`\bar{C}` the mean cost. Epsilon falls by 5 % an iteration from the mean cost to its
     final value, with over-relaxed updates (factor 1.5); both cut the iterations several times. The
-    limit is 10,000 iterations, the tolerance an L1 error of 1e-3 over both marginals. The last half
-    step is exact on the rows: ``T 1 = a`` holds to rounding, so that what a source's mass is
-    divided by is its marginal, and the whole error is on the targets.
+    last half step is exact on the rows: ``T 1 = a`` holds to rounding, so that what a source's mass
+    is divided by is its marginal, and the whole error is on the targets.
 
     Float32 carries epsilon down to about 1e-4; where the flag of the solution is False, take
     a larger one. A cost of zero everywhere gives the product plan ``a b^T``. An ``init`` starts at
     the final epsilon. Derivatives, forward and reverse, are implicit, by an ``[m, m]``
     pseudo-inverse; they never raise.
 
-    Args:
-      cost: cost of moving a unit of mass.
-      a: mass of the sources; zero for absent ones.
-      b: mass of the targets, likewise.
-      epsilon: strength of the entropy relative to the mean cost. Static.
-      init: a source potential to start from, or None.
-
-    Returns:
-      The plan, with derivatives.
-
-    Raises:
-      ValueError: for an epsilon that is not positive.
+    Attributes:
+      epsilon: strength of the entropy relative to the mean cost. Smaller is nearer to the exact
+        plan and takes more iterations.
+      tolerance: the L1 error of both marginals that counts as converged.
+      max_iterations: after so many the flag of the solution is False.
 
     Example:
       >>> import jax.numpy as jnp
       >>> cost, half = jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.full(2, 0.5)
-      >>> sinkhorn(cost, half, half, epsilon=0.1, init=None).map.round(3)
+      >>> Sinkhorn(epsilon=0.1)(cost, half, half).map.round(3)
       Array([[0.5, 0. ],
              [0. , 0.5]], dtype=float32)
 
@@ -67,21 +53,41 @@ def sinkhorn(
       al., `A note on overrelaxation in the Sinkhorn algorithm
       <https://arxiv.org/abs/2012.12562>`_, 2021.
     """
-    return entropic.entropic(_iterate, cost, a, b, epsilon, init)
+
+    def __call__(
+        self,
+        cost: Float[Array, "n m"],
+        a: Float[Array, " n"],
+        b: Float[Array, " m"],
+        init: Float[Array, " n"] | None = None,
+    ) -> Solution:
+        """Solves a problem."""
+        return _sinkhorn(cost, a, b, init, self)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _sinkhorn(cost: Array, a: Array, b: Array, init: Array | None, options: Sinkhorn) -> Solution:
+    return entropic.entropic(_iterate, options, cost, a, b, init)
 
 
 def _iterate(
-    cost: Array, a: Array, b: Array, start: Array | None, cold: Array, epsilon: float
+    options: Sinkhorn,
+    cost: Array,
+    a: Array,
+    b: Array,
+    start: Array | None,
+    cold: Array,
 ) -> tuple[Array, Array]:
     """The target potential and the number of iterations of ott-jax's Sinkhorn."""
+    epsilon = options.epsilon
     ott = _ott()
     linear = ott.solvers.linear
     schedule = _schedule(epsilon, jnp.where(cold, max(1.0, 1 / epsilon), 1.0).astype(cost.dtype))
     geometry = ott.geometry.geometry.Geometry(cost, epsilon=schedule)
     # Half of the tolerance, for the target marginal before the last half step.
     run = linear.sinkhorn.Sinkhorn(
-        threshold=entropic.THRESHOLD / 2,
-        max_iterations=entropic.MAX_ITERATIONS,
+        threshold=options.tolerance / 2,
+        max_iterations=options.max_iterations,
         momentum=linear.acceleration.Momentum(start=0, value=_RELAXATION),
     )
     pair = None

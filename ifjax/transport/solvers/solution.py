@@ -1,7 +1,6 @@
 """What every solver returns."""
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -14,9 +13,6 @@ class Solution(NamedTuple):
     potential: Float[Array, "*batch n"]
     converged: Bool[Array, "*batch"]
     iterations: Int[Array, "*batch"]
-
-
-Solver: TypeAlias = Callable[..., Solution]
 
 
 def marginal_error(plan: Array, a: Array, b: Array) -> Array:

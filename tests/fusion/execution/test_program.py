@@ -12,6 +12,7 @@ import ifjax
 from ifjax.fusion import transport_maps as maps
 from ifjax.fusion.execution import buckets as problems
 from ifjax.fusion.execution import program as waves
+from ifjax.transport import Exact, SinkhornKernel
 from tests import reference
 
 WIDTHS = {"mlp": (8, 6, 8, 6), "vgg": (6, 8), "res": (6, 8)}
@@ -156,7 +157,7 @@ def test_sequential_waves_give_what_one_group_after_the_other_does(monkeypatch, 
 
 def test_a_platform_decides_what_auto_is():
     spec = graph("mlp").spec(0.5, solver="auto")
-    for backend, solver in (("cpu", "exact"), ("gpu", "sinkhorn_kernel")):
+    for backend, solver in (("cpu", Exact()), ("gpu", SinkhornKernel())):
         (first, *_) = waves.schedule(spec.structure, spec.method, frozenset(), backend)
         assert first.solvers == (solver,)
 

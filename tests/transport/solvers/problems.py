@@ -6,7 +6,7 @@ from scipy.special import logsumexp
 
 from ifjax.transport import costs, solvers, transport
 
-SOLVERS = list(solvers.SOLVERS)
+SOLVERS = [name for name in solvers.SOLVERS if name != "auto"]  # which is one of them
 SINKHORNS = ["sinkhorn", "sinkhorn_kernel"]
 # The L1 error of both marginals at which Sinkhorn stops.
 THRESHOLD = 1e-3

@@ -1,5 +1,6 @@
 """Both Sinkhorn solvers: in the log domain and on the kernel."""
 
+import dataclasses
 import itertools
 import math
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from ifjax.transport import transport
-from ifjax.transport.solvers import entropic
+from ifjax.transport.solvers import solver_of
 from tests.transport.solvers.problems import SINKHORNS, THRESHOLD, problem, sinkhorn_loop
 
 pytestmark = pytest.mark.parametrize("solver", SINKHORNS)
@@ -72,9 +73,9 @@ def test_a_warm_start_ends_at_the_same_plan_sooner(solver, form):
     assert np.abs(warm.map - cold.map).sum() < 2 * THRESHOLD
 
 
-def test_too_few_iterations_are_flagged(solver, monkeypatch):
-    monkeypatch.setattr(entropic, "MAX_ITERATIONS", 10)
-    got = transport.solve(*problem(0, n=13), epsilon=0.0123, solver=solver)
+def test_too_few_iterations_are_flagged(solver):
+    few = dataclasses.replace(solver_of(solver, 0.0123), max_iterations=10)
+    got = transport.solve(*problem(0, n=13), solver=few)
     assert not got.converged
     assert got.iterations == 10
     assert got.marginal_error > THRESHOLD
@@ -105,7 +106,7 @@ def test_sinkhorn_has_the_gradient_of_differences(solver):
 
 @pytest.mark.parametrize("epsilon", [0, -0.1, math.nan])
 def test_epsilon_must_be_positive(solver, epsilon):
-    with pytest.raises(ValueError, match="epsilon > 0"):
+    with pytest.raises(ValueError, match="epsilon must be positive and finite"):
         transport.solve(*problem(0), epsilon=epsilon, solver=solver)
 
 

@@ -109,7 +109,7 @@ def test_many_problems_are_solved_as_if_alone(wrap):
         assert got.map.shape == problems[0].shape
         assert got.converged.shape == got.iterations.shape == lead
         for i in np.ndindex(lead):
-            alone = solvers.exact(*(x[i] for x in problems), epsilon=0.1, init=None)
+            alone = solvers.Exact()(*(x[i] for x in problems))
             for x, y in zip(got, alone, strict=True):
                 np.testing.assert_array_equal(x[i], y)
 

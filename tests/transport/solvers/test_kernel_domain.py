@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ifjax.transport import transport
-from ifjax.transport.solvers import sinkhorn_kernel
+from ifjax.transport.solvers import SinkhornKernel
 from tests.transport.solvers.problems import THRESHOLD, problem
 
 
@@ -44,6 +44,6 @@ def test_it_takes_no_more_iterations_than_the_log_domain():
 def test_memory_is_a_kernel_and_a_scaled_cost():
     n, m = 192, 96
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n, m), (n,), (m,))]
-    solve = jax.jit(lambda *x: sinkhorn_kernel(*x, epsilon=0.01, init=None))
+    solve = jax.jit(lambda *x: SinkhornKernel()(*x))
     memory = solve.lower(*shapes).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 2.5 * 4 * n * m

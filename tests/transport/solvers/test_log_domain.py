@@ -24,7 +24,7 @@ def test_ott_jax_is_imported_by_this_solver_alone():
     code = """
 import sys
 import jax.numpy as jnp
-from ifjax import transport
+from ifjax.transport import transport
 half = jnp.full(2, 0.5)
 for solver in ("sinkhorn_kernel", "exact", "nearest"):
     transport.solve(jnp.eye(2), half, half, jnp.arange(2), solver=solver)

@@ -1,0 +1,81 @@
+"""Metrics that need what a network does on data: what `ifjax.collect_stats` measures."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ifjax.importance.base import Metric, Reads, others
+
+
+@dataclasses.dataclass(frozen=True)
+class Taylor(Metric):
+    r"""What the loss changes by, to first order, where a neuron's weights are set to zero.
+
+    .. math:: \Big| \sum_j w_{ij} \, \partial L / \partial w_{ij} \Big|
+
+    References:
+      Molchanov et al., `Importance Estimation for Neural Network Pruning
+      <https://arxiv.org/abs/1906.10771>`_, CVPR 2019.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> Taylor().member(jnp.array([[1.0, -3.0], [0.5, 0.5]]), axis=0)
+      Array([2., 1.], dtype=float32)
+    """
+
+    reads: ClassVar[Reads] = "gradients"
+
+    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+        """The absolute sums of weights times gradients."""
+        return jnp.abs(jnp.sum(x, axis=others(x, axis)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fisher(Metric):
+    """Squared derivatives of the loss with respect to a mask on the neurons.
+
+    References:
+      Liu et al., `Group Fisher Pruning for Practical Network Compression
+      <https://arxiv.org/abs/2108.00708>`_, ICML 2021; see `ifjax.collect_stats`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> Fisher().member(jnp.array([0.5, 2.0]), axis=0)
+      Array([0.5, 2. ], dtype=float32)
+    """
+
+    reads: ClassVar[Reads] = "fisher"
+
+    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+        """The statistic as it is."""
+        return _first(x, axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip(Metric):
+    """What a neuron's feature maps add to the nuclear norm of the group's.
+
+    References:
+      Sui et al., `CHIP: CHannel Independence-based Pruning for Compact Neural Networks
+      <https://arxiv.org/abs/2110.13981>`_, NeurIPS 2021; see `ifjax.collect_stats`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> Chip().member(jnp.array([0.5, 2.0]), axis=0)
+      Array([0.5, 2. ], dtype=float32)
+    """
+
+    reads: ClassVar[Reads] = "chip"
+
+    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+        """The statistic as it is."""
+        return _first(x, axis)
+
+
+def _first(x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+    """The first number of each neuron."""
+    return jnp.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)[:, 0]

@@ -1,0 +1,116 @@
+"""Metrics, solvers and targets of somebody's own: values that nothing has registered."""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ifjax
+from ifjax import importance
+from ifjax.transport import Exact, KMeans, Neurons, Solver
+from ifjax.transport.solvers import HostSolver
+from tests import reference
+
+WIDTHS = {"mlp": (8, 6), "vgg": (6, 8)}
+
+
+def init(model):
+    return reference.init(model, 0, WIDTHS[model])
+
+
+@functools.cache
+def traced(model):
+    return reference.trace(model, init(model), 1e-2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Largest(importance.Metric):
+    """The largest weight of a neuron, to a power: the order of ``linf``."""
+
+    power: float = 2.0
+
+    def member(self, x, axis):
+        return jnp.abs(x).max([i for i in range(x.ndim) if i != axis]) ** self.power
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnGradients(Largest):
+    reads: ClassVar = "gradients"
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnExact(HostSolver):
+    """SciPy's assignment, or POT's network simplex, by another class."""
+
+    optimal: ClassVar[bool] = True
+    sparse: ClassVar[bool] = True
+
+    def __call__(self, cost, a, b, init=None):
+        return Exact()(cost, a, b)
+
+    def solve_all(self, costs, a, b):
+        return Exact().solve_all(costs, a, b)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bottom(Neurons):
+    def first(self, scores, k):
+        return jax.lax.top_k(-scores, k)[1]
+
+
+@pytest.mark.parametrize("model", ["mlp", "vgg"])
+def test_a_metric_and_a_solver_of_ones_own_do_what_the_library_s_do(model):
+    params, graph = init(model), traced(model)
+    own = graph.spec(0.5, importance=Largest(1.0), solver=OwnExact())
+    ours = graph.spec(0.5, importance="linf", solver="exact")
+    assert hash(own) == hash(graph.spec(0.5, importance=Largest(1.0), solver=OwnExact()))
+    got, expected = (ifjax.fuse_params(params, spec) for spec in (own, ours))
+    for path in expected:
+        np.testing.assert_array_equal(got[path], expected[path], err_msg=path)
+
+
+def test_values_of_two_solvers_on_the_host_solve_side_by_side():
+    """One call each: what the cut decides is which of them a group is for."""
+    params, graph = init("mlp"), traced("mlp")
+
+    @dataclasses.dataclass(frozen=True)
+    class BySize(Solver):
+        def __call__(self, cost, a, b, init=None):
+            raise NotImplementedError
+
+        def at(self, n, m, *, uniform, backend=None):
+            return OwnExact() if n == 8 else Exact()
+
+    options = {"order": "simultaneous"}
+    got = ifjax.transport_maps(params, graph.spec(0.5, solver=BySize(), **options))
+    expected = ifjax.transport_maps(params, graph.spec(0.5, solver="exact", **options))
+    assert len(expected) == 2
+    for name in expected:
+        np.testing.assert_array_equal(got[name].map, expected[name].map)
+
+
+def test_a_metric_of_ones_own_reads_the_statistics_that_it_names():
+    params, graph = init("mlp"), traced("mlp")
+    spec = graph.spec(0.5, importance=OwnGradients(1.0), normalization="none", reduction="sum")
+    with pytest.raises(ValueError, match=r"OwnGradients\(power=1\.0\) needs gradients"):
+        ifjax.neuron_scores(params, spec)
+    rng = np.random.default_rng(0)
+    grads = {path: rng.normal(size=x.shape).astype(np.float32) for path, x in params.items()}
+    got = ifjax.neuron_scores(params, spec, ifjax.Stats(gradients=grads))["fc0.weight"]
+    products = [np.abs(params[p] * grads[p]) for p in ("fc0.weight", "fc1.weight")]
+    np.testing.assert_allclose(got, products[0].max(1) + products[1].max(0), rtol=1e-6)
+
+
+def test_targets_of_ones_own_are_kept():
+    params, graph = init("mlp"), traced("mlp")
+    spec = graph.spec({"fc0*": 0.5}, targets=Bottom(), solver="nearest")
+    scores = ifjax.neuron_scores(params, spec)["fc0.weight"]
+    (found,) = ifjax.transport_maps(params, spec).values()
+    np.testing.assert_array_equal(found.targets, np.sort(np.argsort(scores)[:4]))
+    few = graph.spec({"fc0*": 0.5}, targets=KMeans(starts=1), solver="nearest")
+    assert few != graph.spec({"fc0*": 0.5}, targets=KMeans(), solver="nearest")
+    assert ifjax.fuse_params(params, few)["fc0.weight"].shape == (4, 6)
