@@ -294,6 +294,11 @@ def cell(values: list[float] | None) -> str:
     return f"{np.mean(values):.1f}{spread}"
 
 
+SKEWS = ("black", canvas.GREEN, canvas.SKY)
+LEVELS = ("black", "#994F00", "#E1BE6A")
+"""What is random and not wrong is the same in both panels; no other colour means two things."""
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Accuracy over the fold size: before and after fine-tuning, by skew, by wrong labels."""
     figure = canvas.new_figure(11.0, 8.0)
@@ -302,16 +307,18 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     after.set_title("random folds, after fine-tuning on all the data")
     skew.set_title("folds skewed by label, fine-tuned; dotted: one, not fused")
     noise.set_title("wrong labels, fine-tuned; dotted: one, not fused")
+    styles = canvas.method_styles([name.removesuffix(", tuned") for name in BEFORE + AFTER])
     for axes, names in ((before, BEFORE), (after, AFTER)):
-        for k, name in enumerate(names):
-            curve(axes, rows, name, canvas.line_style(k) | {"label": name})
+        for name in names:
+            curve(axes, rows, name, styles[name.removesuffix(", tuned")] | {"label": name})
     ends(after, rows, 0.0, "grey")
     for k, folds in enumerate(dict.fromkeys(row["folds"] for row in rows)):
-        pair(skew, rows, canvas.line_style(k), folds, folds=folds)
+        pair(skew, rows, canvas.line_style(k) | {"color": SKEWS[k]}, folds, folds=folds)
     ends(skew, rows, 0.0, "grey")
     for k, level in enumerate(dict.fromkeys(row["noise"] for row in rows)):
-        pair(noise, rows, canvas.line_style(k), f"{level:.0%}", noise=level)
-        ends(noise, rows, level, canvas.COLOURS[k])
+        style = canvas.line_style(k) | {"color": LEVELS[k]}
+        pair(noise, rows, style, f"{level:.0%}", noise=level)
+        ends(noise, rows, level, LEVELS[k])
     counts = sorted({row["count"] for row in rows} - {0, 1})
     for axes in panels:
         axes.set_xscale("log", base=2)

@@ -392,7 +392,7 @@ def largest(plan, a, b):
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Cost gap and accuracy over epsilon; time over the number of costs."""
-    figure = canvas.new_figure(13.0, 4.0)
+    figure = canvas.new_figure(13.0, 4.6)
     gap, right, fast = figure.subplots(1, 3)
     groups = [row for row in rows if row["part"] == "groups"]
     kernel = [row for row in groups if row["solver"] == "sinkhorn_kernel"]
@@ -416,6 +416,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     label = f"{name}, {solver}"
                     right.axhline(row["50%"], color=style["color"], linestyle=dash, label=label)
     right.set(xscale="log", xlabel="epsilon", title="accuracy at 50 %, 2,000 images, %")
+    dashes = {"exact": "--", "nearest": ":"}  # as in the panel before; colours are networks there
     for k, name in enumerate(name for name in solvers.SOLVERS if name != "auto"):
         shown = [
             row | {"size": int(np.prod([int(x) for x in row["groups"].split(" x ")]))}
@@ -423,11 +424,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             if row["solver"] == name and row["epsilon"] in (None, 0.01) and " x " in row["groups"]
         ]
         shown.sort(key=lambda row: row["size"])
-        fast.plot(*_columns(shown, "size", "ms"), label=name, **canvas.line_style(k))
+        style = canvas.line_style(k) | {"color": "black", "linestyle": dashes.get(name, "-")}
+        fast.plot(*_columns(shown, "size", "ms"), label=name, **style)
     fast.set(xscale="log", yscale="log", xlabel="n x m", title="milliseconds, epsilon 0.01")
     for axes in (gap, right, fast):
         canvas.plain(axes)
-        axes.legend(fontsize=7)
+        axes.legend(
+            fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3
+        )
     canvas.save(figure, path)
 
 

@@ -2,30 +2,46 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ifjax.report.canvas import line_style, new_figure, plain, require_matplotlib, save
+from ifjax.report.canvas import (
+    DENSE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    method_styles,
+    new_figure,
+    plain,
+    require_matplotlib,
+    save,
+    set_legend,
+    set_title,
+)
 from ifjax.report.results import Row, check_records, short_names
 
 
 def plot_accuracy(rows: Sequence[Row], path: str | os.PathLike[str], title: str = "") -> None:
-    """Draws accuracy over sparsity into a file.
+    """Draws accuracy over sparsity, and over the weights that are left, into a file.
 
-    One colour and marker per method; solid with filled markers as compressed, dashed with open
-    markers after fine-tuning. A row of sparsity 0 is drawn as a horizontal line.
+    One panel as compressed, and one after fine-tuning where any row has that; below them the same
+    over weights, where the rows say how many. A colour per method, the same in every panel. Rows of
+    sparsity 0 are networks that nothing was cut from: a dotted line each; those named ``fold N``
+    (trained on a part of the data) crosses; those that were fine-tuned (fused from others)
+    diamonds.
 
     Args:
-        rows: the networks.
+        rows: the networks; shares of weights are those of the first one's.
         path: where to write; the suffix names the format (``.png``, ``.svg``, ``.pdf``).
-        title: stands above the plot.
+        title: stands above the panels.
 
     Raises:
         ModuleNotFoundError: if matplotlib is missing, with the command that installs it.
-        ValueError: if there is no row.
+        ValueError: if there is no row, or more methods than a picture can tell apart.
 
     Example:
         >>> import tempfile
@@ -36,33 +52,64 @@ def plot_accuracy(rows: Sequence[Row], path: str | os.PathLike[str], title: str 
     require_matplotlib()
     if not rows:
         raise ValueError("expected at least one row, got none")
-    figure = new_figure(6.4, 4.0)
-    axes = figure.add_subplot()
-    for row in rows:
-        if row.sparsity == 0.0:
-            axes.axhline(100 * row.accuracy, color="0.45", linestyle=":", label=row.method)
-    cut = sorted((row for row in rows if row.sparsity > 0.0), key=lambda row: row.sparsity)
-    for number, method in enumerate(dict.fromkeys(row.method for row in rows if row in cut)):
-        style = line_style(number)
-        of_method = [row for row in cut if row.method == method]
-        sparsities = [100 * row.sparsity for row in of_method]
-        axes.plot(sparsities, [100 * row.accuracy for row in of_method], label=method, **style)
-        tuned = [row for row in of_method if row.fine_tuned is not None]
-        if tuned:
-            axes.plot(
-                [100 * row.sparsity for row in tuned],
-                [100 * row.fine_tuned for row in tuned if row.fine_tuned is not None],
-                label=f"{method}, fine-tuned",
-                **style | {"linestyle": "--", "markerfacecolor": "white"},
-            )
-    axes.set_xlabel("sparsity: neurons removed from every group (%)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_ylim(0, 102)
-    axes.set_xticks(sorted({100 * row.sparsity for row in rows}))
-    plain(axes)
-    axes.set_title(title, fontsize="medium", loc="left")
-    axes.legend(frameon=False, fontsize="small", loc="lower left")
+    cut = [row for row in rows if row.sparsity > 0.0]
+    tuned = [row.fine_tuned is not None for row in rows]
+    known = cut and all(row.weights for row in rows)
+    lines, columns = (2 if known else 1), (2 if any(tuned) else 1)
+    figure = new_figure(1.2 + 4.2 * columns, 1.2 + 3.0 * lines)
+    panels = figure.subplots(lines, columns, sharey="col", squeeze=False)
+    for column, name in enumerate(("as compressed", "fine-tuned")[:columns]):
+        if columns > 1:
+            panels[0, column].set_title(name, fontsize="medium")
+        for line in range(lines):
+            _accuracies(panels[line, column], rows, over_weights=line == 1, tuned=column == 1)
+    set_title(figure, title)
+    set_legend(figure)
     save(figure, path)
+
+
+def _accuracies(panel: Any, rows: Sequence[Row], *, over_weights: bool, tuned: bool) -> None:
+    """Every row's accuracy, or that after fine-tuning where it has one."""
+    dense = rows[0].weights
+
+    def point(row: Row) -> tuple[float, float | None]:
+        accuracy = row.fine_tuned if tuned else row.accuracy
+        left = 100 * row.weights / dense if over_weights else 100 * row.sparsity
+        return left, None if accuracy is None else 100 * accuracy
+
+    for row in rows:
+        if row.sparsity > 0.0:
+            continue
+        fold, fused = _FOLD.fullmatch(row.method), row.fine_tuned is not None
+        if not fold and not fused:
+            panel.axhline(100 * row.accuracy, color=DENSE, linestyle=":", label=row.method)
+        elif not (fold and tuned):
+            style = {"color": SKY, "marker": "x"} if fold else {"color": PURPLE, "marker": "D"}
+            label = "each fold" if fold else row.method
+            panel.plot(*point(row), linestyle="", label=label, clip_on=False, zorder=4, **style)
+    cut = sorted((row for row in rows if row.sparsity > 0.0), key=lambda row: row.sparsity)
+    for method, style in method_styles([row.method for row in rows if row in cut]).items():
+        points = [point(row) for row in cut if row.method == method]
+        points = [(x, y) for x, y in points if y is not None]
+        if points:
+            panel.plot(*zip(*points, strict=True), label=method, **style)
+    # All of the range as compressed; what is fine-tuned lies close together, at the top of it.
+    lowest = min((y for _, y in map(point, rows) if y is not None), default=0.0)
+    panel.set_ylim(max(0.0, 1.2 * lowest - 20) if tuned else 0.0, 102 if not tuned else None)
+    panel.set_ylabel("test accuracy (%)")
+    if over_weights:
+        panel.set_xscale("log")
+        panel.set_xlabel("weights left (%)")
+        panel.invert_xaxis()
+    else:
+        panel.set_xlabel("sparsity: neurons removed from every group (%)")
+    ticks = sorted({point(row)[0] for row in rows})
+    panel.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    panel.minorticks_off()
+    plain(panel)
+
+
+_FOLD = re.compile(r"fold \d+")
 
 
 COLUMNS = 5
@@ -101,23 +148,23 @@ def plot_sensitivity(
     cut = [r for r in results if r["sparsity"] > 0]
     check_records(cut, {"group": str, "method": str})
     groups = short_names([r["group"] for r in cut])
-    methods = dict.fromkeys(r["method"] for r in cut)
+    styles = method_styles([r["method"] for r in cut])
     cut.sort(key=lambda r: r["sparsity"])
     if len(groups) > MOST:
         raise ValueError(f"expected at most {MOST} groups, got {len(groups)}; choose some of them")
     columns = min(COLUMNS, len(groups))
     rows = math.ceil(len(groups) / columns)
-    figure = new_figure(max(4.8, 1.9 * columns), 0.9 + 1.7 * rows)
+    figure = new_figure(max(4.8, 1.9 * columns), 1.4 + 1.9 * rows)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     dense = {r["accuracy"] for r in results if r["sparsity"] == 0}
     ticks = sorted({100 * r["sparsity"] for r in cut})
     for panel, group in zip(panels, groups, strict=False):
         for accuracy in dense:
-            panel.axhline(100 * accuracy, color="0.45", linestyle=":", label="dense")
-        for number, method in enumerate(methods):
+            panel.axhline(100 * accuracy, color=DENSE, linestyle=":", label="dense")
+        for method, line in styles.items():
             own = [r for r in cut if (r["group"], r["method"]) == (group, method)]
             sparsities = [100 * r["sparsity"] for r in own]
-            style = line_style(number) | {"linewidth": 1.4, "markersize": 4.0}
+            style = line | {"linewidth": 1.4, "markersize": 4.0}
             panel.plot(sparsities, [100 * r["accuracy"] for r in own], label=method, **style)
         panel.set_title(groups[group], fontsize="small", loc="left")
         panel.set_ylim(0, 102)
@@ -128,19 +175,10 @@ def plot_sensitivity(
         panel.set_visible(False)
     for panel in panels[max(0, len(groups) - columns) : len(groups)]:
         panel.tick_params(labelbottom=True)
-    handles, labels = panels[0].get_legend_handles_labels()
-    legend = dict(zip(labels, handles, strict=True))
-    figure.legend(
-        legend.values(),
-        legend.keys(),
-        frameon=False,
-        fontsize="small",
-        loc="outside upper right",
-        ncols=len(legend),
-    )
-    figure.supxlabel("sparsity of this group alone (%)", fontsize="medium")
+        panel.set_xlabel("sparsity (%)", fontsize="small")
     figure.supylabel("test accuracy (%)", fontsize="medium")
-    figure.suptitle(title, fontsize="medium", x=0.01, ha="left")
+    set_title(figure, title)
+    set_legend(figure)
     save(figure, path)
 
 
@@ -173,23 +211,23 @@ def plot_divergence(
     check_records(results, {"layer": str, "method": str, "distance": float, "cosine": float})
     layers = short_names([r["layer"] for r in results])
     place = {layer: number for number, layer in enumerate(layers)}
-    figure = new_figure(min(16.0, 5.2 + 0.4 * len(layers)), 4.2)
+    figure = new_figure(min(16.0, 5.2 + 0.4 * len(layers)), 5.2)
     panels = figure.subplots(1, 2, sharex=True)
-    for number, method in enumerate(dict.fromkeys(r["method"] for r in results)):
+    for method, line in method_styles([r["method"] for r in results]).items():
         own = sorted((r for r in results if r["method"] == method), key=lambda r: place[r["layer"]])
         places = [place[r["layer"]] for r in own]
         for panel, field in zip(panels, ("distance", "cosine"), strict=True):
-            style = line_style(number) | {"markersize": 5.0}
+            style = line | {"markersize": 5.0}
             panel.plot(places, [r[field] for r in own], label=method, **style)
     for panel in panels:
         panel.set_xticks(range(len(layers)), list(layers.values()), rotation=90, fontsize="small")
         panel.set_ylim(bottom=min(0.0, *(y for line in panel.lines for y in line.get_ydata())))
+        panel.set_xlabel("layer, from the input to the output")
         plain(panel)
     panels[0].set_ylabel("relative distance to the dense output")
     panels[1].set_ylabel("cosine with the dense output")
-    panels[0].legend(frameon=False, fontsize="small", loc="upper left")
-    figure.supxlabel("layer, from the input to the output", fontsize="medium")
-    figure.suptitle(title, fontsize="medium", x=0.01, ha="left")
+    set_title(figure, title)
+    set_legend(figure)
     save(figure, path)
 
 
@@ -241,10 +279,10 @@ def plot_map(
         shares[rows], cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
     )
     place = np.argsort(rows)
-    axes.plot(np.arange(m), place[targets], ".", color="#D55E00", markersize=min(5.0, 160 / n))
+    axes.plot(np.arange(m), place[targets], ".", color=VERMILLION, markersize=min(5.0, 160 / n))
     axes.locator_params(integer=True)
     axes.set_xlabel(f"{m} targets")
     axes.set_ylabel(f"{n} neurons, sorted by target")
-    figure.suptitle(title, fontsize="medium", x=0.01, ha="left")
+    set_title(figure, title)
     figure.colorbar(image, ax=axes, label="share of the neuron's mass")
     save(figure, path)

@@ -28,20 +28,78 @@ def test_plot_is_written_in_the_format_of_its_suffix(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_plot_draws_every_row(tmp_path: Path, figures) -> None:
+def drawn(axes) -> dict[str, list[tuple[float, float]]]:
+    """Rounded points by label."""
+    return {
+        line.get_label(): [
+            (round(float(x), 1), round(float(y), 2)) for x, y in zip(*line.get_data(), strict=True)
+        ]
+        for line in axes.get_lines()
+    }
+
+
+def test_every_row_is_drawn_over_sparsity_and_over_weights(tmp_path: Path, figures) -> None:
     plot_accuracy(ROWS, tmp_path / "a.png")
-    (axes,) = figures[0].axes
-    seen = {}
-    for line in axes.get_lines():
-        xy = [(round(float(x)), float(y)) for x, y in zip(*line.get_data(), strict=True)]
-        seen[line.get_label()] = xy
+    compressed, tuned, by_weights, tuned_by_weights = figures[0].axes
+    assert [axes.get_title() for axes in (compressed, tuned)] == ["as compressed", "fine-tuned"]
+    seen = drawn(compressed)
     assert seen["pruning"] == [(30, 81.25), (50, 40.0)]
-    assert seen["pruning, fine-tuned"] == [(30, 97.0)]
     assert seen["Intra-Fusion"] == [(30, 90.0), (50, 60.0)]
-    assert seen["Intra-Fusion, fine-tuned"] == [(30, 97.5), (50, 100.0)]
     assert {y for _, y in seen["dense"]} == {98.0}
-    assert axes.get_xlabel()
-    assert axes.get_ylabel()
+    assert drawn(tuned)["pruning"] == [(30, 97.0)]
+    assert drawn(tuned)["Intra-Fusion"] == [(30, 97.5), (50, 100.0)]
+    assert drawn(by_weights)["pruning"] == [(50.1, 81.25), (25.1, 40.0)]
+    assert drawn(tuned_by_weights)["Intra-Fusion"] == [(50.1, 97.5), (25.1, 100.0)]
+    for axes in figures[0].axes:
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+        low, high = axes.get_ylim()
+        assert all(low <= y <= high for points in drawn(axes).values() for _, y in points)
+    assert by_weights.xaxis_inverted()
+
+
+def test_colours_keep_their_meaning_over_panels(tmp_path: Path, figures) -> None:
+    plot_accuracy(ROWS, tmp_path / "a.png")
+    for label in ("pruning", "Intra-Fusion", "dense"):
+        lines = [line for axes in figures[0].axes for line in axes.get_lines()]
+        assert len({line.get_color() for line in lines if line.get_label() == label}) == 1
+    (legend,) = figures[0].legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert sorted(names) == ["Intra-Fusion", "dense", "pruning"]
+
+
+def test_dense_folds_fused_cut_and_tuned_are_apart(tmp_path: Path, figures) -> None:
+    rows = [
+        Row(0.0, "all data", 100, 10, 0.98),
+        Row(0.5, "Intra-Fusion", 25, 3, 0.5, 0.97),
+        Row(0.0, "fold 0", 100, 10, 0.95),
+        Row(0.0, "fold 1", 100, 10, 0.96),
+        Row(0.0, "FaP, fused", 100, 10, 0.7, 0.94),
+        Row(0.5, "FaP, Intra-Fusion", 25, 3, 0.4, 0.93),
+    ]
+    plot_accuracy(rows, tmp_path / "a.png")
+    compressed, tuned = figures[0].axes[:2]
+    assert drawn(compressed)["FaP, fused"] == [(0, 70.0)]
+    assert drawn(tuned)["FaP, fused"] == [(0, 94.0)]
+    folds = [line for line in compressed.get_lines() if line.get_label() == "each fold"]
+    assert [line.get_ydata()[0] for line in folds] == [95.0, 96.0]
+    assert "each fold" not in drawn(tuned)
+    (legend,) = figures[0].legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["all data", "each fold", "FaP, fused", "Intra-Fusion", "FaP, Intra-Fusion"]
+    looks = {
+        (line.get_color(), line.get_marker(), line.get_linestyle())
+        for line in compressed.get_lines()
+    }
+    assert len(looks) == len(names)
+
+
+def test_without_weights_and_without_tuning_there_is_one_panel(tmp_path: Path, figures) -> None:
+    plot_accuracy(
+        [Row(0.0, "dense", 0, 0, 0.9), Row(0.5, "pruning", 0, 0, 0.5)], tmp_path / "a.png"
+    )
+    (axes,) = figures[0].axes
+    assert drawn(axes)["pruning"] == [(50, 50.0)]
 
 
 def test_a_dense_row_alone_can_be_drawn(tmp_path: Path) -> None:
