@@ -10,13 +10,14 @@ from ifjax.structure.structure import (
 
 
 def spec_table(structure: Structure, method: Method) -> str:
-    """Channels, weights and FLOPs that every cut group saves alone, and the totals of all."""
-    rows = [("group", "neurons", "weights saved", "FLOPs saved")]
+    """What becomes of every cut group, what it saves alone, and the totals of all."""
+    rows = [("group", "neurons", "", "weights saved", "FLOPs saved")]
     for group in structure.groups:
         if group.kept != group.size:
             weights, flops = savings(structure, group, group.kept)
             neurons = f"{group.size} -> {group.kept}"
-            rows.append((group.name, neurons, f"{weights:,}", f"{flops:,}"))
+            how = method.of(group.kind).method
+            rows.append((group.name, neurons, how, f"{weights:,}", f"{flops:,}"))
     (w0, w1), (f0, f1) = (
         (structure.weights({}), structure.weights()),
         (structure.flops({}), structure.flops()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -63,8 +64,30 @@ def test_a_spec_lists_the_groups_that_it_cuts():
     lines = str(spec).splitlines()
     assert lines[0].startswith("FusionSpec (prune): weights 89 -> 53 (40.4% fewer), FLOPs 592 -> ")
     assert [line.split()[0] for line in lines[1:]] == ["group", "a"]
-    assert lines[2].split() == ["a", "8", "->", "4", "36", "256"]
+    assert lines[2].split() == ["a", "8", "->", "4", "prune", "36", "256"]
     assert "(0.0% fewer)" in str(GRAPH.spec(0.0))
+
+
+def test_a_spec_says_what_is_done_to_every_group():
+    """Heads are pruned where neurons are fused."""
+
+    def f(p, x):
+        q, k, v = (jnp.einsum("bc,chd->bhd", x, p[n]) for n in "qkv")
+        weights = jax.nn.softmax(jnp.einsum("qhd,khd->hqk", q, k))
+        h = jnp.tanh(jnp.einsum("hqk,khd,hdc->qc", weights, v, p["o"]))
+        return h @ p["out"]
+
+    shapes = dict.fromkeys("qkv", (3, 4, 6)) | {"o": (4, 6, 8), "out": (8, 2)}
+    graph = ifjax.trace(f, arrays(**shapes), X)
+    kinds = {g.name: g.kind for g in graph.groups}
+
+    def said(spec):
+        return {g: next(n for n in str(spec).splitlines() if f"  {g}  " in n) for g in kinds}
+
+    for name, line in said(graph.spec(0.5, solver="exact")).items():
+        assert ("fuse" if kinds[name] == "neuron" else "prune") in line
+    assert sorted(kinds.values()) == ["head", "head_dim", "head_dim", "neuron"]
+    assert all("fuse" in line for line in said(graph.spec(0.5, heads="fuse")).values())
 
 
 def test_graphs_without_groups_or_contractions_print_too():

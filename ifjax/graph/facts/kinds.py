@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from ifjax.graph.facts.origins import NOTHING, Origins
 from ifjax.graph.facts.roles import is_depthwise
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.interpret import Control, interpret
@@ -13,6 +14,8 @@ from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.jaxprs.walk import Axes, Frame
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Kind
+
+SOFT = {"exp", "exp2", "logistic"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,19 +28,42 @@ class Products:
       contracted: classes that such a product is summed over: the dimension of queries and keys.
       carried: other classes along a product that heads batch: the dimension of values.
       own: classes that number independent products with parameters, each with several outputs of
-        its own (experts).
+        its own, or what a softmax weighs entry by entry (experts).
+      itself: classes by which a value is compared with itself: norms and Gram matrices.
     """
 
     batching: frozenset[int]
     contracted: frozenset[int]
     carried: frozenset[int]
     own: frozenset[int]
+    itself: frozenset[int] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """What is known of a value.
+
+    Attributes:
+      origin: the features it is made from, see `Origins`; `NOTHING` of what holds no data.
+      scores: classes that number and that are compared by the products of a value with itself that
+        it is made of.
+      soft: whether these went through an exponential or a sigmoid, as in attention.
+      weights: whether it went through an exponential, as in a softmax.
+    """
+
+    origin: int = NOTHING
+    scores: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+    soft: bool = False
+    weights: bool = False
 
 
 def find_products(
     frame: Frame, store: AxisStore, leaves: Sequence[Axes], inputs: Sequence[Axes]
 ) -> Products:
     """Looks for contractions of two values that both depend on the inputs.
+
+    A product of a value with itself compares nothing: it is a norm or a Gram matrix, and the class
+    that it is summed over one of plain neurons. It is attention where its softmax weighs values.
 
     Args:
       frame: the frame of the whole function.
@@ -48,35 +74,106 @@ def find_products(
     Returns:
       Representatives of the classes involved.
     """
-    batching, contracted, carried, own = set[int](), set[int](), set[int](), set[int]()
+    return _Search(store).run(frame, len(leaves), len(inputs))
 
-    def classes(axes: Axes, which: Collection[int]) -> set[int]:
-        return {root for i in which for root in store.classes(axes[i])}
 
-    def transfer(
-        equation: Any, ins: list[Axes], outs: list[Axes], values: list[bool]
-    ) -> list[bool]:
-        factors = values[:2]
-        is_product = traits_of(equation).kind == "contraction" and any(factors)
-        if is_product and not control.settling:
-            (lhs, rhs), axes = ins[:2], contraction_of(equation)
-            shared = classes(lhs, axes.batch[0])
-            if all(factors):
-                batching.update(shared)
-                contracted.update(classes(lhs, axes.contracted[0]))
-                if shared:
-                    free = classes(lhs, axes.free[0]) | classes(rhs, axes.free[1])
-                    # several queries of one key are heads as well: they stay free in both products
-                    batching.update(free & carried)
-                    carried.update(free)
-            elif not is_depthwise(equation, factors.index(False)):
-                own.update(shared)
-        return [any(values) for _ in outs]
+class _Search:
+    """One walk through a function's equations."""
 
-    given = [False] * len(leaves) + [True] * len(inputs)
-    control = Control(lambda values, _: any(values))
-    interpret(frame, store, given, transfer, lambda _: False, control=control)
-    return Products(*map(frozenset, (batching, contracted, carried, own)))
+    def __init__(self, store: AxisStore) -> None:
+        self.store, self.origins = store, Origins()
+        self.control = Control(self._join, settle=self._settle)
+        self.batching, self.contracted = set[int](), set[int]()
+        self.carried, self.own, self.itself = set[int](), set[int](), set[int]()
+
+    def run(self, frame: Frame, leaves: int, inputs: int) -> Products:
+        values = [_Value() for _ in range(leaves)] + [self._new() for _ in range(inputs)]
+        interpret(
+            *(frame, self.store, values, self._transfer, lambda _: _Value()), control=self.control
+        )
+        found = (self.batching, self.contracted, self.carried, self.own, self.itself)
+        return Products(*map(frozenset, found))
+
+    def _new(self) -> _Value:
+        return _Value(self.origins.new())
+
+    def _join(self, values: Sequence[_Value], _: Sequence[_Value]) -> _Value:
+        if len({*values}) == 1:
+            return values[0]
+        return self._new() if any(v.origin for v in values) else _Value()
+
+    def _settle(
+        self, carries: list[_Value], run: Callable[[list[_Value]], list[_Value]]
+    ) -> list[_Value]:
+        """Carries that hold data before some step, each of its own origin."""
+        self.control.settling += 1
+        data, before = [bool(c.origin) for c in carries], None
+        while data != before:
+            before = data
+            after = run([self._new() if d else _Value() for d in data])
+            data = [d or bool(c.origin) for d, c in zip(data, after, strict=True)]
+        self.control.settling -= 1
+        return [self._new() if d else _Value() for d in data]
+
+    def _classes(self, axes: Axes, which: Collection[int] | None = None) -> set[int]:
+        chosen = axes if which is None else [axes[i] for i in which]
+        return {root for node in chosen for root in self.store.classes(node)}
+
+    def _transfer(
+        self, equation: Any, ins: list[Axes], outs: list[Axes], values: list[_Value]
+    ) -> list[_Value]:
+        origins, kind = (
+            self.origins.of(equation, [v.origin for v in values]),
+            traits_of(equation).kind,
+        )
+        if kind == "contraction" and any(v.origin for v in values[:2]):
+            return [_Value(origins[0], self._product(equation, ins, values))]
+        if kind not in ("elementwise", "same", "layout", "reduction"):
+            return [_Value(o) for o in origins]
+        results = []
+        for origin, axes in zip(origins, outs, strict=True):
+            # a layer that is divided by its own norm is no score
+            here = self._classes(axes)
+            every = [v.scores for v in values if not v.scores[1] & here]
+            scores = tuple(frozenset().union(*(s[i] for s in every)) for i in (0, 1))
+            soft = equation.primitive.name in SOFT or any(v.soft for v in values)
+            weights = equation.primitive.name == "exp" or any(v.weights for v in values)
+            found = (scores[0], scores[1])
+            results.append(_Value(origin, found, bool(scores[1]) and soft, weights))
+        return results
+
+    def _product(
+        self, equation: Any, ins: list[Axes], values: list[_Value]
+    ) -> tuple[frozenset[int], frozenset[int]]:
+        """Notes a contraction; returns what it compares a value with itself by."""
+        (lhs, rhs), axes, factors = ins[:2], contraction_of(equation), values[:2]
+        shared, inner = self._classes(lhs, axes.batch[0]), self._classes(lhs, axes.contracted[0])
+        nothing = (frozenset[int](), frozenset[int]())
+        if self.control.settling:
+            return nothing
+        if not all(v.origin for v in factors):
+            operand = [bool(v.origin) for v in factors].index(False)
+            if not is_depthwise(equation, operand):
+                self.own.update(shared)
+            return nothing
+        if factors[0].origin == factors[1].origin:
+            self.itself |= inner
+            return frozenset(shared), frozenset(inner)
+        for value in factors:
+            if value.soft:  # it weighs other values
+                self.batching |= value.scores[0]
+                self.contracted |= value.scores[1]
+        if not axes.contracted[0]:  # entry by entry: gates, or a softmax over experts
+            self.own |= shared if any(v.weights for v in factors) else set()
+            return nothing
+        self.contracted |= inner
+        self.batching |= shared
+        if shared:
+            free = self._classes(lhs, axes.free[0]) | self._classes(rhs, axes.free[1])
+            # several queries of one key are heads as well: they stay free in both products
+            self.batching |= free & self.carried
+            self.carried |= free
+        return nothing
 
 
 def kind_of(
@@ -90,7 +187,8 @@ def kind_of(
     """The kind of a class.
 
     * ``head``: numbers attention heads.
-    * ``head_dim``: what queries and keys are compared by, or the dimension of a head's values.
+    * ``head_dim``: what queries and keys are compared by, or the dimension of a head's values;
+      what is compared with itself and read by nothing else.
     * ``neuron``: something produces it and something consumes it.
     * ``free``: neither; or experts, each with weights of its own; or the channels within one group
       of a group norm, of which all groups must have as many.
@@ -109,8 +207,10 @@ def kind_of(
         return "head"
     if root in products.contracted - products.own:
         return "head_dim"
-    if root in products.own or not ("consumer" in roles or both):
+    if root in products.own:
         return "free"
+    if not ("consumer" in roles or both):
+        return "head_dim" if root in products.itself else "free"
     if root in products.carried:
         return "head_dim"
     return "free" if root in inexact and _is_within(str(root), axes, inexact) else "neuron"

@@ -121,3 +121,114 @@ def test_one_output_per_channel_makes_no_expert(readout):
     (group,) = (g for g in graph.groups if g.size == 8)
     assert group.kind == "neuron"
     assert {m.path: m.role for m in group.members}["scale"] == "multiplicative"
+
+
+# Classes that a value is compared with itself by
+
+ITSELF = {
+    "einsum": lambda h: jnp.einsum("bi,bi->b", h, h) / h.shape[-1],
+    "vdot": lambda h: jax.vmap(jnp.vdot)(h, h),
+    "inner": lambda h: jax.vmap(jnp.inner)(h, h),
+    "matrix product": lambda h: (h[:, None] @ h[:, :, None])[:, 0, 0],
+    "transposed": lambda h: jnp.diagonal(h @ h.T),
+    "scaled": lambda h: jnp.einsum("bi,bi->b", h * 0.3, h),
+    "stopped": lambda h: jnp.einsum("bi,bi->b", jax.lax.stop_gradient(h), h),
+    "centred twice": lambda h: jnp.einsum(
+        "bi,bi->b", h - h.mean(-1, keepdims=True), h - h.mean(-1, keepdims=True)
+    ),
+    "jitted": jax.jit(lambda h: jnp.einsum("bi,bi->b", h, h)),
+    "converted": lambda h: jnp.einsum("bi,bi->b", h.astype(jnp.float32), h.astype(jnp.float32)),
+    "mapped": lambda h: jax.lax.map(lambda row: row @ row, h),
+    "absolute": lambda h: jnp.einsum("bi,bi->b", jnp.abs(h), jnp.abs(h)),
+}
+
+
+@pytest.mark.parametrize("norm", ITSELF)
+def test_a_layer_that_is_normed_by_a_product_is_one_of_neurons(norm):
+    def middle(h):
+        return h * jax.lax.rsqrt(ITSELF[norm](h) + 1)[:, None]
+
+    f, p, x = between(middle, 16)
+    graph = ifjax.trace(f, p, x)
+    assert [(g.size, g.kind) for g in graph.groups] == [(16, "neuron")]
+    if norm not in ("converted", "mapped"):
+        hold(f, p, x)
+
+
+BESIDE = {
+    "of the batch": lambda h: ((h @ h.T) ** 2).sum(),
+    "of features": lambda h: ((h.T @ h) ** 2).sum(),
+    "of centred features": lambda h: (((h - h.mean(0)).T @ (h - h.mean(0))) ** 2).sum(),
+    "normalised": lambda h: (
+        (h / jnp.linalg.norm(h, axis=1, keepdims=True))
+        @ (h / jnp.linalg.norm(h, axis=1, keepdims=True)).T
+    ).sum(),
+    "kernel": lambda h: jnp.exp(-((h @ h.T) ** 2)).sum(),
+    "contrastive": lambda h: jax.nn.logsumexp(h @ h.T, 1).sum(),
+    "of every example": lambda h: jnp.einsum("bi,bj->bij", h, h).std(),
+    "of layer norms": lambda h: (jax.nn.standardize(h) @ jax.nn.standardize(h).T).std(),
+}
+
+
+@pytest.mark.parametrize("gram", BESIDE)
+def test_a_gram_matrix_beside_the_output_makes_no_heads(gram):
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"])
+        return h @ p["b"], BESIDE[gram](h)
+
+    graph = ifjax.trace(f, arrays(a=(3, 8), b=(8, 2)), array(4, 3))
+    assert [(g.size, g.kind) for g in graph.groups] == [(8, "neuron")]
+
+
+def test_a_norm_by_a_product_in_a_loop():
+    def f(p, x):
+        def step(h, k):
+            h = h * jax.lax.rsqrt(jnp.einsum("bi,bi->b", h, h))[:, None]
+            return jnp.tanh(h @ k), None
+
+        return jax.lax.scan(step, x @ p["a"], p["layers"])[0] @ p["b"]
+
+    graph = ifjax.trace(f, arrays(a=(3, 8), layers=(3, 8, 8), b=(8, 2)), array(4, 3))
+    assert {g.size: g.kind for g in graph.groups if g.size == 8} == {8: "neuron"}
+
+
+def test_gates_by_einsum_make_no_heads():
+    def f(p, x):
+        h = jnp.einsum("bhwc,cd->bhwd", x, p["a"])
+        gate = jax.nn.sigmoid(jax.nn.relu(h.mean((1, 2)) @ p["down"]) @ p["up"])
+        return jnp.einsum("bhwd,bd->bhwd", h, gate).sum((1, 2)) @ p["b"]
+
+    p = arrays(a=(3, 8), down=(8, 5), up=(5, 8), b=(8, 2))
+    graph = hold(f, p, array(2, 4, 3, 3))
+    assert sorted((g.size, g.kind) for g in graph.groups) == [(5, "neuron"), (8, "neuron")]
+
+
+@pytest.mark.parametrize("kernel", ["softmax", "sigmoid"])
+def test_attention_of_features_with_themselves_is_attention(kernel):
+    """A softmax of their products weighs values."""
+
+    def f(p, x):
+        h = x @ p["a"]
+        weights = getattr(jax.nn, kernel)(jnp.einsum("bqd,bkd->bqk", h, h))
+        return (jnp.einsum("bqk,bkd->bqd", weights, h) @ p["b"]).sum(1)
+
+    graph = ifjax.trace(f, arrays(a=(4, 6), b=(6, 2)), X)
+    assert kinds(graph) == {graph.groups[0].name: (6, "head_dim")}
+
+
+def test_two_projections_that_are_compared_are_head_dims_without_a_softmax():
+    def f(p, x):
+        q, k, v = (x @ p[n] for n in "qkv")
+        return (jnp.einsum("bqd,bkd->bqk", q, k) @ v @ p["o"]).sum(1)
+
+    graph = ifjax.trace(f, arrays(q=(4, 6), k=(4, 6), v=(4, 5), o=(5, 2)), X)
+    assert {g.size: g.kind for g in graph.groups} == {6: "head_dim", 5: "neuron"}
+
+
+def test_what_is_only_compared_with_itself_is_a_head_dim():
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"])
+        return jnp.einsum("bqd,bkd->bqk", h, h)
+
+    graph = hold(f, arrays(a=(4, 6)), X)
+    assert [(g.size, g.kind) for g in graph.groups] == [(6, "head_dim")]
