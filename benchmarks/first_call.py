@@ -1,0 +1,295 @@
+"""What the first call costs: compression is called once per network, so this is the whole wait.
+
+Every row is a process of its own: imports, tracing the network, the first `ifjax.fuse_params` (or
+another function), and a later call on other weights of the same shapes. What jax says of itself
+stands beside it: how many programs were compiled, and the seconds of Python's tracing, of lowering
+and of XLA.
+
+* ``prune``: plain pruning. ``default``: Intra-Fusion with the default solver (ott-jax's Sinkhorn).
+  ``simultaneous``: the same, all groups at once. ``exact``: the exact solver. ``jitted``: the
+  exact solver inside of `jax.jit`.
+* ``take``, ``transport_maps``, ``shrink``: the other functions that wait on the first call.
+
+    pip install -e '.[test]'
+    python benchmarks/first_call.py                                   # all, about half an hour
+    python benchmarks/first_call.py --networks resnet18 densenet --ways prune exact
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+NETWORKS = ("cnn", "resnet18", "vgg11", "resnet50", "densenet", "transformer", "decoder")
+FUSED = {
+    "prune": {"method": "prune"},
+    "default": {},
+    "simultaneous": {"order": "simultaneous"},
+    "exact": {"solver": "exact"},
+    "jitted": {"solver": "exact"},
+}
+WAYS = (*FUSED, "take", "transport_maps", "shrink")
+EVENTS = {
+    "/jax/core/compile/jaxpr_trace_duration": "trace s",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower s",
+    "/jax/core/compile/backend_compile_duration": "compile s",
+}
+
+
+def main() -> None:
+    """Makes the table, a process per row."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
+    parser.add_argument("--repeats", type=int, default=1, help="processes per row")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(measured(*args.child)))
+        return
+    import record
+    from tqdm import tqdm
+
+    rows = []
+    for name, way in (bar := tqdm([(n, w) for n in args.networks for w in args.ways])):
+        bar.set_description(f"{name} {way}")
+        for _ in range(args.repeats):
+            command = [sys.executable, __file__, "--child", name, way]
+            start = time.perf_counter()
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+            whole = time.perf_counter() - start
+            if done.returncode:
+                rows.append({"network": name, "way": way, "error": done.stderr.splitlines()[-1]})
+                tqdm.write(f"{name} {way}: {rows[-1]['error']}", file=sys.stderr)
+                continue
+            row = json.loads(done.stdout.splitlines()[-1])
+            rows.append({"network": name, "way": way, **row, "process s": whole})
+    print(record.markdown([row for row in rows if "error" not in row]))
+    print("written:", record.write("first_call", rows).name)
+
+
+def measured(name: str, way: str) -> dict[str, float]:
+    """Seconds of one process."""
+    clock = Clock()
+    import jax
+
+    import ifjax
+
+    imported = clock.lap()
+    seen: Counter[str] = Counter()
+
+    def listen(event: str, seconds: float, **_: Any) -> None:
+        if event in EVENTS:
+            seen[EVENTS[event]] += seconds
+            seen["programs"] += event.endswith("backend_compile_duration")
+
+    apply_fn, struct, inputs = network(name)
+    graph = ifjax.trace(apply_fn, struct, *inputs)
+    spec = graph.spec(0.5, **FUSED.get(way, {"solver": "exact"}))
+    traced = clock.lap()
+    weights = [drawn(spec, struct, seed) for seed in (0, 1)]
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    call = function(way, apply_fn, spec, weights, inputs)
+    clock.lap()
+    jax.block_until_ready(call(weights[0]))
+    first = clock.lap()
+    before = dict(seen)
+    jax.block_until_ready(call(weights[1]))
+    return {
+        "import s": imported,
+        "graph s": traced,
+        "first call s": first,
+        "later call s": clock.lap(),
+        "programs": before.get("programs", 0),
+        **{label: before.get(label, 0.0) for label in EVENTS.values()},
+    }
+
+
+class Clock:
+    """Seconds since it was asked last."""
+
+    def __init__(self) -> None:
+        """Starts it."""
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        passed, self._last = now - self._last, now
+        return passed
+
+
+def function(
+    way: str, apply_fn: Callable[..., Any], spec: Any, weights: list[Any], inputs: tuple[Any, ...]
+) -> Callable[[Any], Any]:
+    """What is timed, as a function of parameters."""
+    import functools
+
+    import jax
+    import numpy as np
+
+    import ifjax
+
+    if way == "jitted":
+        return functools.partial(jax.jit(ifjax.fuse_params, static_argnames="spec"), spec=spec)
+    if way == "take":
+        kept = {g.name: np.arange(g.kept) for g in spec.groups if g.kept != g.size and not g.batch}
+        return lambda params: ifjax.take(params, spec, kept)
+    if way == "transport_maps":
+        return lambda params: ifjax.transport_maps(params, spec)
+    if way == "shrink":
+        small = ifjax.fuse_params(weights[0], spec)
+        apply_small = ifjax.shrink(apply_fn, spec)
+        given = [jax.numpy.zeros(x.shape, x.dtype) for x in inputs]
+        return lambda params: apply_small(small, *given)
+    return lambda params: ifjax.fuse_params(params, spec)
+
+
+def drawn(spec: Any, struct: Any, seed: int) -> Any:
+    """Random weights scaled by fan-in; vectors that scale or vary between a half and 3/2."""
+    import jax
+    import numpy as np
+
+    from ifjax.tree import with_leaves
+
+    rng = np.random.default_rng(seed)
+    leaves = {}
+    for leaf in spec.structure.leaves:
+        value = rng.standard_normal(leaf.shape, np.float32)
+        if len(leaf.shape) > 1:
+            value *= np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
+        elif leaf.path.endswith(("scale", "var")):
+            value = rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        leaves[leaf.path] = jax.device_put(value)
+    return with_leaves(struct, leaves)
+
+
+def network(name: str) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+    """Function, structs of its parameters, structs of its inputs."""
+    import jax
+
+    if name in ("densenet", "transformer", "decoder"):
+        apply_fn, shapes, inputs = {
+            "densenet": densenet,
+            "transformer": transformer,
+            "decoder": decoder,
+        }[name]()
+        return apply_fn, shapes, inputs
+    from ifjax.models import create
+
+    module = create(name)
+    x = jax.ShapeDtypeStruct((1, 8, 8, 1) if name == "cnn" else (1, 32, 32, 3), "float32")
+    struct = jax.eval_shape(lambda key: module.init(key, x, train=False), jax.random.key(0))
+    return lambda v, x: module.apply(v, x, train=False), struct, (x,)
+
+
+def densenet(layers: int = 30, growth: int = 12) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+    """Dense connections: every layer reads all before it."""
+    import jax
+    import jax.numpy as jnp
+
+    def apply_fn(p: Any, x: Any) -> Any:
+        h = x @ p["i"]
+        for a in p["a"]:
+            h = jnp.concatenate([h, jax.nn.relu(h @ a)], -1)
+        return h @ p["o"]
+
+    def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, "float32")
+
+    widths = [16 + growth * i for i in range(layers + 1)]
+    params = {"i": shape(32, 16), "a": [shape(n, growth) for n in widths[:-1]]}
+    return apply_fn, {**params, "o": shape(widths[-1], 8)}, (shape(4, 32),)
+
+
+def transformer(depth: int = 12) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+    """An encoder of flax.nnx modules: separate projections, layer norms before the blocks."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    width, heads, tokens = 192, 6, 16
+
+    class Block(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            dense = {"kernel_init": nnx.initializers.normal(0.02), "rngs": rngs}
+            self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for _ in range(2)])
+            self.q, self.k, self.v, self.o = (nnx.Linear(width, width, **dense) for _ in range(4))
+            self.up, self.down = (
+                nnx.Linear(width, 4 * width, **dense),
+                nnx.Linear(4 * width, width, **dense),
+            )
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            h = self.norms[0](x)
+            q, k, v = (f(h).reshape(*h.shape[:-1], heads, -1) for f in (self.q, self.k, self.v))
+            a = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5)
+            x = x + self.o(jnp.einsum("bhts,bshd->bthd", a, v).reshape(h.shape))
+            return x + self.down(jax.nn.gelu(self.up(self.norms[1](x))))
+
+    class Encoder(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.blocks = nnx.List([Block(rngs) for _ in range(depth)])
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    definition, state = nnx.split(nnx.eval_shape(lambda: Encoder(nnx.Rngs(0))))
+    x = jax.ShapeDtypeStruct((1, tokens, width), "float32")
+    return lambda p, x: nnx.merge(definition, p)(x), nnx.to_pure_dict(state), (x,)
+
+
+def decoder(depth: int = 12) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+    """A decoder whose layers are stacked and scanned: grouped queries, gated feed-forward."""
+    import jax
+    import jax.numpy as jnp
+
+    width, kv, queries, dim, hidden, tokens = 192, 2, 3, 32, 512, 16
+
+    def norm(x: Any, gain: Any) -> Any:
+        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * gain
+
+    def block(x: Any, p: Any) -> tuple[Any, None]:
+        h = norm(x, p["norm1"])
+        q = jnp.einsum("btc,ckgd->btkgd", h, p["q"])
+        k, v = (jnp.einsum("btc,ckd->btkd", h, p[n]) for n in "kv")
+        a = jnp.einsum("btkgd,bskd->bkgts", q, k) * dim**-0.5
+        a = jax.nn.softmax(jnp.where(jnp.tri(tokens, dtype=bool), a, -1e9))
+        x = x + jnp.einsum("bkgts,bskd,kgdc->btc", a, v, p["o"])
+        h = norm(x, p["norm2"])
+        return x + (jax.nn.silu(h @ p["gate"]) * (h @ p["up"])) @ p["down"], None
+
+    def apply_fn(p: Any, ids: Any) -> Any:
+        x, _ = jax.lax.scan(block, p["table"][ids], p["layers"])
+        return norm(x, p["norm"]) @ p["table"].T
+
+    def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, "float32")
+
+    layers = {
+        "q": (width, kv, queries, dim),
+        "k": (width, kv, dim),
+        "v": (width, kv, dim),
+        "o": (kv, queries, dim, width),
+        "gate": (width, hidden),
+        "up": (width, hidden),
+        "down": (hidden, width),
+        "norm1": (width,),
+        "norm2": (width,),
+    }
+    params = {"layers": {name: shape(depth, *sizes) for name, sizes in layers.items()}}
+    params |= {"table": shape(512, width), "norm": shape(width)}
+    return apply_fn, params, (jax.ShapeDtypeStruct((1, tokens), "int32"),)
+
+
+if __name__ == "__main__":
+    main()
