@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ifjax.graph.coupling import Coupling, PinnedAxis
 from ifjax.graph.drawing import to_mermaid
@@ -15,6 +15,7 @@ from ifjax.graph.printing import graph_table
 from ifjax.graph.verify import Verification, verify
 from ifjax.graph.width_numbers import WidthNumber
 from ifjax.spec import widths as selecting
+from ifjax.spec.budget import UNITS, groups_for
 from ifjax.spec.method import Method
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.structure import Group, Member, Structure
@@ -63,6 +64,7 @@ class DependencyGraph:
         self,
         sparsity: float | Mapping[str, float] | None = None,
         *,
+        of: Literal["neurons", "weights", "flops"] = "neurons",
         keep: int | Mapping[str, int] | None = None,
         include: selecting.Selector = None,
         exclude: selecting.Selector = None,
@@ -75,6 +77,9 @@ class DependencyGraph:
         m = max(1, floor(n (1 - sparsity) + 1e-9)) of a group's n neurons are kept.
 
         Args:
+          of: what ``sparsity`` is a fraction of: every group's ``"neurons"``; or one share of all
+            the network's ``"weights"`` or ``"flops"``, which is turned into the least uniform ratio
+            of neurons that removes it. Half of the neurons is about three quarters of the weights.
           sparsity: fraction of neurons to remove, in [0, 1); or a mapping from globs on group names
             (``fnmatchcase``, first match wins) to fractions; groups that none matches are kept.
           keep: absolute number of neurons to keep, or a mapping from globs; it goes before
@@ -93,7 +98,8 @@ class DependencyGraph:
         Raises:
           ValueError: for a pattern that matches nothing, a sparsity outside [0, 1), a number of
             neurons that the group does not have, an unknown method option, a group asked for by
-            name that a protected leaf holds, or where a positive sparsity would remove nothing.
+            name that a protected leaf holds, where a positive sparsity would remove nothing, or a
+            share of the weights or FLOPs that the groups do not hold.
         """
         known = {f.name for f in dataclasses.fields(Method)}
         for name in method:
@@ -102,9 +108,26 @@ class DependencyGraph:
                     f"unknown option {name!r} of spec; expected one of {', '.join(sorted(known))}"
                 )
         kept = self.couplings(protect) if protect else None
-        groups = selecting.widths(self.groups, sparsity, keep, include, exclude, round_to, kept)
+        if include is not None and not isinstance(include, str) and not callable(include):
+            include = list(include)  # read once for every ratio that is tried
+
+        def cut(ratio: Any, strict: bool = True) -> tuple[Group, ...]:
+            return selecting.widths(
+                self.groups, ratio, keep, include, exclude, round_to, kept, strict
+            )
+
+        groups = cut(sparsity) if of == "neurons" else self._fitted(sparsity, of, cut)
         self._warn_of_numbers({g.name for g in groups if g.kept != g.size})
         return FusionSpec(dataclasses.replace(self.structure, groups=groups), Method(**method))
+
+    def _fitted(self, share: Any, of: str, cut: Callable[..., Any]) -> tuple[Group, ...]:
+        """The groups at the uniform ratio that removes a share of the weights or FLOPs."""
+        if of not in UNITS:
+            raise ValueError(f"of must be one of {', '.join(UNITS)}; got {of!r}")
+        if isinstance(share, Mapping) or share is None:
+            raise ValueError(f"of={of!r} takes one share of the network's {of}; got {share!r}")
+        cut(share)  # checks all but whether the share can be had
+        return groups_for(self.structure, float(share), of, lambda ratio: cut(ratio, False))
 
     def _warn_of_numbers(self, cut: Collection[str]) -> None:
         """Warns, once for all, of numbers that come from the widths that are cut, and stay."""

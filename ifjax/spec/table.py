@@ -18,15 +18,14 @@ def spec_table(structure: Structure, method: Method) -> str:
             neurons = f"{group.size} -> {group.kept}"
             how = method.of(group.kind).method
             rows.append((group.name, neurons, how, f"{weights:,}", f"{flops:,}"))
-    (w0, w1), (f0, f1) = (
-        (structure.weights({}), structure.weights()),
-        (structure.flops({}), structure.flops()),
-    )
-    saved = [f"{1 - b / a:.1%} fewer" if a else "none" for a, b in ((w0, w1), (f0, f1))]
-    return "\n".join(
-        [
-            f"FusionSpec ({method.method}): weights {w0:,} -> {w1:,} ({saved[0]}), "
-            f"FLOPs {f0:,} -> {f1:,} ({saved[1]})",
-            *align(rows),
-        ]
-    )
+    totals = {
+        "neurons": (structure.neurons({}), structure.neurons()),
+        "weights": (structure.weights({}), structure.weights()),
+        "FLOPs": (structure.flops({}), structure.flops()),
+    }
+    shares = (f"{what} {a:,} -> {b:,} ({_fewer(a, b)})" for what, (a, b) in totals.items())
+    return "\n".join([f"FusionSpec ({method.method}): {', '.join(shares)}", *align(rows)])
+
+
+def _fewer(before: int, after: int) -> str:
+    return f"{1 - after / before:.1%} fewer" if before else "none"

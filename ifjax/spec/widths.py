@@ -24,8 +24,12 @@ def widths(
     exclude: Selector,
     round_to: int,
     protect: Mapping[str, Sequence[Member]] | None = None,
+    strict: bool = True,
 ) -> tuple[Group, ...]:
-    """The groups with the number of neurons to keep; see `ifjax.DependencyGraph.spec`."""
+    """The groups with the number of neurons to keep; see `ifjax.DependencyGraph.spec`.
+
+    With ``strict``, to remove nothing where something is asked for is an error.
+    """
     fractions, counts = _checked_amounts(groups, sparsity, keep, round_to)
     named = {*fractions, *counts}
     if isinstance(include, str):
@@ -49,7 +53,7 @@ def widths(
         result.append(dataclasses.replace(group, kept=kept))
     whole = {g.name: g.size for g in groups if g.name in taken - left}
     wanted = any(fractions.values()) or any(_first(g, counts) not in (None, g.size) for g in groups)
-    if (wanted or (counts and not whole)) and all(g.kept == g.size for g in result):
+    if strict and (wanted or (counts and not whole)) and all(g.kept == g.size for g in result):
         raise ValueError(
             f"sparsity {sparsity!r}, keep {keep!r} removes no neuron of any selected group: the "
             "groups are too small for it, excluded, or not known to be neurons; print(graph) lists "

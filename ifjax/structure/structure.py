@@ -190,6 +190,16 @@ class Structure:
         widths = self.widths if widths is None else widths
         return tuple(ex.size(a, widths) for a in self.leaf[path].axes)
 
+    def neurons(self, widths: Mapping[str, int] | None = None) -> int:
+        """Number of neurons of all groups at the given widths, in every entry of their batch."""
+        widths = self.widths if widths is None else widths
+
+        def count(group: Group) -> int:
+            batch = (widths.get(a, k) for a, k in zip(group.along, group.batch, strict=True))
+            return math.prod(batch) * widths.get(group.name, group.size)
+
+        return sum(map(count, self.groups))
+
     def weights(self, widths: Mapping[str, int] | None = None) -> int:
         """Number of parameters at the given widths, running statistics and counters left out."""
         skip = {m.path for g in self.groups for m in g.members if m.role in ("mean", "variance")}

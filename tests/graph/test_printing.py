@@ -62,7 +62,8 @@ def test_the_cost_of_a_group_is_what_cutting_it_saves():
 def test_a_spec_lists_the_groups_that_it_cuts():
     spec = GRAPH.spec(0.5, include="a", method="prune")
     lines = str(spec).splitlines()
-    assert lines[0].startswith("FusionSpec (prune): weights 89 -> 53 (40.4% fewer), FLOPs 592 -> ")
+    start = "FusionSpec (prune): neurons 13 -> 9 (30.8% fewer), weights 89 -> 53 (40.4% fewer), "
+    assert lines[0].startswith(start + "FLOPs 592 -> ")
     assert [line.split()[0] for line in lines[1:]] == ["group", "a"]
     assert lines[2].split() == ["a", "8", "->", "4", "prune", "36", "256"]
     assert "(0.0% fewer)" in str(GRAPH.spec(0.0))
