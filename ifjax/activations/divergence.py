@@ -77,7 +77,7 @@ def layer_outputs(
         name = next((w for w in weights if w is not None), None)
         if any(step.data):
             if traits.kind == "contraction" and len(weights) == 1 and name is not None:
-                found.append((name, seen.results[0]))
+                found.append((name, jnp.asarray(seen.results[0])))
         elif name is not None:
             made_from.update(dict.fromkeys(step.outputs, name))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.extend.core import JaxprEqn
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from ifjax.graph.analysis import analyse
 from ifjax.jaxprs.arguments import Arguments
 from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.evaluate import Seen, bind, evaluate
 from ifjax.jaxprs.program import Step, flatten
 from ifjax.jaxprs.traits import contraction_of, traits_of
@@ -97,7 +98,7 @@ def readings(
     def observe(seen: Seen) -> None:
         found.extend(_reading(seen, analysis.store, owner))
 
-    def apply(step: Step, operands: list[Any]) -> list[Any]:
+    def apply(step: Step, operands: Values) -> Values:
         return [vary(x, mesh_axes) for x in bind(step, operands)]
 
     evaluate(program, values, observe, apply=apply)
@@ -140,4 +141,5 @@ def _reading(seen: Seen, store: AxisStore, owner: Mapping[int, str]) -> Iterator
         if names:
             where = resolve(axes[data][axis])
             groups = tuple(n for n in dict.fromkeys(names) if n in set(ex.atoms(where)))
-            yield Reading(groups, seen.operands[data], axis, where, step.equation)
+            value = cast("Array", seen.operands[data])  # the very object: it may be read twice
+            yield Reading(groups, value, axis, where, step.equation)

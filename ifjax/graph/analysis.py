@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 from jax.core import Tracer
+from jax.extend.core import JaxprEqn
 
 from ifjax.graph.facts.numbers import Numbers, find_numbers
 from ifjax.graph.twin import Elsewhere, traced_at
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments, is_key, path_name, struct
 from ifjax.jaxprs.axis_store import AxisStore, Free
+from ifjax.jaxprs.compat import AnyJaxpr
 from ifjax.jaxprs.interpret import Control, interpret
 from ifjax.jaxprs.normal import normalised
 from ifjax.jaxprs.rules import rule_of
@@ -134,7 +136,7 @@ def analyse(
 
 
 def _tie_unread(
-    store: AxisStore, closed: Any, frame: Frame, axes: Sequence[Axes], leaves: int
+    store: AxisStore, closed: AnyJaxpr, frame: Frame, axes: Sequence[Axes], leaves: int
 ) -> None:
     """Leaves that only dead equations read follow the neurons that they meet there.
 
@@ -195,7 +197,9 @@ def _pin_fixed_randomness(frame: Frame, store: AxisStore, given: list[bool]) -> 
     widths; so do those from a key that an outer function traces.
     """
 
-    def transfer(equation: Any, ins: Any, outs: list[Axes], values: list[bool]) -> list[bool]:
+    def transfer(
+        equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[bool]
+    ) -> list[bool]:
         del ins
         if equation.primitive.name == "random_bits" and not any(values):
             for node in outs[0]:
@@ -265,7 +269,7 @@ def _objects(tree: Any) -> dict[Any, list[range]]:
     return found
 
 
-def _read_inputs(jaxpr: Any) -> set[int]:
+def _read_inputs(jaxpr: AnyJaxpr) -> set[int]:
     """Numbers of the inputs that an equation or an output reads."""
     variables = [v for equation in jaxpr.eqns for v in equation.invars]
     seen = {id(v) for v in (*variables, *jaxpr.outvars)}

@@ -11,12 +11,14 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from ifjax.graph.analysis import FIXED_KEY, Analysis, LeafAxes, analyse
 from ifjax.graph.facts.numbers import find_numbers
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments, path_name, struct
 from ifjax.jaxprs.axis_store import AxisStore, Factors, Free, Segments
+from ifjax.jaxprs.compat import AnyJaxpr, Values
 from ifjax.jaxprs.evaluate import evaluate
 from ifjax.jaxprs.program import Step, flatten
 from ifjax.jaxprs.rules import rule_of
@@ -284,7 +286,7 @@ class _Shrunk:
         outputs = self.evaluate(self.analysis.frame, [*leaves, *arrays])
         return jax.tree.unflatten(self.analysis.out_tree, outputs)
 
-    def evaluate(self, frame: Frame, args: Sequence[Any]) -> list[Any]:
+    def evaluate(self, frame: Frame, args: Values) -> Values:
         """Evaluates one frame on small values; its calls stay calls, whose rules evaluate them."""
         program = flatten(frame, [False] * len(args), calls=False)
         values = dict(zip(program.inputs, args, strict=True))
@@ -294,7 +296,7 @@ class _Shrunk:
         results = evaluate(program, values, apply=self.rebuild)
         return [results[n] for n in program.outputs]
 
-    def rebuild(self, step: Step, operands: list[Any]) -> list[Any]:
+    def rebuild(self, step: Step, operands: Values) -> Values:
         """Evaluates one equation on small values."""
         frame, store, equation = step.frame, self.analysis.store, step.equation
         assert frame is not None
@@ -313,12 +315,12 @@ class _Shrunk:
 
     def derive(
         self,
-        jaxpr: Any,
-        constants: Sequence[Any],
+        jaxpr: AnyJaxpr,
+        constants: Values,
         inputs: Sequence[Axes],
         outputs: Sequence[Axes],
-        args: Sequence[Any],
-    ) -> tuple[list[Any], list[Axes], Derive]:
+        args: Values,
+    ) -> tuple[Values, list[Axes], Derive]:
         """Evaluates the jaxpr of a derivative rule; see `Derive`."""
         store = self.analysis.store.copy()  # what the derivative couples is coupled there alone
         later = dataclasses.replace(
@@ -336,7 +338,7 @@ class _Shrunk:
         values = later.evaluate(frame, [*map(later._constant, hoisted, axes), *args])
         return values, results, later.derive
 
-    def _constant(self, value: Any, axes: Axes) -> Any:
+    def _constant(self, value: ArrayLike, axes: Axes) -> ArrayLike:
         """Slices a constant; within a class of neurons all its slices are equal."""
         for axis, node in enumerate(axes):
             small = self.size(node)

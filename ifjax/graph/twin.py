@@ -12,6 +12,7 @@ import jax
 from ifjax.graph.facts.numbers import Numbers
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore, Factors, Free, Segments
+from ifjax.jaxprs.compat import AnyJaxpr
 from ifjax.jaxprs.normal import normalised
 from ifjax.jaxprs.walk import Axes, Frame, frames_of
 
@@ -87,7 +88,7 @@ def traced_at(
     return found
 
 
-def paired(frame: Frame, jaxpr: Any) -> dict[int, Any]:
+def paired(frame: Frame, jaxpr: AnyJaxpr) -> dict[int, Any]:
     """The jaxprs that stand in the place of a frame's and of those of its calls, by `id`.
 
     Calls that are made of other equations are left out.
@@ -109,7 +110,7 @@ def paired(frame: Frame, jaxpr: Any) -> dict[int, Any]:
     return found
 
 
-def _in_place_of(jaxpr: Any, params: Any, others: Any) -> Any:
+def _in_place_of(jaxpr: AnyJaxpr, params: Any, others: Any) -> Any:
     """Of the parameters of another equation, the jaxpr that stands where one's own does."""
     for key, value in params.items():
         several = isinstance(value, tuple)

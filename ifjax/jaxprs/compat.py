@@ -6,14 +6,18 @@ package sees an (open jaxpr, constant variables, constants) triple and binds equ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import jax
 from jax.core import AbstractValue
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, gensym
+from jax.typing import ArrayLike
 
 AnyJaxpr = Jaxpr | ClosedJaxpr
+Atom = Var | Literal
+Values = Sequence[ArrayLike]  # arrays, traced or not
 
 
 def unpack(jaxpr: AnyJaxpr) -> tuple[Jaxpr, list[Var], list[Any]]:
@@ -32,12 +36,18 @@ def with_inner(jaxpr: AnyJaxpr, inner: Jaxpr) -> AnyJaxpr:
     return inner if getattr(closed, "jaxpr", closed) is closed else closed.replace(jaxpr=inner)
 
 
+def with_equations(jaxpr: Jaxpr, equations: Sequence[JaxprEqn], effects: Collection[Any]) -> Jaxpr:
+    """The jaxpr with other equations and their effects."""
+    replaced: Any = jaxpr
+    return replaced.replace(eqns=list(equations), effects={*effects})
+
+
 def new_variable(aval: AbstractValue) -> Var:
     """A variable that no jaxpr has yet."""
     return gensym()(aval)
 
 
-def bind(equation: JaxprEqn, values: Sequence[Any], **changed: Any) -> list[Any]:
+def bind(equation: JaxprEqn, values: Values, **changed: Any) -> list[jax.Array]:
     """Evaluates one equation on ``values``, with some of its parameters changed."""
     params = equation.primitive.get_bind_params({**equation.params, **changed})
     info = equation.source_info
@@ -50,14 +60,19 @@ def bind(equation: JaxprEqn, values: Sequence[Any], **changed: Any) -> list[Any]
     return list(out) if equation.primitive.multiple_results else [out]
 
 
-def shape_of(atom: Var | Literal) -> tuple[int, ...]:
+def shape_of(atom: Atom) -> tuple[int, ...]:
     """The shape of a variable or literal; of what is no array, none."""
     return tuple(getattr(atom.aval, "shape", ()))
 
 
-def dtype_of(atom: Var | Literal) -> Any:
+def dtype_of(atom: Atom) -> Any:
     """The dtype of a variable or literal; of what is no array, None."""
     return getattr(atom.aval, "dtype", None)
+
+
+def struct_of(atom: Atom) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a variable or literal."""
+    return jax.ShapeDtypeStruct(shape_of(atom), dtype_of(atom))
 
 
 def source_line(equation: JaxprEqn) -> str:

@@ -18,34 +18,34 @@ LIMIT = 4096  # elements of an array that is still evaluated
 Numbers = dict[Var, np.ndarray]
 
 
-def _broadcast(equation: JaxprEqn, x: Any) -> Any:
+def _broadcast(equation: JaxprEqn, x: np.ndarray) -> np.ndarray:
     shape = [1] * len(equation.params["shape"])
     for n, d in zip(x.shape, equation.params["broadcast_dimensions"], strict=True):
         shape[d] = n
     return np.broadcast_to(x.reshape(shape), equation.params["shape"])
 
 
-def _iota(equation: JaxprEqn) -> Any:
+def _iota(equation: JaxprEqn) -> np.ndarray:
     shape, dim = equation.params["shape"], equation.params["dimension"]
     return np.indices(shape, sparse=True)[dim] + np.zeros(shape, int)
 
 
-def _slice(equation: JaxprEqn, x: Any) -> Any:
+def _slice(equation: JaxprEqn, x: np.ndarray) -> np.ndarray:
     p = equation.params
     bounds = zip(p["start_indices"], p["limit_indices"], p["strides"] or (1,) * x.ndim, strict=True)
     return x[tuple(slice(*b) for b in bounds)]
 
 
-def _elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
+def _elementwise(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return lambda equation, *operands: function(*operands)
 
 
-def _select(which: Any, *cases: Any) -> Any:
+def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
     chosen, *arrays = np.broadcast_arrays(np.clip(which, 0, len(cases) - 1).astype(int), *cases)
-    return np.take_along_axis(np.stack(arrays), chosen[None], 0)[0]
+    return np.asarray(np.take_along_axis(np.stack(arrays), chosen[None], 0)[0])
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
+FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "broadcast_in_dim": _broadcast,
     "iota": _iota,
     "slice": _slice,

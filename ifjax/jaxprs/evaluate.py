@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.typing import ArrayLike
 
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.program import Program, Step, flatten
 from ifjax.jaxprs.traits import traits_of
 from ifjax.jaxprs.walk import Branches, Frame, Loop, loop_parts
@@ -36,30 +39,30 @@ class Seen:
     """
 
     step: Step
-    operands: list[Any]
-    results: list[Any]
+    operands: Values
+    results: Values
     turns: tuple[int, ...] = ()
 
 
-Observer = Callable[[Seen], Mapping[int, Any] | None]
-Apply = Callable[[Step, list[Any]], list[Any]]
+Observer = Callable[[Seen], Mapping[int, ArrayLike] | None]
+Apply = Callable[[Step, Values], Values]
 
 
-def bind(step: Step, operands: list[Any]) -> list[Any]:
+def bind(step: Step, operands: Values) -> Values:
     """The results of an equation, as it stands."""
     return compat.bind(step.equation, operands)
 
 
 def evaluate(
     program: Program,
-    values: Mapping[int, Any],
+    values: Mapping[int, ArrayLike],
     observe: Observer = lambda seen: None,
     *,
     apply: Apply = bind,
     steps: Sequence[Step] | None = None,
     keep: Iterable[int] | None = None,
     inside: Callable[[Step], bool] = lambda step: False,
-) -> dict[int, Any]:
+) -> dict[int, ArrayLike]:
     """Evaluates a program, or as much of it as what is known allows.
 
     Args:
@@ -105,7 +108,7 @@ def evaluate(
             waiting[number].append(place)
     ready = [place for place, numbers in enumerate(unknown) if not numbers]  # a heap: in order
 
-    def learn(found: Mapping[int, Any]) -> None:
+    def learn(found: Mapping[int, ArrayLike]) -> None:
         for number, value in found.items():
             if left[number] or number in kept:
                 known[number] = value
@@ -136,18 +139,18 @@ def evaluate(
 
 
 Run = Callable[
-    [Frame | Jaxpr | ClosedJaxpr, list[Any], list[bool], Observer], tuple[list[Any], list[bool]]
+    [Frame | Jaxpr | ClosedJaxpr, Values, list[bool], Observer], tuple[Values, list[bool]]
 ]
 
 
 def _taken_apart(
     program: Program,
     step: Step,
-    operands: list[Any],
+    operands: Values,
     observe: Observer,
     apply: Apply,
     inside: Callable[[Step], bool],
-) -> list[Any] | None:
+) -> Values | None:
     """The results of a loop or branch whose equations are seen; None where it stays whole."""
     if traits_of(step.equation).kind != "control" or not inside(step):
         return None
@@ -155,8 +158,8 @@ def _taken_apart(
     flags = list(step.data)
 
     def run(
-        body: Frame | Jaxpr | ClosedJaxpr, args: list[Any], data: list[bool], watch: Observer
-    ) -> tuple[list[Any], list[bool]]:
+        body: Frame | Jaxpr | ClosedJaxpr, args: Values, data: list[bool], watch: Observer
+    ) -> tuple[Values, list[bool]]:
         key = (id(body), *data)
         if key not in programs:
             programs[key] = flatten(body, data, callers=(step.equation, *step.callers))
@@ -181,8 +184,8 @@ def _taken_apart(
 
 
 def _scan(
-    step: Step, operands: list[Any], flags: list[bool], run: Run, watch: Callable[..., Observer]
-) -> list[Any] | None:
+    step: Step, operands: Values, flags: list[bool], run: Run, watch: Callable[..., Observer]
+) -> Values | None:
     p, note = step.equation.params, step.note
     body = note.body if isinstance(note, Loop) else p["jaxpr"]
     counts = (0, *compat.scan_counts(step.equation))
@@ -191,7 +194,7 @@ def _scan(
     length, n = p["length"], counts[2]
     if not length:
         return None
-    rows: list[list[Any]] = [[] for _ in step.outputs[n:]]
+    rows: list[list[ArrayLike]] = [[] for _ in step.outputs[n:]]
     for turn in reversed(range(length)) if p["reverse"] else range(length):
         args = [*constants, *carries, *(x[turn] for x in stacked)]
         results, data = run(body, args, [*fixed, *moving, *sliced], watch(turn))
@@ -203,12 +206,12 @@ def _scan(
 
 def _while(
     step: Step,
-    operands: list[Any],
+    operands: Values,
     flags: list[bool],
     run: Run,
     watch: Callable[..., Observer],
     apply: Apply,
-) -> list[Any] | None:
+) -> Values | None:
     p, note = step.equation.params, step.note
     walked = isinstance(note, Loop)
     condition = (note.condition if walked else None) or p["cond_jaxpr"]
@@ -227,11 +230,11 @@ def _while(
 
 
 def _branch(
-    step: Step, operands: list[Any], flags: list[bool], run: Run, watch: Callable[..., Observer]
-) -> list[Any] | None:
+    step: Step, operands: Values, flags: list[bool], run: Run, watch: Callable[..., Observer]
+) -> Values | None:
     if isinstance(operands[0], Tracer) or jnp.ndim(operands[0]):
         return None
     note = step.note
     bodies = note.frames if isinstance(note, Branches) else step.equation.params["branches"]
-    chosen = bodies[min(max(int(operands[0]), 0), len(bodies) - 1)]
+    chosen = bodies[min(max(int(np.asarray(operands[0])), 0), len(bodies) - 1)]
     return run(chosen, operands[1:], flags[1:], watch())[0]

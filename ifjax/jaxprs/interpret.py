@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from jax.extend.core import JaxprEqn, Literal
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.compat import Atom
 from ifjax.jaxprs.walk import Axes, Branches, Frame, Loop, loop_parts
+
+V = TypeVar("V")  # an abstract value
 
 
 @dataclasses.dataclass
-class Control:
+class Control(Generic[V]):
     """How abstract values pass through loops and branches.
 
     Attributes:
@@ -24,18 +29,18 @@ class Control:
       settling: positive while carries are being found: what is seen then need not hold in the end.
     """
 
-    join: Callable[[Sequence[Any], Sequence[Any]], Any]
-    step: Callable[[Any], Any] = lambda value: value
-    stack: Callable[[Any], Any] = lambda value: value
-    settle: Callable[[list[Any], Callable[[list[Any]], list[Any]]], list[Any]] | None = None
+    join: Callable[[Sequence[V], Sequence[V]], V]
+    step: Callable[[V], V] = lambda value: value
+    stack: Callable[[V], V] = lambda value: value
+    settle: Callable[[list[V], Callable[[list[V]], list[V]]], list[V]] | None = None
     settling: int = 0
 
-    def settled(self, carries: list[Any], run: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    def settled(self, carries: list[V], run: Callable[[list[V]], list[V]]) -> list[V]:
         """Carries that hold before every step."""
         if self.settle is not None:
             return self.settle(carries, run)
         self.settling += 1
-        after: list[Any] | None = None
+        after: list[V] | None = None
         while after != carries:
             carries = carries if after is None else after
             after = [self.join(pair, ()) for pair in zip(carries, run(carries), strict=True)]
@@ -46,13 +51,13 @@ class Control:
 def interpret(
     frame: Frame,
     store: AxisStore,
-    inputs: Sequence[Any],
-    transfer: Callable[[Any, list[Axes], list[Axes], list[Any]], list[Any]],
-    constant: Callable[[Any], Any],
+    inputs: Sequence[V],
+    transfer: Callable[[JaxprEqn, list[Axes], list[Axes], list[V]], list[V]],
+    constant: Callable[[Any], V],
     visit: Callable[[Frame, int], None] | None = None,
-    control: Control | None = None,
-    literal: Callable[[Frame, int, int, Any], Any] | None = None,
-) -> list[Any]:
+    control: Control[V] | None = None,
+    literal: Callable[[Frame, int, int, Any], V] | None = None,
+) -> list[V]:
     """Evaluates a walked jaxpr, calls included, on abstract values.
 
     Args:
@@ -75,15 +80,15 @@ def interpret(
     values = dict(zip(constvars, map(constant, frame.constants), strict=True))
     values.update(zip(inner.invars, inputs, strict=True))
 
-    def read(atom: Any) -> Any:
-        return constant(atom.val) if isinstance(atom, compat.Literal) else values[atom]
+    def read(atom: Atom) -> V:
+        return constant(atom.val) if isinstance(atom, Literal) else values[atom]
 
-    def operand(i: int, k: int, atom: Any) -> Any:
-        if literal is not None and isinstance(atom, compat.Literal):
+    def operand(i: int, k: int, atom: Atom) -> V:
+        if literal is not None and isinstance(atom, Literal):
             return literal(frame, i, k, atom.val)
         return read(atom)
 
-    def run(inside: Frame, operands: Sequence[Any]) -> list[Any]:
+    def run(inside: Frame, operands: Sequence[V]) -> list[V]:
         return interpret(inside, store, operands, transfer, constant, visit, control, literal)
 
     for i, equation in enumerate(inner.eqns):
@@ -108,15 +113,15 @@ def interpret(
 
 def _interpret_loop(
     loop: Loop,
-    operands: list[Any],
-    run: Callable[[Frame, Sequence[Any]], list[Any]],
-    control: Control,
-) -> list[Any]:
+    operands: list[V],
+    run: Callable[[Frame, Sequence[V]], list[V]],
+    control: Control[V],
+) -> list[V]:
     """Finds carries that hold before every step, then walks the body with them."""
     tests, constants, carries, stacked = loop_parts(loop.counts, operands)
     slices = [control.step(value) for value in stacked]
 
-    def advance(carries: list[Any]) -> list[Any]:
+    def advance(carries: list[V]) -> list[V]:
         return run(loop.body, [*constants, *carries, *slices])
 
     carries = control.settled(carries, lambda c: advance(c)[: len(c)])

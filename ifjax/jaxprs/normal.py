@@ -14,9 +14,11 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
 
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.compat import AnyJaxpr
 from ifjax.jaxprs.traits import traits_of
 
 REDUCTIONS = {
@@ -27,7 +29,7 @@ REDUCTIONS = {
 }
 
 
-def normalised(closed: Any, keep_callbacks: bool = False) -> Any:
+def normalised(closed: AnyJaxpr, keep_callbacks: bool = False) -> AnyJaxpr:
     """The same function without dead equations, with sums over named axes as sums.
 
     Args:
@@ -49,13 +51,13 @@ def normalised(closed: Any, keep_callbacks: bool = False) -> Any:
     return compat.with_inner(closed, partial_eval.dce_jaxpr(inner, used, instantiate=True)[0])
 
 
-def _rewritten(jaxpr: Any, keep_callbacks: bool, done: dict[int, Any]) -> Any:
+def _rewritten(jaxpr: Jaxpr, keep_callbacks: bool, done: dict[int, Jaxpr]) -> Jaxpr:
     """The jaxpr with its equations rewritten, calls included; itself where nothing changes."""
     if id(jaxpr) in done:
         return done[id(jaxpr)]
     read = {id(v) for equation in jaxpr.eqns for v in equation.invars}
     read |= {id(v) for v in jaxpr.outvars}
-    equations: list[Any] = []
+    equations: list[JaxprEqn] = []
     for equation in jaxpr.eqns:
         if not keep_callbacks and traits_of(equation).kind == "callback":
             if any(id(v) in read for v in equation.outvars):
@@ -68,12 +70,12 @@ def _rewritten(jaxpr: Any, keep_callbacks: bool, done: dict[int, Any]) -> Any:
     same = len(equations) == len(jaxpr.eqns)
     if not same or any(a is not b for a, b in zip(equations, jaxpr.eqns, strict=True)):
         effects = set().union(*(equation.effects for equation in equations))
-        jaxpr = jaxpr.replace(eqns=equations, effects=effects & {*jaxpr.effects})
+        jaxpr = compat.with_equations(jaxpr, equations, effects & {*jaxpr.effects})
     done[id(jaxpr)] = jaxpr
     return jaxpr
 
 
-def _inside(equation: Any, keep_callbacks: bool, done: dict[int, Any]) -> Any:
+def _inside(equation: JaxprEqn, keep_callbacks: bool, done: dict[int, Jaxpr]) -> JaxprEqn:
     """An equation with the jaxprs in its parameters rewritten."""
 
     def renewed(value: Any) -> Any:
@@ -106,7 +108,7 @@ def _effects(params: Any) -> set[Any]:
     return set().union(*(compat.unpack(j)[0].effects for j in found if hasattr(j, "eqns")))
 
 
-def _reductions(equation: Any) -> list[Any]:
+def _reductions(equation: JaxprEqn) -> list[JaxprEqn]:
     """A collective over axes of the array, as reductions over these axes."""
     p = equation.params
     over = tuple(axis for axis in p["axes"] if isinstance(axis, int))
@@ -116,7 +118,7 @@ def _reductions(equation: Any) -> list[Any]:
     function = REDUCTIONS[equation.primitive.name]
     equations = []
     for operand, result in zip(equation.invars, equation.outvars, strict=True):
-        struct = jax.ShapeDtypeStruct(operand.aval.shape, operand.aval.dtype)
+        struct = compat.struct_of(operand)
         reduce = jax.make_jaxpr(lambda x: function(x, over))(struct).eqns[-1]
         reduced = compat.new_variable(result.aval) if named else result
         equations.append(

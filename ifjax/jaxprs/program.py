@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.typing import ArrayLike
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.traits import traits_of
@@ -64,7 +65,7 @@ class Program:
     steps: list[Step] = dataclasses.field(default_factory=list)
     inputs: list[int] = dataclasses.field(default_factory=list)
     outputs: list[int] = dataclasses.field(default_factory=list)
-    constants: dict[int, Any] = dataclasses.field(default_factory=dict)
+    constants: dict[int, ArrayLike] = dataclasses.field(default_factory=dict)
     data: list[bool] = dataclasses.field(default_factory=list)
     uses: list[int] = dataclasses.field(default_factory=list)
     numbers: dict[tuple[int, Var], int] = dataclasses.field(default_factory=dict)
@@ -83,7 +84,7 @@ class Program:
         self.uses.append(0)
         return len(self.data) - 1
 
-    def _constant(self, value: Any) -> int:
+    def _constant(self, value: ArrayLike) -> int:
         number = self._fresh(False)
         self.constants[number] = value
         return number

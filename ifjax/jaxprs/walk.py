@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs import constants as static
 from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.compat import AnyJaxpr, Atom
 from ifjax.jaxprs.traits import traits_of
 
 Axes = tuple[int, ...]
@@ -26,7 +28,7 @@ class Reason:
     """Why something is pinned: the primitive, what about it, and lazily the source line."""
 
     text: str
-    equations: tuple[Any, ...] = ()
+    equations: tuple[JaxprEqn, ...] = ()
 
     def __str__(self) -> str:
         """The reason with the source line of the equation, or of the innermost call with one."""
@@ -38,21 +40,21 @@ class Reason:
 class Frame:
     """One walk through one jaxpr: the axes of its variables and what the rules noted."""
 
-    jaxpr: Any
+    jaxpr: Jaxpr
     constants: list[Any]
-    axes: dict[Any, Axes] = dataclasses.field(default_factory=dict)
+    axes: dict[Var, Axes] = dataclasses.field(default_factory=dict)
     notes: dict[int, Any] = dataclasses.field(default_factory=dict)
     numbers: static.Numbers = dataclasses.field(default_factory=dict)
 
-    def read(self, atom: Any, store: AxisStore) -> Axes:
+    def read(self, atom: Atom, store: AxisStore) -> Axes:
         """Axes of a variable or literal."""
-        if isinstance(atom, compat.Literal):
+        if isinstance(atom, Literal):
             return tuple(store.fresh(n) for n in np.shape(atom.val))
         return self.axes[atom]
 
-    def number(self, atom: Any) -> np.ndarray | None:
+    def number(self, atom: Atom) -> np.ndarray | None:
         """Value of an integer variable or literal that depends on constants alone."""
-        if isinstance(atom, compat.Literal):
+        if isinstance(atom, Literal):
             return static.as_number(atom.val)
         return self.numbers.get(atom)
 
@@ -87,7 +89,7 @@ class Branches:
     frames: tuple[Frame, ...]
 
 
-def frames_of(note: Any) -> list[Frame]:
+def frames_of(note: object) -> list[Frame]:
     """The frames in what a rule has noted."""
     match note:
         case Frame():
@@ -105,18 +107,19 @@ class Context:
 
     store: AxisStore
     rule: Callable[[str], Any]
-    equation: Any = None
+    equation: JaxprEqn | None = None
     note: Any = None
     macs: list[Axes] = dataclasses.field(default_factory=list)
-    callers: tuple[Any, ...] = ()
+    callers: tuple[JaxprEqn, ...] = ()
     frame: Frame | None = None
 
-    def number(self, atom: Any) -> np.ndarray | None:
+    def number(self, atom: Atom) -> np.ndarray | None:
         """Value of an integer operand that depends on constants alone."""
         return None if self.frame is None else self.frame.number(atom)
 
     def reason(self, text: str) -> Reason:
         """A reason that names this equation's primitive and source line."""
+        assert self.equation is not None
         return Reason(f"{self.equation.primitive.name}: {text}", (self.equation, *self.callers))
 
     def unify(self, a: int, b: int) -> None:
@@ -138,9 +141,10 @@ class Context:
         """Fresh free axes."""
         return tuple(self.store.fresh(n) for n in shape)
 
-    def call(self, jaxpr: Any, inputs: Sequence[Axes]) -> tuple[Frame, list[Axes]]:
+    def call(self, jaxpr: AnyJaxpr, inputs: Sequence[Axes]) -> tuple[Frame, list[Axes]]:
         """Walks the jaxpr of a call; returns its frame, to be noted, and its outputs' axes."""
         equation, note, callers = self.equation, self.note, self.callers
+        assert equation is not None
         self.callers = (equation, *callers)
         inner, _, _ = compat.unpack(jaxpr)
         here = self.frame if traits_of(equation).kind == "call" else None
@@ -158,7 +162,7 @@ class Context:
 
 def walk(
     context: Context,
-    jaxpr: Any,
+    jaxpr: AnyJaxpr,
     inputs: Sequence[Axes],
     constants: Sequence[Any] = (),
     numbers: static.Numbers | None = None,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ifjax.jaxprs import compat
 from ifjax.jaxprs import walk as flow
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.interpret import interpret
@@ -94,4 +95,4 @@ def test_a_reason_names_the_line_of_the_innermost_call_that_has_one():
 def test_a_frame_reads_literals_of_no_axes():
     closed = jax.make_jaxpr(lambda x: x * 2.0)(jnp.zeros(3))
     (equation,) = closed.eqns
-    assert Frame(closed, []).read(equation.invars[1], AxisStore()) == ()
+    assert Frame(compat.unpack(closed)[0], []).read(equation.invars[1], AxisStore()) == ()

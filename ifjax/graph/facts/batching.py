@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
+from jax.extend.core import JaxprEqn
+
+from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore, Factors, Segments
 from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.jaxprs.walk import Axes, Frame, Loop, frames_of
@@ -153,7 +155,7 @@ class _Search:
             if not inner:
                 self.equation(equation, [frame.read(v, self.store) for v in equation.invars])
 
-    def equation(self, equation: Any, ins: Sequence[Axes]) -> None:
+    def equation(self, equation: JaxprEqn, ins: Sequence[Axes]) -> None:
         """Forbids what an equation mixes: it may come back to the same axis afterwards."""
         name, p, traits = equation.primitive.name, equation.params, traits_of(equation)
         if name == "conv_general_dilated":
@@ -185,10 +187,10 @@ class _Search:
             arrays = [axes for axes in ins if axes]  # initial values are scalars
             self._move(arrays, [i for i, n in enumerate(p["window_dimensions"]) if n != 1])
         elif traits.kind == "lookup":
-            shape = equation.invars[0].aval.shape
+            shape = compat.shape_of(equation.invars[0])
             self._move(ins[:1], [i for i, n in enumerate(p["slice_sizes"]) if n != shape[i]])
         elif name == "dynamic_update_slice":
-            shapes = [v.aval.shape for v in equation.invars[:2]]
+            shapes = [compat.shape_of(v) for v in equation.invars[:2]]
             pairs = enumerate(zip(*shapes, strict=True))
             self._move(ins[:2], [i for i, (m, n) in pairs if m != n])
         elif traits.kind not in PASSING:

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.interpret import Control, interpret
@@ -78,7 +79,9 @@ def inexact_classes(
                     bad.add(root)
         return roots(out) - bad
 
-    def transfer(equation: Any, ins: list[Axes], outs: list[Axes], values: list[_Value]) -> Any:
+    def transfer(
+        equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
+    ) -> list[_Value]:
         name, traits = equation.primitive.name, traits_of(equation)
         if traits.kind == "contraction":
             return [_contraction(equation, ins, outs, values)]
@@ -109,7 +112,7 @@ def inexact_classes(
             return value
         return _Value(value.zero & held, value.plain & held)
 
-    def _broadcast(equation: Any, out: Axes, value: _Value) -> _Value:
+    def _broadcast(equation: JaxprEqn, out: Axes, value: _Value) -> _Value:
         if value.zero is None:
             return value
         kept = equation.params["broadcast_dimensions"]
@@ -127,7 +130,7 @@ def inexact_classes(
         return _Value(zero)
 
     def _contraction(
-        equation: Any, ins: list[Axes], outs: list[Axes], values: list[_Value]
+        equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
     ) -> _Value:
         (lhs, rhs), (a, b) = ins[:2], values[:2]
         axes = contraction_of(equation)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+
+from jax.extend.core import JaxprEqn
 
 from ifjax.graph.facts.origins import NOTHING, Origins
 from ifjax.graph.facts.roles import is_depthwise
@@ -120,7 +121,7 @@ class _Search:
         return {root for node in chosen for root in self.store.classes(node)}
 
     def _transfer(
-        self, equation: Any, ins: list[Axes], outs: list[Axes], values: list[_Value]
+        self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
     ) -> list[_Value]:
         origins, kind = (
             self.origins.of(equation, [v.origin for v in values]),
@@ -143,7 +144,7 @@ class _Search:
         return results
 
     def _product(
-        self, equation: Any, ins: list[Axes], values: list[_Value]
+        self, equation: JaxprEqn, ins: list[Axes], values: list[_Value]
     ) -> tuple[frozenset[int], frozenset[int]]:
         """Notes a contraction; returns what it compares a value with itself by."""
         (lhs, rhs), axes, factors = ins[:2], contraction_of(equation), values[:2]

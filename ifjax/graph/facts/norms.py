@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import JaxprEqn
+from jax.extend.core import JaxprEqn, Var
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore
@@ -60,7 +60,7 @@ class Norm:
     mean: int
     variance: int
     eps: float
-    reads: tuple[Frame, Any] | None = None
+    reads: tuple[Frame, Var] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class _Base:
 
     kernel: tuple[int, int] | None
     channel: int | None
-    reads: tuple[Frame, Any] | None = None
+    reads: tuple[Frame, Var] | None = None
     seen: set[_Affine] = dataclasses.field(default_factory=set)
 
 
@@ -153,7 +153,9 @@ def find_norms(
     here: list[Frame] = [frame]
 
     def base(
-        variable: Any = None, kernel: tuple[int, int] | None = None, channel: int | None = None
+        variable: Var | None = None,
+        kernel: tuple[int, int] | None = None,
+        channel: int | None = None,
     ) -> _Affine:
         bases.append(_Base(kernel, channel, None if variable is None else (here[0], variable)))
         return _Affine(len(bases) - 1, ONE, ZERO)
@@ -177,7 +179,7 @@ def find_norms(
         return _Affine(None, ZERO, frozenset({((("leaf", CONSTANT, 0.0),), 1.0)}))
 
     def transfer(
-        equation: Any, ins: list[Axes], outs: list[Axes], values: list[_Affine]
+        equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Affine]
     ) -> list[_Affine]:
         traits = traits_of(equation)
         if traits.kind == "same":

@@ -19,6 +19,7 @@ from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn, Literal
 
 from ifjax.graph.facts.belonging import Candidate, Kept, belongs, is_plain
 from ifjax.graph.facts.origins import NOTHING, Origins
@@ -99,7 +100,7 @@ class _Search:
         self.wonders: set[int] = set()
 
     def run(self, frame: Frame, inputs: int) -> Numbers:
-        control = Control(
+        control: Control[Value] = Control(
             join=lambda values, _: values[0] if len({*values}) == 1 else self._new(),
             settle=lambda carries, _: [self._new() for _ in carries],
         )
@@ -124,7 +125,7 @@ class _Search:
         found = constant(value)
         others = [twin[id(frame)] for twin in self.twins if id(frame) in twin]
         atoms = [other.eqns[i].invars[k] for other in others]
-        numbers = [constant(a.val).number for a in atoms if isinstance(a, compat.Literal)]
+        numbers = [constant(a.val).number for a in atoms if isinstance(a, Literal)]
         known = [x for x in numbers if x is not None]
         if found.number is None or not known:
             return found
@@ -132,8 +133,10 @@ class _Search:
         return dataclasses.replace(found, other=next(different, found.number))
 
     def _transfer(
-        self, equation: Any, ins: list[Axes], outs: list[Axes], values: list[Value]
+        self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[Value]
     ) -> list[Value]:
+        if traits_of(equation).kind == "same":
+            return values
         name = equation.primitive.name
         origins = self.origins.of(equation, [v.origin for v in values])
         if len(outs) == 1:
@@ -143,7 +146,7 @@ class _Search:
         return [Value(origin=o) for o in origins]
 
     def _result(
-        self, name: str, equation: Any, ins: list[Axes], values: list[Value]
+        self, name: str, equation: JaxprEqn, ins: list[Axes], values: list[Value]
     ) -> Value | None:
         """What is known of the result of an equation, but for its origin."""
         numbers = [v.number for v in values]
@@ -153,7 +156,7 @@ class _Search:
         if name in ARITHMETIC and None not in numbers:
             return computed(name, values)
         match name:
-            case _ if name in KEEPING or traits_of(equation).kind in ("same", "layout"):
+            case _ if name in KEEPING or traits_of(equation).kind == "layout":
                 return values[0]
             case _ if name in ROOTS:
                 return Value(sums=powered(values[0].sums, ROOTS[name]))
@@ -181,7 +184,7 @@ class _Search:
 
     # what the primitives do to sums
 
-    def _contracted(self, equation: Any, ins: list[Axes], values: list[Value]) -> Value:
+    def _contracted(self, equation: JaxprEqn, ins: list[Axes], values: list[Value]) -> Value:
         """A product of a value with itself is a sum of squares; one with a constant, a sum."""
         (inner, _), (batch, _) = equation.params["dimension_numbers"]
         over = tuple(ins[0][i] for i in inner)
@@ -196,7 +199,7 @@ class _Search:
             return Value(sums=sums).summed(over, "one value")
         return Value().summed(over, "a contraction")
 
-    def _times(self, equation: Any, ins: list[Axes], values: list[Value]) -> Value:
+    def _times(self, equation: JaxprEqn, ins: list[Axes], values: list[Value]) -> Value:
         """A product or quotient of two values."""
         del ins
         a, b = values
@@ -207,7 +210,7 @@ class _Search:
             paired=different or a.paired or b.paired,
         )
 
-    def _scaled(self, equation: Any, ins: list[Axes], values: list[Value]) -> Value:
+    def _scaled(self, equation: JaxprEqn, ins: list[Axes], values: list[Value]) -> Value:
         """A value times a number, or divided by it, or the number divided by the value."""
         i = next(i for i, v in enumerate(values) if v.number is not None)
         value, divided = values[1 - i], equation.primitive.name == "div"
@@ -224,7 +227,7 @@ class _Search:
                 sums = tuple(dataclasses.replace(s, degree=Fraction(0)) for s in sums)
         return Value(sums=sums, paired=value.paired)
 
-    def _beside(self, name: str, equation: Any, ins: list[Axes], values: list[Value]) -> Value:
+    def _beside(self, name: str, equation: JaxprEqn, ins: list[Axes], values: list[Value]) -> Value:
         """A sum of values; a number beside a logarithm may be that of a width."""
         numbers = [i for i, v in enumerate(values) if v.number is not None]
         if len(numbers) != 1:
@@ -239,7 +242,7 @@ class _Search:
 
     def _decide(
         self,
-        equation: Any,
+        equation: JaxprEqn,
         operand: int,
         value: Value,
         sums: tuple[Sum, ...],
@@ -251,7 +254,7 @@ class _Search:
         It is multiplied with a value of these sums and axes where ``sign`` is one, divides it where
         it is minus one, and is added to it where it is zero.
         """
-        number, dtype = value.number, equation.outvars[0].aval.dtype
+        number, dtype = value.number, compat.dtype_of(equation.outvars[0])
         assert number is not None
         assert self.here is not None
         frame, i = self.here

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore
@@ -81,7 +82,9 @@ def find_roles(
             if role == "producer":
                 position[key] = step
 
-    def transfer(equation: Any, ins: list[Axes], outs: list[Axes], values: list[Any]) -> list[Any]:
+    def transfer(
+        equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
+    ) -> list[_Value]:
         nonlocal step
         traits = traits_of(equation)
         data = any(v.data for v in values)
@@ -188,13 +191,15 @@ def _along(
     return tuple(result)
 
 
-def _carrier(equation: Any) -> int:
+def _carrier(equation: JaxprEqn) -> int:
     """Which factor of an elementwise product of parameters is the weight, which one scales it."""
-    ranks = [(sum(n > 1 for n in v.aval.shape), len(v.aval.shape)) for v in equation.invars]
+    ranks = [
+        (sum(n > 1 for n in compat.shape_of(v)), len(compat.shape_of(v))) for v in equation.invars
+    ]
     return int(ranks[1] > ranks[0])
 
 
-def is_depthwise(equation: Any, operand: int) -> bool:
+def is_depthwise(equation: JaxprEqn, operand: int) -> bool:
     """Whether a kernel gives every neuron one output of its own: no axis of it is its alone."""
     shape = compat.shape_of(equation.invars[operand])
     if equation.primitive.name == "conv_general_dilated":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs.rules import (
     calls,
@@ -38,7 +38,7 @@ def rule_of(primitive: str) -> Rule:
     return RULES.get(primitive, UNKNOWN)
 
 
-def _pin_everything(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def _pin_everything(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     for axes in operands:
         context.pin(axes, "no rule for this primitive")
     return [

@@ -7,8 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+from jax.typing import ArrayLike
 
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.rules.rule import Derive, Resize, Rule
 from ifjax.jaxprs.traits import TRAITS
 from ifjax.jaxprs.walk import Axes, Context
@@ -17,13 +20,13 @@ from ifjax.jaxprs.walk import Axes, Context
 def _rule(param: str, wrap: Any = None) -> Rule:
     """A rule that walks into ``params[param]``; ``wrap`` re-applies a transformation around it."""
 
-    def flow(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    def flow(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
         frame, outputs = context.call(equation.params[param], operands)
         context.note = frame
         return outputs
 
-    def rebuild(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
-        def run(*args: Any) -> list[Any]:
+    def rebuild(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
+        def run(*args: ArrayLike) -> Values:
             return resize.call(resize.note, args)
 
         return wrap(equation, run)(*values) if wrap else run(*values)
@@ -31,25 +34,25 @@ def _rule(param: str, wrap: Any = None) -> Rule:
     return Rule(flow, rebuild)
 
 
-def _checkpoint(equation: Any, run: Any) -> Any:
+def _checkpoint(equation: JaxprEqn, run: Any) -> Any:
     params = equation.params
     return jax.checkpoint(run, policy=params["policy"], prevent_cse=params["prevent_cse"])
 
 
 def _is_inexact(variable: Any) -> bool:
-    return bool(jnp.issubdtype(variable.aval.dtype, jnp.inexact))
+    return bool(jnp.issubdtype(compat.dtype_of(variable), jnp.inexact))
 
 
-def _custom_jvp(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def _custom_jvp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Keeps the custom derivative: its jaxpr is evaluated at the small widths as well."""
     count = equation.params["num_consts"]
 
     @jax.custom_jvp
-    def run(*args: Any) -> list[Any]:
+    def run(*args: ArrayLike) -> Values:
         return resize.call(resize.note, args)
 
     @run.defjvp
-    def run_jvp(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+    def run_jvp(primals: Values, tangents: Values) -> tuple[Values, Values]:
         zeros = [not _is_inexact(v) for v in equation.invars[count:]]
         jaxpr, consts, out_zeros = compat.jvp_jaxpr(equation, zeros)
         moving = [i for i, zero in enumerate(zeros) if not zero]
@@ -66,7 +69,7 @@ def _custom_jvp(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
     return run(*values)
 
 
-def _custom_vjp(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Keeps the custom derivative: both its halves are traced at full width and rewritten.
 
     Differentiation raises where one of them couples or pins what is cut; the function itself does
@@ -96,11 +99,13 @@ def _custom_vjp(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
             ) from error
 
     @jax.custom_vjp
-    def run(*args: Any) -> list[Any]:
+    def run(*args: ArrayLike) -> Values:
         return resize.call(resize.note, args)
 
     def forward(*args: Any) -> tuple[list[Any], Any]:
-        structs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars]
+        structs = [
+            jax.ShapeDtypeStruct(compat.shape_of(v), compat.dtype_of(v)) for v in equation.invars
+        ]
         (outs, pullback), flat, axes, derive = rewrite(
             forward_half, structs, resize.derive, resize.inputs, resize.outputs, args
         )
@@ -126,7 +131,7 @@ def _custom_vjp(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
     return run(*values)
 
 
-def shard_map(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def shard_map(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """A sharded axis is devices x shard: the devices are pinned, all shards are cut alike."""
     p, store = equation.params, context.store
 
@@ -156,11 +161,11 @@ def shard_map(context: Context, equation: Any, operands: list[Axes]) -> list[Axe
     ]
 
 
-def rebuild_shard_map(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_shard_map(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Maps the body at the small widths over the same devices."""
     p = equation.params
 
-    def run(*args: Any) -> list[Any]:
+    def run(*args: ArrayLike) -> Values:
         return resize.call(resize.note, args)
 
     mapped = jax.shard_map(
@@ -174,21 +179,26 @@ def rebuild_shard_map(resize: Resize, equation: Any, values: list[Any]) -> list[
     return mapped(*values)
 
 
-def collective(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def collective(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Entries of equal position on several devices meet: axes pass on."""
     if any(isinstance(name, int) for name in equation.params.get("axes", ())):
         for axes in operands:
             context.pin(axes, "over an axis of the array")
-        return [context.pinned(v.aval.shape, "over an axis of the array") for v in equation.outvars]
+        return [
+            context.pinned(compat.shape_of(v), "over an axis of the array")
+            for v in equation.outvars
+        ]
     return operands
 
 
-def callback(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def callback(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """A print looks at values of any width; what gives something back is not understood."""
     if equation.outvars:
         for axes in operands:
             context.pin(axes, "a callback whose results are used")
-    return [context.pinned(v.aval.shape, "the result of a callback") for v in equation.outvars]
+    return [
+        context.pinned(compat.shape_of(v), "the result of a callback") for v in equation.outvars
+    ]
 
 
 RULES = {

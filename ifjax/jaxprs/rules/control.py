@@ -9,11 +9,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import JaxprEqn
+from jax.typing import ArrayLike
 
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.rules.rule import Resize, Rule
 from ifjax.jaxprs.walk import Axes, Branches, Context, Frame, Loop, loop_parts
 
@@ -25,7 +29,7 @@ def _same(context: Context, arrays: Sequence[Axes], others: Sequence[Axes]) -> N
             context.unify(a, b)
 
 
-def scan(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def scan(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Carries keep their axes; stacked arrays lose the axis of the steps, results gain it.
 
     The axis of the steps is one axis in all arrays. It is pinned where a step uses what the one
@@ -50,14 +54,14 @@ def scan(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return [*carries, *((steps, *axes) for axes in outputs[n:])]
 
 
-def rebuild_scan(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_scan(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Scans the body at the small widths."""
     loop: Loop = resize.note
     assert loop.steps is not None
     p, n = equation.params, loop.counts[2]
     _, consts, carries, stacked = loop_parts(loop.counts, values)
 
-    def step(carries: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+    def step(carries: Values, slices: Values) -> tuple[Values, Values]:
         outputs = resize.call(loop.body, [*consts, *carries, *slices])
         return outputs[:n], outputs[n:]
 
@@ -68,7 +72,7 @@ def rebuild_scan(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
     return [*carries, *results]
 
 
-def while_(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def while_(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Carries keep their axes. Work inside counts once, for the number of steps is not known."""
     p = equation.params
     counts = p["cond_nconsts"], p["body_nconsts"], len(equation.outvars)
@@ -82,7 +86,7 @@ def while_(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return carries
 
 
-def rebuild_while(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_while(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Loops over the body at the small widths.
 
     A loop that was batched decides per entry: entries that are done keep their values.
@@ -94,21 +98,21 @@ def rebuild_while(resize: Resize, equation: Any, values: list[Any]) -> list[Any]
     rank = len(compat.shape_of(compat.unpack(condition.jaxpr)[0].outvars[0]))
     tests, consts, carries, _ = loop_parts(loop.counts, values)
 
-    def decide(carries: list[Any]) -> Any:
-        return resize.call(condition, [*tests, *carries])[0]
+    def decide(carries: Values) -> jax.Array:
+        return jnp.asarray(resize.call(condition, [*tests, *carries])[0])
 
-    def body(carries: list[Any]) -> list[Any]:
+    def body(carries: Values) -> Values:
         after = resize.call(loop.body, [*consts, *carries])
         if not rank:
             return after
         going = decide(carries)
-        masks = [lax.broadcast_in_dim(going, x.shape, range(rank)) for x in after]
+        masks = [lax.broadcast_in_dim(going, jnp.shape(x), range(rank)) for x in after]
         return [lax.select(*parts) for parts in zip(masks, after, carries, strict=True)]
 
     return lax.while_loop(lambda carries: decide(carries).any(), body, carries)
 
 
-def cond(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def cond(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Branches take the same operands and agree on the results; the heaviest counts as work."""
     before = len(context.macs)
     frames: list[Frame] = []
@@ -127,7 +131,7 @@ def cond(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return results
 
 
-def rebuild_cond(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_cond(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Chooses among the branches at the small widths."""
     branches = [functools.partial(_branch, resize, frame) for frame in resize.note.frames]
     platforms = equation.params.get("branches_platforms")
@@ -137,7 +141,7 @@ def rebuild_cond(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
     return lax.platform_dependent(*values[1:], **dict(named))
 
 
-def _branch(resize: Resize, frame: Frame, *values: Any) -> list[Any]:
+def _branch(resize: Resize, frame: Frame, *values: ArrayLike) -> Values:
     return resize.call(frame, values)
 
 

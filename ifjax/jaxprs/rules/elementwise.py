@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.rules.rule import Resize, Rule, rebuild_number
 from ifjax.jaxprs.traits import TRAITS
 from ifjax.jaxprs.walk import Axes, Context
 
 
-def share(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def share(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Unifies axis by axis; scalars and axes of size 1 broadcast and say nothing."""
-    shape = equation.outvars[0].aval.shape
+    shape = compat.shape_of(equation.outvars[0])
     result = []
     for i, n in enumerate(shape):
         nodes = [a[i] for a in operands if len(a) == len(shape)]
@@ -23,17 +25,17 @@ def share(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return [tuple(result) for _ in equation.outvars]
 
 
-def each(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def each(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Every result is its operand."""
     del context, equation
     return list(operands)
 
 
-def rebuild_constraint(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_constraint(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """A sharding constraint is left out where the small width does not divide by the mesh."""
     del resize
     try:
-        equation.params["sharding"].shard_shape(values[0].shape)
+        equation.params["sharding"].shard_shape(jnp.shape(values[0]))
     except ValueError:
         return values
     return compat.bind(equation, values)

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.compat import Atom, Values
 from ifjax.jaxprs.rules.rule import Resize, Rule
 from ifjax.jaxprs.rules.shapes import slice_axis
 from ifjax.jaxprs.walk import Axes, Context
@@ -88,10 +90,10 @@ def _small_index(
 # gather
 
 
-def gather(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def gather(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Axes of the operand that are taken whole, and those of the indices, go to the result."""
     operand, indices = operands
-    numbers, shape = equation.params["dimension_numbers"], equation.invars[0].aval.shape
+    numbers, shape = equation.params["dimension_numbers"], compat.shape_of(equation.invars[0])
     counts = [int(n) for n in equation.params["slice_sizes"]]
     batching = numbers.operand_batching_dims
     context.pin(indices[-1:], "coordinates of an index")
@@ -115,12 +117,12 @@ def gather(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
         if not collapsed:
             window.append(part)
     context.note = static
-    rank = len(equation.outvars[0].aval.shape)
+    rank = len(compat.shape_of(equation.outvars[0]))
     offset = [int(i) for i in numbers.offset_dims]
     return [tuple((window if i in offset else rows).pop(0) for i in range(rank))]
 
 
-def rebuild_gather(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_gather(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Takes slices of the small sizes, at the small positions of a static index."""
     numbers, counts = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     (operand, _), (out,) = resize.inputs, resize.outputs
@@ -138,11 +140,11 @@ def rebuild_gather(resize: Resize, equation: Any, values: list[Any]) -> list[Any
 # scatter
 
 
-def scatter(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def scatter(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Axes of the operand that are written whole are shared with the updates."""
     operand, indices, updates = operands
     numbers = equation.params["dimension_numbers"]
-    shape, new = (equation.invars[i].aval.shape for i in (0, 2))
+    shape, new = (compat.shape_of(equation.invars[i]) for i in (0, 2))
     batching, inserted = numbers.operand_batching_dims, numbers.inserted_window_dims
     context.pin(indices[-1:], "coordinates of an index")
     kept = [d for d in range(len(shape)) if d not in (*batching, *inserted)]
@@ -177,7 +179,7 @@ def scatter(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]
     return [operand]
 
 
-def rebuild_scatter(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_scatter(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Writes at the small positions of a static index."""
     numbers = equation.params["dimension_numbers"]
     operand, _, updates = resize.inputs
@@ -191,7 +193,7 @@ def rebuild_scatter(resize: Resize, equation: Any, values: list[Any]) -> list[An
 # slices at a position
 
 
-def _starts(context: Context, atoms: Sequence[Any], shape: Any, sizes: Any) -> list[Range | None]:
+def _starts(context: Context, atoms: Sequence[Atom], shape: Any, sizes: Any) -> list[Range | None]:
     """By axis, the positions that a slice takes, where they are known; starts are clamped."""
     found: list[Range | None] = []
     for atom, n, size in zip(atoms, shape, sizes, strict=True):
@@ -203,9 +205,9 @@ def _starts(context: Context, atoms: Sequence[Any], shape: Any, sizes: Any) -> l
     return found
 
 
-def dynamic_slice(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def dynamic_slice(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Axes taken whole follow; of the others a part is cut off where the start is static."""
-    operand, shape = operands[0], equation.invars[0].aval.shape
+    operand, shape = operands[0], compat.shape_of(equation.invars[0])
     sizes = [int(n) for n in equation.params["slice_sizes"]]
     context.note = _starts(context, equation.invars[1:], shape, sizes)
     out = []
@@ -220,28 +222,30 @@ def dynamic_slice(context: Context, equation: Any, operands: list[Axes]) -> list
     return [tuple(out)]
 
 
-def _small_starts(resize: Resize, equation: Any, first: int, values: Sequence[Any]) -> list[Any]:
+def _small_starts(
+    resize: Resize, equation: JaxprEqn, first: int, values: Sequence[Any]
+) -> list[Any]:
     starts = []
     for k, (node, taken) in enumerate(zip(resize.inputs[0], resize.note, strict=True)):
         start = values[first + k]
         if taken is not None:
-            dtype = equation.invars[first + k].aval.dtype
+            dtype = compat.dtype_of(equation.invars[first + k])
             start = np.asarray(taken.small_start(resize, node), dtype)
         starts.append(start)
     return starts
 
 
-def rebuild_dynamic_slice(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_dynamic_slice(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Takes the small sizes from the small starts."""
     starts = _small_starts(resize, equation, 1, values)
     sizes = resize.shape(resize.outputs[0])
     return compat.bind(equation, [values[0], *starts], slice_sizes=sizes)
 
 
-def dynamic_update_slice(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def dynamic_update_slice(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Axes written whole are shared with the update; a part is where the start is static."""
     operand, update = operands[:2]
-    shape, sizes = (equation.invars[i].aval.shape for i in (0, 1))
+    shape, sizes = (compat.shape_of(equation.invars[i]) for i in (0, 1))
     context.note = _starts(context, equation.invars[2:], shape, sizes)
     axes = zip(operand, update, shape, sizes, context.note, strict=True)
     for node, new, n, size, taken in axes:
@@ -254,7 +258,7 @@ def dynamic_update_slice(context: Context, equation: Any, operands: list[Axes]) 
     return [operand]
 
 
-def rebuild_update_slice(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_update_slice(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Writes at the small starts."""
     return compat.bind(equation, [*values[:2], *_small_starts(resize, equation, 2, values)])
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.rules.rule import Resize, Rule, rebuild_number
 from ifjax.jaxprs.walk import Axes, Context
 
 
-def dot_general(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def dot_general(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Contracted and batch axes are unified; free axes pass on, lhs first."""
     lhs, rhs = operands
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
@@ -24,7 +25,7 @@ def dot_general(context: Context, equation: Any, operands: list[Axes]) -> list[A
     return [out]
 
 
-def ragged_dot(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def ragged_dot(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """As a matrix product, where runs of rows of the lhs meet a kernel each; rows are pinned."""
     lhs, rhs, sizes = operands[:3]
     numbers = equation.params["ragged_dot_dimension_numbers"]
@@ -46,7 +47,7 @@ def ragged_dot(context: Context, equation: Any, operands: list[Axes]) -> list[Ax
     return [tuple(out)]
 
 
-def conv(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def conv(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Feature axes as in a matrix product; spatial axes pass through a window of one, or pin.
 
     With G feature groups, lhs features = G x in, kernel outputs = G x out, output = G x out.
@@ -55,7 +56,7 @@ def conv(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     lhs, rhs = operands
     p, store = equation.params, context.store
     numbers = p["dimension_numbers"]
-    out_shape = equation.outvars[0].aval.shape
+    out_shape = compat.shape_of(equation.outvars[0])
     out = [0] * len(out_shape)
     batch = lhs[numbers.lhs_spec[0]]
     features, kernel_in, kernel_out = (
@@ -94,7 +95,7 @@ def conv(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return [tuple(out)]
 
 
-def rebuild_conv(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_conv(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """The number of groups follows the width of the group axis."""
     if resize.note is None:
         return compat.bind(equation, values)

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from jax.extend.core import JaxprEqn
 
-from ifjax.jaxprs.rules.rule import Rule
+from ifjax.jaxprs import compat
+from ifjax.jaxprs.rules.rule import Flow, Rule
 from ifjax.jaxprs.walk import Axes, Context
 
 REASON = "axis of a matrix that is decomposed or solved"
 
 
-def decompose(rank: int) -> Any:
+def decompose(rank: int) -> Flow:
     """A rule where the first operand has ``rank`` axes of its own after the batch axes."""
 
-    def flow(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    def flow(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
         batch = operands[0][: len(operands[0]) - rank]
         for axes in operands:
             for a, b in zip(batch, axes, strict=False):
                 context.unify(a, b)
             context.pin(axes[len(batch) :], REASON)
-        shapes = [v.aval.shape[len(batch) :] for v in equation.outvars]
+        shapes = [compat.shape_of(v)[len(batch) :] for v in equation.outvars]
         return [(*batch, *context.pinned(shape, REASON)) for shape in shapes]
 
     return flow
 
 
-def triangular_solve(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def triangular_solve(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """The other axis of the right-hand side passes on: every column is solved by itself."""
     a, b = operands
     for x, y in zip(a[:-2], b[:-2], strict=True):

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from jax.extend.core import JaxprEqn
 
-from ifjax.jaxprs.rules.rule import Rule
+from ifjax.jaxprs import compat
+from ifjax.jaxprs.rules.rule import Flow, Rule
 from ifjax.jaxprs.walk import Axes, Context
 
 
-def _over(equation: Any, name: str) -> list[int]:
+def _over(equation: JaxprEqn, name: str) -> list[int]:
     """The axes that a parameter names, from the front."""
-    value, rank = equation.params[name], len(equation.invars[0].aval.shape)
+    value, rank = equation.params[name], len(compat.shape_of(equation.invars[0]))
     return [int(i) % rank for i in (value if isinstance(value, tuple | list) else (value,))]
 
 
-def ordered(name: str) -> Any:
+def ordered(name: str) -> Flow:
     """A rule for primitives that depend on the order along ``params[name]``, of unchanged shape."""
 
-    def flow(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    def flow(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
         for axes in operands:
             for a, b in zip(operands[0], axes, strict=True):
                 context.unify(a, b)
@@ -28,42 +29,42 @@ def ordered(name: str) -> Any:
     return flow
 
 
-def search(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def search(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """The result is a position along the axis, which is pinned."""
     over = _over(equation, "axes")
     context.pin([operands[0][i] for i in over], "searched along this axis")
     return [tuple(a for i, a in enumerate(operands[0]) if i not in over)]
 
 
-def largest(name: str) -> Any:
+def largest(name: str) -> Flow:
     """A rule for the k largest along ``params[name]``, and their positions."""
 
-    def flow(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+    def flow(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
         (axis,) = _over(equation, name)
         reason = "the largest along this axis are taken"
         context.pin([operands[0][axis]], reason)
         out = list(operands[0])
-        out[axis] = context.pinned([equation.outvars[0].aval.shape[axis]], reason)[0]
+        out[axis] = context.pinned([compat.shape_of(equation.outvars[0])[axis]], reason)[0]
         return [tuple(out) for _ in equation.outvars]
 
     return flow
 
 
-def fourier(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def fourier(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Transformed axes, the last ones, are pinned; the others pass on."""
-    shape = equation.outvars[0].aval.shape
+    shape = compat.shape_of(equation.outvars[0])
     kept = len(shape) - len(equation.params["fft_lengths"])
     context.pin(operands[0][kept:], "Fourier transform along this axis")
     new = context.pinned(shape[kept:], "Fourier transform along this axis")
     return [(*operands[0][:kept], *new)]
 
 
-def window(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def window(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """An axis with a window of one passes on; the others are pinned."""
     p = equation.params
     arrays = [a for a in operands if a]  # initial values are scalars
     out = []
-    for i, n in enumerate(equation.outvars[0].aval.shape):
+    for i, n in enumerate(compat.shape_of(equation.outvars[0])):
         nodes = [axes[i] for axes in arrays]
         steps = [p[k][i] for k in STEPS if p.get(k) is not None]
         if set(steps) == {1} and tuple(p["padding"][i]) == (0, 0):
@@ -76,7 +77,7 @@ def window(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return [tuple(out) for _ in equation.outvars]
 
 
-def fold(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def fold(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """A reduction by a function of the caller, who may count on the order."""
     arrays = operands[: len(operands) // 2]
     over = _over(equation, "dimensions")

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.rules.rule import Resize, Rule
 from ifjax.jaxprs.walk import Axes, Context
 
 
-def keys(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def keys(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Every key is another one: axes of keys are pinned."""
     for axes in operands:
         context.pin(axes, "random keys")
-    return [context.pinned(v.aval.shape, "random keys") for v in equation.outvars]
+    return [context.pinned(compat.shape_of(v), "random keys") for v in equation.outvars]
 
 
-def bits(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def bits(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Draws are independent of each other, so fewer may be drawn."""
     context.pin(operands[0], "random keys")
     return [(*operands[0], *context.fresh(equation.params["shape"]))]
 
 
-def rebuild_bits(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_bits(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Draws as many as the small shape needs."""
     rank = len(resize.inputs[0])
     return compat.bind(equation, values, shape=resize.shape(resize.outputs[0][rank:]))

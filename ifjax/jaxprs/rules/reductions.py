@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs.rules.rule import Rule
 from ifjax.jaxprs.traits import TRAITS
 from ifjax.jaxprs.walk import Axes, Context
 
 
-def reduce(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def reduce(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Reduced axes go, for the order along them does not matter; the others pass on."""
     del context
     over = equation.params["axes"]

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
-from ifjax.jaxprs.walk import Axes, Context
+from ifjax.jaxprs.compat import AnyJaxpr, Values
+from ifjax.jaxprs.walk import Axes, Context, Frame
 from ifjax.jaxprs.width_number import Followed
 
 
@@ -19,12 +21,12 @@ class Derive(Protocol):
 
     def __call__(
         self,
-        jaxpr: Any,
-        constants: Sequence[Any],
+        jaxpr: AnyJaxpr,
+        constants: Values,
         inputs: Sequence[Axes],
         outputs: Sequence[Axes],
-        args: Sequence[Any],
-    ) -> tuple[list[Any], list[Axes], Derive]:
+        args: Values,
+    ) -> tuple[Values, list[Axes], Derive]:
         """Walks and evaluates the jaxpr.
 
         Args:
@@ -62,7 +64,7 @@ class Resize:
     note: Any
     size: Callable[[int], int]
     pieces: Callable[[int, Sequence[int]], list[int]]
-    call: Callable[[Any, Sequence[Any]], list[Any]]
+    call: Callable[[Frame, Values], Values]
     derive: Derive
 
     def shape(self, axes: Axes) -> tuple[int, ...]:
@@ -70,22 +72,22 @@ class Resize:
         return tuple(self.size(a) for a in axes)
 
 
-Flow = Callable[[Context, Any, list[Axes]], list[Axes]]
-Rebuild = Callable[[Resize, Any, list[Any]], list[Any]]
+Flow = Callable[[Context, JaxprEqn, list[Axes]], list[Axes]]
+Rebuild = Callable[[Resize, JaxprEqn, Values], Values]
 
 
-def rebind(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebind(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Evaluates the equation with unchanged parameters: nothing in them depends on a width."""
     del resize
     return compat.bind(equation, values)
 
 
-def rebuild_number(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_number(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """A number that follows the widths is what it is at the small ones."""
     if isinstance(resize.note, Followed):
         i, number = resize.note.operand, resize.note.number(resize.size)
         values = list(values)
-        values[i] = jnp.full(jnp.shape(values[i]), number, equation.invars[i].aval.dtype)
+        values[i] = jnp.full(jnp.shape(values[i]), number, compat.dtype_of(equation.invars[i]))
     return compat.bind(equation, values)
 
 

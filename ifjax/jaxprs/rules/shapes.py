@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
+from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.rules.rule import Resize, Rule
 from ifjax.jaxprs.walk import Axes, Context
 
 
-def broadcast_in_dim(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def broadcast_in_dim(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Broadcast axes are fresh."""
     shape = equation.params["shape"]
     out = list(context.fresh(shape))
@@ -19,12 +20,12 @@ def broadcast_in_dim(context: Context, equation: Any, operands: list[Axes]) -> l
     return [tuple(out)]
 
 
-def rebuild_broadcast(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_broadcast(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Broadcasts to the small shape."""
     return compat.bind(equation, values, shape=resize.shape(resize.outputs[0]))
 
 
-def reshape(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def reshape(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Minimal blocks of equal product: one to one passes on, else product = product."""
     store = context.store
     new = equation.params["new_sizes"]
@@ -55,25 +56,25 @@ def reshape(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]
     return [tuple(out)]
 
 
-def rebuild_reshape(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_reshape(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Reshapes to the small shape."""
     return compat.bind(equation, values, new_sizes=resize.shape(resize.outputs[0]))
 
 
-def transpose(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def transpose(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Axes change places."""
     del context
     return [tuple(operands[0][i] for i in equation.params["permutation"])]
 
 
-def squeeze(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def squeeze(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Axes of size 1 go."""
     del context
     gone = equation.params["dimensions"]
     return [tuple(a for i, a in enumerate(operands[0]) if i not in gone)]
 
 
-def slice_(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def slice_(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Contiguous slices cut the axis; a stride splits off and pins the axis it runs over."""
     p = equation.params
     strides = p["strides"] or (1,) * len(operands[0])
@@ -106,7 +107,7 @@ def slice_axis(context: Context, node: int, start: int, limit: int, stride: int)
     return context.pinned([size], "strided slice")[0]
 
 
-def rebuild_slice(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_slice(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Start and limit move with the parts before and inside the slice."""
     p = equation.params
     strides = p["strides"] or (1,) * len(p["start_indices"])
@@ -127,11 +128,11 @@ def rebuild_slice(resize: Resize, equation: Any, values: list[Any]) -> list[Any]
     return compat.bind(equation, values, start_indices=tuple(starts), limit_indices=tuple(limits))
 
 
-def pad(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def pad(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """The padding is a free segment on either side (zero-padded shortcuts of CIFAR ResNets)."""
     store = context.store
     out, parts = [], []
-    shape = equation.outvars[0].aval.shape
+    shape = compat.shape_of(equation.outvars[0])
     config = equation.params["padding_config"]
     for node, (low, high, interior), n in zip(operands[0], config, shape, strict=True):
         if low < 0 or high < 0 or interior:
@@ -146,7 +147,7 @@ def pad(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return [tuple(out)]
 
 
-def rebuild_pad(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_pad(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """Pads by the small sizes of the free segments."""
     config = []
     for sides, entry in zip(resize.note, equation.params["padding_config"], strict=True):
@@ -157,7 +158,7 @@ def rebuild_pad(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
     return compat.bind(equation, values, padding_config=tuple(config))
 
 
-def concatenate(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def concatenate(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """The joined axis is the sum of the operands' axes; the others are shared."""
     dim = equation.params["dimension"]
     out = list(operands[0])
@@ -169,7 +170,7 @@ def concatenate(context: Context, equation: Any, operands: list[Axes]) -> list[A
     return [tuple(out)]
 
 
-def split(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def split(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Consecutive parts of one axis."""
     axis, sizes = equation.params["axis"], equation.params["sizes"]
     rest = operands[0][axis]
@@ -183,13 +184,13 @@ def split(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return results
 
 
-def rebuild_split(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_split(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """The parts' small sizes."""
     axis = equation.params["axis"]
     return compat.bind(equation, values, sizes=tuple(resize.size(o[axis]) for o in resize.outputs))
 
 
-def iota(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def iota(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """The counted axis is pinned; the others are broadcast."""
     del operands
     shape, dim = equation.params["shape"], equation.params["dimension"]
@@ -198,7 +199,7 @@ def iota(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return [tuple(out)]
 
 
-def stack(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def stack(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Only the new axis is pinned."""
     for axes in operands[1:]:
         for a, b in zip(operands[0], axes, strict=True):
@@ -208,19 +209,19 @@ def stack(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
     return [(*operands[0][:axis], new, *operands[0][axis:])]
 
 
-def tile(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def tile(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Every axis is repeated as a whole: repetitions x axis."""
     context.note = context.fresh(equation.params["reps"])
     pairs = zip(context.note, operands[0], strict=True)
     return [tuple(context.store.product(pair) for pair in pairs)]
 
 
-def rebuild_tile(resize: Resize, equation: Any, values: list[Any]) -> list[Any]:
+def rebuild_tile(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     """As many repetitions as the repeated class has left."""
     return compat.bind(equation, values, reps=resize.shape(resize.note))
 
 
-def unstack(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def unstack(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Only the unstacked axis is pinned."""
     axis = equation.params.get("axis", 0)
     context.pin([operands[0][axis]], "unstacked")
@@ -228,9 +229,9 @@ def unstack(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]
     return [rest for _ in equation.outvars]
 
 
-def bitcast(context: Context, equation: Any, operands: list[Axes]) -> list[Axes]:
+def bitcast(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Passes on where the element width stays; an axis of words is pinned otherwise."""
-    shape = equation.outvars[0].aval.shape
+    shape = compat.shape_of(equation.outvars[0])
     if len(shape) == len(operands[0]):
         return [operands[0]]
     context.pin(operands[0], "element width changes")

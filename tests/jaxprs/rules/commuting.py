@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ifjax.graph.analysis import Analysis
+from ifjax.graph.facts.numbers import Numbers
 from ifjax.graph.shrink import _Shrunk
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import struct
@@ -40,8 +41,9 @@ class Walked:
                     self.store.pin(node, "an index")
         context = Context(self.store, rule_of)
         self.frame, self.outputs = walk(context, closed, self.inputs)
+        numbers = Numbers([], [], frozenset(), frozenset())
         self.analysis = Analysis(
-            self.frame, self.store, [], self.inputs, None, self.outputs, [], []
+            self.frame, self.store, [], self.inputs, None, self.outputs, [], numbers
         )
 
     def primitives(self) -> set[str]:
