@@ -23,6 +23,7 @@ not rounding but the tolerance of 1e-3 and the 10,000 iterations.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -35,11 +36,12 @@ import record
 from tqdm import tqdm
 
 import ifjax
-from ifjax import importance
-from ifjax.fusion import batch_norm
-from ifjax.fusion.merge import merge_kind, merge_neurons
-from ifjax.structure.layout import describing, places, rows
-from ifjax.transport import costs, transport
+from ifjax.fusion.execution.distances import distances
+from ifjax.fusion.execution.solve import changed
+from ifjax.fusion.execution.sources import sources_of
+from ifjax.fusion.problem import problem_of
+from ifjax.fusion.program import compiled
+from ifjax.transport import transport
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import reference
@@ -143,41 +145,25 @@ class Cases:
     def fuse(self, name: str, dtype: str, **solver: Any) -> dict[str, Any]:
         """Every group's problem and transport in turn, whether or not the solver converges."""
         settings, case, spec = self.settings[name], self.arrays[name], self.spec(name, **solver)
-        plan, method = spec.structure, spec.method
-        groups = sorted(plan.groups, key=lambda g: -g.position)
+        groups = sorted(spec.structure.groups, key=lambda g: -g.position)
         scores = reference.scores(settings, case, groups) or {}
-        leaves, sizes = batch_norm.fold(self.params(name, dtype), plan.norms), {}
-        found = {}
-        for group in groups:
-            paths, where = places(plan, group, sizes)
-            arrays = [leaves[path] for path in paths]
-            problem = _problem(
-                arrays,
-                scores.get(group.name),
-                describing(where),
-                plan.widths[group.name],
-                method.importance,
-                method.cost_p,
-                (method.source_marginal, method.target_marginal),
-            )
-            got = transport.solve(*problem, solver=method.solver, epsilon=method.epsilon)
-            found[group.name] = problem, got
-            merged = merge_neurons(arrays, where, got, merge_kind(method))
-            leaves.update(zip(paths, merged, strict=True))
-            sizes[group.name] = plan.widths[group.name]
+        leaves = jax.device_get(self.params(name, dtype))
+        program = compiled(spec, given=scores)
+        sources, found, transports = sources_of(program, leaves, scores, None), {}, {}
+        for level in program.levels:
+            for p in level.problems:
+                whole = dataclasses.replace(p, staying=False)
+                entry, scored, given = sources.of(p)
+                given = None if given is None else given[0]
+                problem = problem_of(whole, entry, scored, given, None, distances)
+                problem = [
+                    jnp.asarray(x) for x in (problem.cost, problem.a, problem.b, problem.targets)
+                ]
+                got = transport.solve(*problem, solver=p.solver)
+                found[p.name] = problem, got
+                transports[p.name] = jax.device_get(got)
+            sources = changed(program, sources, level, transports)
         return found
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
-def _problem(arrays, scores, where, kept, metric, p, marginals):
-    """Cost, marginals and targets of a group."""
-    members = rows(arrays, where)
-    scores = importance.score(metric, members) if scores is None else scores
-    targets = transport.top(scores, kept)
-    x = costs.features(jnp.concatenate(members, axis=1))
-    a = transport.marginal(marginals[0], scores)
-    b = transport.marginal(marginals[1], scores[targets])
-    return costs.cost_matrix(x, x[targets], p), a, b, targets
 
 
 graph = functools.cache(reference.trace)

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import ifjax
-from ifjax.fusion import fuse
-from ifjax.fusion import transport_maps as maps
-from ifjax.fusion.execution import program as waves
-from ifjax.transport import costs
+from ifjax.fusion import fuse, transport_maps
+from ifjax.fusion.execution import solve
+from ifjax.fusion.execution.distances import distances
+from ifjax.fusion.program import compiled
 
 # Where the parts are called: the module, the function, and what it does.
 PARTS = (
-    (maps, "checked_leaves", "checks"),
-    (maps, "_weights", "fold"),
-    (maps, "_solved", "scores, cost, solve"),
-    (maps, "_merged", "merge"),
-    (fuse, "_merged", "merge"),
+    (transport_maps, "checked_leaves", "checks"),
+    (solve, "sources_of", "fold"),
+    (solve, "_on_host", "scores, cost, solve"),
+    (solve, "changed", "merge"),
+    (fuse, "merged", "merge"),
 )
 
 
@@ -57,25 +57,19 @@ def differences(spec: Any) -> float:
 
 
 def cost_alone(spec: Any, repeats: int) -> float:
-    """Milliseconds of the cost matrices of all buckets, on features of the same shapes."""
+    """Milliseconds of the costs of all groups one after another, on features of the same shapes."""
     rng, total = np.random.default_rng(0), 0.0
-    one = jax.jit(jax.vmap(lambda x, y: costs.cost_matrix(x, y, 1, axis=1)))
     for b, k, m, d in _shapes(spec):
-        x, y = (jnp.asarray(rng.standard_normal((b, d, n), np.float32)) for n in (k, m))
-        total += fastest(one, x, y, repeats=repeats)
+        x, y = (rng.standard_normal((d, n), np.float32) for n in (k, m))
+        total += b * fastest(distances, x, y, 1, repeats=repeats)
     return 1e3 * total
 
 
 def _shapes(spec: Any) -> Iterator[tuple[int, int, int, int]]:
-    """Problems, sources, targets and features of every bucket, padding included."""
-    backend = jax.default_backend()
-    limit = waves.bucket_bytes(backend)
-    schedule = waves.schedule(spec.structure, spec.method, frozenset(), backend, limit)
-    for wave in schedule:
-        for bucket in wave.buckets:
-            n, m, d = (max(x) for x in zip(*(u.extent for u in bucket.units), strict=True))
-            moving = max(u.size - u.kept for u in bucket.units) if bucket.moved else n
-            yield sum(u.count for u in bucket.units), moving, m, d
+    """Problems, sources, targets and features of every group."""
+    for level in compiled(spec).levels:
+        for p in level.problems:
+            yield p.count, *p.extent, p.described.features
 
 
 def ceilings() -> dict[str, float]:

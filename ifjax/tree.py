@@ -100,8 +100,7 @@ def promoted(x: Any) -> Any:
     """At least float32; what is not floating point is left alone."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x
-    x = jnp.asarray(x)
-    return x.astype(wide_dtype(x.dtype))
+    return x.astype(jax.dtypes.canonicalize_dtype(wide_dtype(x.dtype)), copy=False)
 
 
 def wide_dtype(dtype: Any) -> Any:

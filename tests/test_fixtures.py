@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ifjax
-from ifjax.fusion import transport_maps as maps
+from ifjax.fusion.execution import solve
 from ifjax.fusion.merge import matrices
 from tests import reference
 
@@ -60,7 +60,7 @@ def test_the_case_is_the_reference_s(monkeypatch, name):
     close(forward(model)(params, case["x"]), case["y_dense"], "the network itself")
 
     recorded = {}
-    monkeypatch.setattr(maps, "read", recording(maps.read, recorded))
+    monkeypatch.setattr(solve, "problem_of", recording(solve.problem_of, recorded))
     scores = reference.scores(settings, case, groups)
     found_maps = ifjax.transport_maps(params, spec, scores)
     assert list(found_maps) == [g.name for g in groups]
@@ -69,7 +69,7 @@ def test_the_case_is_the_reference_s(monkeypatch, name):
         close(recorded[k], case[f"group{k}/importance"], f"scores of {where}")
         dropped = np.setdiff1d(np.arange(group.size), found.targets)
         np.testing.assert_array_equal(dropped, np.sort(case[f"group{k}/pruned"]), where)
-        by_source = matrices(found.map, found.targets, None)["M"]
+        by_source = matrices(found.map)["pushforward"]
         close(by_source, case[f"group{k}/map"], f"map of {where}")
 
     small = ifjax.apply_maps(params, spec, found_maps)
@@ -85,11 +85,9 @@ def test_the_case_is_the_reference_s(monkeypatch, name):
 def recording(function, results):
     """The function, which also notes the scores that it returns, by the number of the group."""
 
-    def recorded(inputs, bucket):
-        found, start = function(inputs, bucket), 0
-        for given, unit in zip(inputs, bucket.units, strict=True):
-            results[given.number] = found.scores[start, : unit.size]
-            start += unit.count
+    def recorded(group, *given):
+        found = function(group, *given)
+        results[group.number] = found.scores
         return found
 
     return recorded

@@ -19,10 +19,11 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Float
 
+from ifjax.namespace import AnyArray, namespace, total
+from ifjax.parallel import threads
 from ifjax.structure.structure import BatchNorm
 
 
@@ -36,38 +37,34 @@ def fold(leaves: Mapping[str, Any], norms: Iterable[BatchNorm]) -> dict[str, Any
     Returns:
       New leaves by path. Scale and variance still hold their values, for `spread` and `refit`.
     """
+    norms = list(norms)
+
+    def one(norm: BatchNorm) -> dict[str, Any]:
+        paths = [p for p in (norm.kernel, norm.bias, norm.mean) if p is not None]
+        arrays = [leaves[p] for p in paths]
+        scaled = _scaled(arrays, leaves[norm.scale], leaves[norm.variance], norm.axis, norm.eps)
+        return dict(zip(paths, scaled, strict=True))
+
+    sizes = [leaves[norm.kernel].size for norm in norms]
     folded = dict(leaves)
-    for norm in norms:
-        paths = [p for p in (norm.bias, norm.mean) if p is not None]
-        kernel, *vectors = _scaled(
-            leaves[norm.kernel],
-            [leaves[p] for p in paths],
-            leaves[norm.scale],
-            leaves[norm.variance],
-            norm.axis,
-            norm.eps,
-        )
-        folded.update(zip(paths, vectors, strict=True))
-        folded[norm.kernel] = kernel
+    for each in threads.each([functools.partial(one, norm) for norm in norms], sizes, leaves):
+        folded |= each
     return folded
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "eps"))
-def _scaled(
-    kernel: Array, vectors: list[Array], scale: Array, variance: Array, axis: int, eps: float
-) -> list[Array]:
-    a = scale / jnp.sqrt(variance + eps)
+def _scaled(arrays: list[Any], scale: Any, variance: Any, axis: int, eps: float) -> list[Any]:
+    a = scale / namespace(scale).sqrt(variance + eps)
+    kernel, *vectors = arrays
     return [kernel * _along(a, axis, kernel.ndim), *(v * a for v in vectors)]
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "eps"))
 def slope(
-    kernel: Float[Array, "*shape"],
-    scale: Float[Array, " n"],
-    variance: Float[Array, " n"],
+    kernel: Float[AnyArray, "*shape"],
+    scale: Float[AnyArray, " n"],
+    variance: Float[AnyArray, " n"],
     axis: int,
     eps: float,
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+) -> tuple[Float[AnyArray, " n"], Float[AnyArray, " n"]]:
     """Size and sign of a = g / sqrt(v + eps); the size of a dead channel is zero.
 
     Args:
@@ -80,14 +77,14 @@ def slope(
     Returns:
       Size and sign; the sign of zero is plus.
     """
-    size = jnp.where(_row_norms(kernel, axis) > 0, jnp.abs(scale), 0)
-    return size / jnp.sqrt(variance + eps), jnp.where(scale < 0, -1.0, 1.0)
+    xp = namespace(kernel)
+    size = xp.where(_row_norms(kernel, axis) > 0, xp.abs(scale), 0)
+    return size / xp.sqrt(variance + eps), xp.where(scale < 0, -1, 1).astype(scale.dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("axis",))
 def spread(
-    folded_kernel: Float[Array, "*shape"], scale: Float[Array, " n"], axis: int
-) -> Float[Array, "*shape"]:
+    folded_kernel: Float[AnyArray, "*shape"], scale: Float[AnyArray, " n"], axis: int
+) -> Float[AnyArray, "*shape"]:
     """The kernel with rows of norm |g|: its Gram matrix models the covariance of the norm's output.
 
     The correlation of two channels before the norm is modelled by the cosine of their kernels, so
@@ -106,21 +103,20 @@ def spread(
     return folded_kernel * _along(factors, axis, folded_kernel.ndim)
 
 
-@functools.partial(jax.jit, static_argnames=("axis",))
 def spread_factors(
-    folded_kernel: Float[Array, "*shape"], scale: Float[Array, " n"], axis: int
-) -> Float[Array, " n"]:
+    folded_kernel: Float[AnyArray, "*shape"], scale: Float[AnyArray, " n"], axis: int
+) -> Float[AnyArray, " n"]:
     """What `spread` multiplies the rows of the kernel by; zero for rows of zeros."""
-    length = _row_norms(folded_kernel, axis)
-    return jnp.where(length > 0, jnp.abs(scale) / jnp.where(length > 0, length, 1), 0)
+    xp, length = namespace(folded_kernel), _row_norms(folded_kernel, axis)
+    return xp.where(length > 0, xp.abs(scale) / xp.where(length > 0, length, 1), 0)
 
 
 def unfold(
     leaves: Mapping[str, Any],
     norm: BatchNorm,
-    spread_rows: Float[Array, "*shape"],
-    alpha: Float[Array, " m"],
-    dtype: Any = jnp.float32,
+    spread_rows: Float[AnyArray, "*shape"],
+    alpha: Float[AnyArray, " m"],
+    dtype: Any = np.float32,
 ) -> dict[str, Any]:
     """A folded and fused norm with the slope alpha, and the kernel before it divided by alpha.
 
@@ -142,25 +138,23 @@ def unfold(
     return {**found, norm.scale: scale, norm.variance: variance}
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "eps", "dtype"))
 def _unfolded(
-    arrays: list[Array], spread_rows: Array, alpha: Array, axis: int, eps: float, dtype: Any
-) -> tuple[list[Array], Array, Array]:
-    alpha = jnp.where(alpha == 0, 1, alpha)
+    arrays: list[Any], spread_rows: Any, alpha: Any, axis: int, eps: float, dtype: Any
+) -> tuple[list[Any], Any, Any]:
+    alpha = namespace(alpha).where(alpha == 0, 1, alpha)
     kernel, *vectors = arrays
     kernel = kernel / _along(alpha, axis, kernel.ndim)
     scale, variance = refit(spread_rows, alpha, axis, eps, dtype)
     return [kernel, *(v / alpha for v in vectors)], scale, variance
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "eps", "dtype"))
 def refit(
-    spread_rows: Float[Array, "*shape"],
-    alpha: Float[Array, " m"],
+    spread_rows: Float[AnyArray, "*shape"],
+    alpha: Float[AnyArray, " m"],
     axis: int,
     eps: float,
-    dtype: Any = jnp.float32,
-) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    dtype: Any = np.float32,
+) -> tuple[Float[AnyArray, " m"], Float[AnyArray, " m"]]:
     """Scale and variance that give a norm the slope alpha.
 
     scale_j = s_j sign(alpha_j), variance_j = s_j^2 / alpha_j^2 - eps with
@@ -177,18 +171,19 @@ def refit(
     Returns:
       Scale and variance.
     """
-    before = jnp.square(_row_norms(spread_rows, axis) / alpha)  # the variance of what is normalised
+    xp = namespace(spread_rows)
+    before = xp.square(_row_norms(spread_rows, axis) / alpha)  # the variance of what is normalised
     # a dead channel (all its rows zero) gets any slope, but not 0/0
-    before = jnp.where(before > jnp.maximum(eps, 1e-12), before, eps if eps > 0 else 1.0)
+    before = xp.where(before > xp.maximum(eps, 1e-12), before, eps if eps > 0 else 1.0)
     variance = (before - eps).astype(dtype).astype(before.dtype)
-    return alpha * jnp.sqrt(variance + eps), variance
+    return alpha * xp.sqrt(variance + eps), variance
 
 
-def _along(vector: Float[Array, " n"], axis: int, ndim: int) -> Array:
+def _along(vector: Float[AnyArray, " n"], axis: int, ndim: int) -> Any:
     """A vector shaped to multiply along one axis."""
     return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
-def _row_norms(kernel: Float[Array, "*shape"], axis: int) -> Float[Array, " n"]:
+def _row_norms(kernel: Float[AnyArray, "*shape"], axis: int) -> Float[AnyArray, " n"]:
     rest = tuple(i for i in range(kernel.ndim) if i != axis)
-    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=rest))
+    return namespace(kernel).sqrt(total(kernel * kernel, rest))

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
 
 from ifjax.activations.statistics import Stats
-from ifjax.fusion import batch_norm
-from ifjax.fusion.execution.program import Located
-from ifjax.fusion.execution.solve import mapped
-from ifjax.fusion.inputs import Scores, check_maps
-from ifjax.fusion.merge import Map, Sources, merge_group, merge_kind, merge_leaves
-from ifjax.fusion.transport_maps import Found, merging, stacked_maps
-from ifjax.parallel.placement import on_mesh
+from ifjax.fusion.execution.merging import merged
+from ifjax.fusion.execution.place import is_held, run, to_devices, to_host
+from ifjax.fusion.execution.solve import solved
+from ifjax.fusion.inputs import Scores, check_converged, check_maps
+from ifjax.fusion.program import Program, compiled
+from ifjax.fusion.transport_maps import inputs_of
 from ifjax.parallel.sharding import laid_like
 from ifjax.promotion import with_promotion
-from ifjax.spec.method import Method
 from ifjax.spec.shardings import explicit_outputs
 from ifjax.spec.spec import FusionSpec, check_spec
-from ifjax.structure import axis as ex
-from ifjax.structure.layout import alone, places, seen
 from ifjax.structure.leaves import checked_leaves
-from ifjax.structure.structure import BatchNorm, Group, Structure
+from ifjax.structure.structure import Structure
 from ifjax.transport.transport import Transport
-from ifjax.tree import is_concrete, leaves_by_path, promoted, with_leaves
+from ifjax.tree import leaves_by_path, with_leaves
 
 
 @with_promotion
@@ -76,14 +70,25 @@ def fuse_params(
       >>> {name: x.shape for name, x in small.items()}
       {'w1': (4, 4), 'w2': (4, 2)}
     """
-    check_spec(spec)
+    program, leaves, *given = inputs_of(params, spec, scores, stats, keep_shape)
+    if not spec.structure.widths:
+        return params
+    _check_in_place(program, "weights")
+    small, states = run(
+        _fused, program, leaves, *given, outputs=lambda: (_outputs(program, params, leaves), P())
+    )
+    check_converged(states, spec.method)
+    return _placed(params, small)
 
-    def fused(params: PyTree, *given: Any) -> PyTree:
-        found = stacked_maps(params, spec, *given)
-        return _applied(params, found.leaves, spec, {}, found, "weights", keep_shape)
 
-    outputs = functools.partial(explicit_outputs, spec, params, keep_shape)
-    return on_mesh(fused, params, scores, stats, outputs=outputs)
+def _fused(program: Program, leaves: Any, scores: Any, stats: Any) -> Any:
+    """The small leaves, and how their maps were solved."""
+    maps = solved(program, leaves, scores, stats)
+    sources = {p.name: p.sources for level in program.levels for p in level.problems}
+    # Without what is as large as the maps.
+    left = {"map": None, "targets": None, "potential": None}
+    states = {name: found._replace(**left) for name, found in maps.items()}
+    return merged(program, leaves, maps, "weights", sources), states
 
 
 @with_promotion
@@ -137,123 +142,48 @@ def apply_maps(
     structure = spec.structure
     if kind not in ("weights", "gradients", "select"):
         raise ValueError(f"kind must be one of weights, gradients, select; got {kind!r}")
-
-    def applied(params: PyTree, maps: Mapping[str, Transport]) -> PyTree:
-        leaves = (
-            checked_leaves(params, structure)
-            if kind == "weights"
-            else _some_leaves(params, structure)
-        )
-        check_maps(maps, structure)
-        return _applied(params, leaves, spec, maps, None, kind, keep_shape)
-
-    outputs = functools.partial(explicit_outputs, spec, params, keep_shape)
-    return on_mesh(applied, params, maps, outputs=outputs)
-
-
-def _applied(
-    params: PyTree,
-    leaves: dict[str, Any],
-    spec: FusionSpec,
-    maps: Mapping[str, Transport],
-    found: Found | None,
-    kind: str,
-    keep_shape: bool,
-) -> PyTree:
-    """The maps of every group, or what they are taken from, applied to leaves of the parameters."""
-    structure = spec.structure
+    full = to_host(params) if is_held(params) else params
+    leaves = checked_leaves(full, structure) if kind == "weights" else _some_leaves(full, structure)
+    check_maps(maps, structure)
     if not structure.widths:
         return params
-    method = merging(spec.method)
-    if keep_shape:
-        _check_in_place(structure, functools.partial(_how, method, kind))
-    touched = {m.path for g in structure.in_order() for m in g.members}
-    touched = {path: x for path, x in leaves.items() if path in touched}
-    sources: Sources = "few" if spec.method.solver_value.sparse else "many"
-    given = {name: maps[name] for name in structure.widths if name in maps}
-    needed = {name: Map(x.map, x.targets, sources) for name, x in given.items()}
-    norms, folded = [], None
-    if kind == "weights" and method.method == "fuse":
-        norms = [n for n in structure.norms if _is_cut(structure, n.kernel, n.axis)]
-    stacks, located = [], ()
-    if found is not None:
-        stacks = found.stacks
-        # Through these no gradient flows.
-        if is_concrete(*touched.values()):
-            paths = {p for n in norms for p in (n.kernel, n.bias, n.mean) if p is not None}
-            folded = {path: found.folded[path] for path in paths}
-        located = tuple(tuple((e.name, at) for e, at in wave.groups) for wave in found.waves)
-    merged = _merged(
-        touched, folded, needed, stacks, structure, located, method, kind, keep_shape, tuple(norms)
+    program = compiled(spec, keep_shape=keep_shape)
+    _check_in_place(program, kind)
+    read = {path: leaves[path] for path in program.read if path in leaves}
+    rest = dict.fromkeys(Transport._fields[2:])
+    given = {name: maps[name]._replace(**rest) for name in structure.widths}
+    small = run(
+        _APPLIED[kind], program, read, given, outputs=lambda: _outputs(program, params, read)
     )
-    return laid_like(with_leaves(params, {**leaves, **merged}), params)
+    return _placed(params, small)
 
 
-def _how(method: Method, kind: str, group: Group) -> str:
-    """The ``merge`` of `merge_neurons` for a group."""
-    chosen = method.of(group.kind)
-    return merge_kind(chosen) if kind == "weights" or chosen.method == "prune" else kind
+def _applied(program: Program, leaves: Any, maps: Any, kind: str) -> Any:
+    return merged(program, leaves, maps, kind)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("structure", "located", "method", "kind", "keep_shape", "norms")
-)
-def _merged(
-    leaves: dict[str, Any],
-    folded: dict[str, Array] | None,
-    given: dict[str, Map],
-    stacks: list[list[Transport]],
-    structure: Structure,
-    located: tuple[tuple[tuple[str, Located], ...], ...],
-    method: Method,
-    kind: str,
-    keep_shape: bool,
-    norms: tuple[BatchNorm, ...],
-) -> dict[str, Array]:
-    """The leaves that hold a group which is cut, in one program.
-
-    Args:
-      leaves: these leaves as they are.
-      folded: those of batch norms that are cut, folded; None if that is to be done.
-      given: the maps, or
-      stacks: what they are taken from.
-      structure: as all that follows, static.
-      located: where in the stacks the maps are.
-      method: as far as `ifjax.fusion.transport_maps.merging` goes.
-      kind: as for `apply_maps`.
-      keep_shape: as there.
-      norms: the batch norms that are cut, to be folded and refit.
-
-    Returns:
-      The merged leaves by path.
-    """
-    maps = dict(given)
-    for wave, found in zip(located, stacks, strict=True):
-        maps |= {name: mapped(found, at) for name, at in wave}
-    how = functools.partial(_how, method, kind)
-    work = {path: promoted(x) for path, x in leaves.items()}
-    folded = batch_norm.fold(work, norms) if folded is None else {**work, **folded}
-    merged = merge_leaves(folded, structure, maps, how, keep_shape, neutral=kind == "weights")
-    for norm in norms:
-        rows = folded[norm.kernel]
-        scale, variance = work[norm.scale], work[norm.variance]
-        factors = batch_norm.spread_factors(rows, scale, norm.axis)
-        size, sign = batch_norm.slope(rows, scale, variance, norm.axis, norm.eps)
-        rows = _merge_outputs(structure, norm, maps, rows, norm.axis, how, keep_shape, factors)
-        size = _merge_outputs(structure, norm, maps, size, 0, how, keep_shape)
-        sign = _merge_outputs(structure, norm, maps, sign, 0, lambda _: "select", keep_shape)
-        dtype = jax.dtypes.canonicalize_dtype(leaves[norm.variance].dtype)
-        merged.update(batch_norm.unfold(merged, norm, rows, size * sign, dtype))
-    return {
-        path: merged[path].astype(jax.dtypes.canonicalize_dtype(x.dtype))
-        for path, x in leaves.items()
-    }
+_KINDS = ("weights", "gradients", "select")
+_APPLIED = {kind: functools.partial(_applied, kind=kind) for kind in _KINDS}
 
 
-def _check_in_place(structure: Structure, how: Callable[[Group], str]) -> None:
+def _placed(params: PyTree, small: Mapping[str, Any]) -> PyTree:
+    """The parameters with small leaves, where the full ones lie."""
+    leaves = leaves_by_path(params)
+    if is_held(small):
+        small = to_devices(small, leaves)
+    return laid_like(with_leaves(params, {**leaves, **small}), params)
+
+
+def _outputs(program: Program, params: PyTree, read: Mapping[str, Any]) -> dict[str, P]:
+    """The `PartitionSpec` of every merged leaf, of parameters on a mesh with explicit axes."""
+    places = leaves_by_path(explicit_outputs(program.spec, params, program.keep_shape))
+    return {path: places[path] for path in program.merges if path in read}
+
+
+def _check_in_place(program: Program, kind: str) -> None:
     """Refuses to merge entries whose own neurons stand in different places."""
-    cut = structure.in_order()
-    for outer in (g for g in cut if how(g) != "select"):
+    merge, cut = program.merge(kind), program.spec.structure.in_order()
+    for outer in (g for g in cut if program.keep_shape and merge[g.name] != "select"):
         for inner in (g for g in cut if outer.name in g.along):
             raise ValueError(
                 f"group {inner.name}: every entry along {outer.name} keeps neurons of its own, in "
@@ -272,44 +202,3 @@ def _some_leaves(tree: PyTree, structure: Structure) -> dict[str, Any]:
         if got != structure.leaf[path].shape:
             raise ValueError(f"{path}: expected shape {structure.leaf[path].shape}, got {got}")
     return leaves
-
-
-def _merge_outputs(
-    structure: Structure,
-    norm: BatchNorm,
-    maps: Mapping[str, Map],
-    x: Array,
-    axis: int,
-    merge: Callable[[Group], str],
-    keep_shape: bool,
-    factors: Array | None = None,
-) -> Array:
-    """Maps the axis of an array that lies like the normalised axis of a norm's kernel.
-
-    Multiplied by factors along the axis before.
-    """
-    sizes: dict[str, int] = {}
-    along = set(ex.atoms(structure.leaf[norm.kernel].axes[norm.axis]))
-    for group in structure.in_order():
-        if group.name in along:
-            paths, where = places(structure, group, sizes)
-            where = alone(where, [paths.index(norm.kernel)])
-            where = [dataclasses.replace(p, axis=axis) for p in where if p.axis == norm.axis]
-            axes = structure.leaf[norm.kernel].axes
-            axes = axes if x.ndim > 1 else (axes[norm.axis],)
-            holds = seen([axes], tuple(where), group, sizes)
-            full = group.size if keep_shape else None
-            if factors is not None and (group.batch or not isinstance(where[0].where, ex.Atom)):
-                x, factors = (
-                    x * jnp.expand_dims(factors, [i for i in range(x.ndim) if i != axis]),
-                    None,
-                )
-            (x,) = merge_group(holds, [x], maps[group.name], merge(group), full, factors=factors)
-            factors = None
-            if not keep_shape:
-                sizes[group.name] = group.kept
-    return x
-
-
-def _is_cut(structure: Structure, path: str, axis: int) -> bool:
-    return any(name in structure.widths for name in ex.atoms(structure.leaf[path].axes[axis]))

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array
 
 from ifjax.activations.statistics import RANKS, Stats
+from ifjax.namespace import fixed, namespace, wide
 from ifjax.spec.method import Method
 from ifjax.structure.structure import Group, Structure, known_group
 from ifjax.transport.transport import Transport
@@ -20,7 +20,7 @@ from ifjax.tree import is_concrete, leaves_by_path
 Scores = Mapping[str, ArrayLike]
 
 
-def checked_scores(scores: Scores | None, structure: Structure) -> dict[str, Array]:
+def checked_scores(scores: Scores | None, structure: Structure) -> dict[str, Any]:
     """Scores ``[*batch, n]``, finite and at least float32; no gradient flows into them."""
     if not isinstance(scores, Mapping | None):
         raise TypeError(f"expected scores by group name, got {type(scores).__name__}")
@@ -28,7 +28,7 @@ def checked_scores(scores: Scores | None, structure: Structure) -> dict[str, Arr
     for name, value in (scores or {}).items():
         group = known_group(structure, name)
         finite = not is_concrete(value) or bool(np.all(np.isfinite(np.asarray(value))))
-        value = jnp.asarray(value)
+        value = _array(value)
         if jnp.issubdtype(value.dtype, jnp.complexfloating):
             raise ValueError(f"scores of group {name}: expected real numbers, got {value.dtype}")
         shape = (*group.batch, group.size)
@@ -36,8 +36,8 @@ def checked_scores(scores: Scores | None, structure: Structure) -> dict[str, Arr
             raise ValueError(f"scores of group {name}: expected shape {shape}, got {value.shape}")
         if not finite:
             raise ValueError(f"scores of group {name}: expected finite numbers, got NaN or inf")
-        value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
-        result[name] = jax.lax.stop_gradient(jnp.broadcast_to(value, shape))
+        value = value.astype(wide(value))
+        result[name] = fixed(namespace(value).broadcast_to(value, shape))
     return result
 
 
@@ -89,9 +89,14 @@ def checked_stats(
             )
         if is_concrete(found[name]) and not bool(np.all(np.isfinite(np.asarray(found[name])))):
             raise ValueError(f"{field} of {name}: expected finite numbers, got NaN or inf")
-        value = jnp.asarray(found[name])
-        result[name] = jax.lax.stop_gradient(value.astype(jnp.promote_types(value.dtype, "f4")))
+        value = _array(found[name])
+        result[name] = fixed(value.astype(wide(value)))
     return Stats(**{field: result}, count=stats.count)
+
+
+def _array(x: Any) -> Any:
+    """An array; of numpy where it can be looked at, and is no array of jax."""
+    return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def _describing(group: Group) -> list[Any]:

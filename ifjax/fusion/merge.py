@@ -1,224 +1,258 @@
-"""One group at a time: the rows that describe its neurons, and its map applied to its members."""
+"""A group's transport plan applied to the arrays that hold it."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Float, Int
 
-from ifjax.fusion.execution.sparse_map import NeuronMap, neuron_map, of_multiples, times
+from ifjax.fusion.merge_steps import MergeStep
+from ifjax.namespace import AnyArray, namespace, put
 from ifjax.parallel import placement as mesh
-from ifjax.spec.method import Method
-from ifjax.structure import axis as ex
+from ifjax.parallel import ring
 from ifjax.structure import axis_arrays
-from ifjax.structure.layout import SELF, Held, Place, held
-from ifjax.structure.structure import Group, Role, Structure
-from ifjax.transport.transport import Transport
+from ifjax.structure.structure import Role
 
-Sources = Literal["many", "few", "whole"]
+# A product takes no longer than gathers with fewer neurons per source of a target: a gather costs
+# about as much as 24 multiply-adds.
+_NEURONS = 24
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Map:
-    """What merging reads of a `Transport`: the plan, and which neurons its targets are.
+class SparsePlan(NamedTuple):
+    """A matrix that neurons are multiplied by, as lists: out_j = sum_k weights_jk x_(sources_jk).
 
     Attributes:
-      map: the plan.
+      sources: of every target.
+      weights: of these.
+    """
+
+    sources: Int[AnyArray, "*batch m k"]
+    weights: Float[AnyArray, "*batch m k"]
+
+
+Matrix: TypeAlias = Float[AnyArray, "*batch m n"] | SparsePlan
+
+
+class GroupMap(NamedTuple):
+    """What merging reads of a transport plan T, for every entry of the batch where there is one.
+
+    Attributes:
       targets: the neurons that its targets are.
-      sources: how many sources a target is expected to have: any number; few, as in a vertex; or,
-        known for certain, no more than `ifjax.fusion.execution.sparse_map` lists.
+      pushforward: M = (diag(T 1)^-1 T)^T, whose columns sum to one. None for a selection.
+      barycentric: P = diag(T^T 1)^-1 T^T, whose rows sum to one. None likewise.
     """
 
-    map: Float[Array, "*batch n m"]
-    targets: Int[Array, "*batch m"]
-    sources: Sources = dataclasses.field(default="many", metadata={"static": True})
+    targets: Int[AnyArray, "*batch m"]
+    pushforward: Matrix | None = None
+    barycentric: Matrix | None = None
 
 
-def merge_leaves(
-    leaves: Mapping[str, Any],
-    structure: Structure,
-    maps: Mapping[str, Map | Transport],
-    merge: Callable[[Group], str],
-    keep_shape: bool,
-    neutral: bool = False,
-) -> dict[str, Any]:
-    """Applies the maps of all groups to those of a structure's leaves that are given, by path."""
-    result, sizes = dict(leaves), dict[str, int]()
-    for group in structure.in_order():
-        holds, paths = held(structure, group, sizes, leaves)
-        full = group.size if keep_shape else None
-        arrays = [result[path] for path in paths]
-        merged = merge_group(holds, arrays, maps[group.name], merge(group), full, neutral)
-        result.update(zip(paths, merged, strict=True))
-        if not keep_shape:
-            sizes[group.name] = group.kept
-    return result
-
-
-def merge_group(
-    holds: Held,
-    arrays: Sequence[Array],
-    found: Map | Transport,
-    merge: str,
-    full: int | None = None,
-    neutral: bool = False,
-    factors: Float[Array, " n"] | None = None,
-) -> list[Array]:
-    """Applies a group's maps to arrays that hold it, to every entry of its batch its own.
-
-    Args:
-      holds: what is static about the arrays.
-      arrays: the arrays.
-      found: the group's transport maps, ``[*batch, n, m]``.
-      merge: see `merge_neurons`.
-      full: see `merge_neurons`.
-      neutral: see `merge_neurons`.
-      factors: see `merge_neurons`; of a group without batch axes.
-
-    Returns:
-      The arrays, mapped in all places.
-    """
-    if not arrays:
-        return []
-    if not holds.views:
-        return merge_neurons(arrays, holds.where, found, merge, full, neutral, factors)
-
-    def one(arrays: list[Array], found: Map | Transport) -> list[Array]:
-        return merge_neurons(arrays, holds.where, found, merge, full, neutral)
-
-    batch = found.map.ndim - 2
-    every = jax.tree.map(lambda x: x.reshape(-1, *x.shape[batch:]), found)
-    merged = jax.vmap(one)(holds.entries(arrays), every)
-    after = {SELF: full or found.map.shape[-1]}
-    return [view.back(x, after) for view, x in zip(holds.views, merged, strict=True)]
-
-
-def merge_neurons(
-    arrays: Sequence[Array],
-    where: Sequence[Place],
-    found: Map | Transport,
-    merge: str,
-    full: int | None = None,
-    neutral: bool = False,
-    factors: Float[Array, " n"] | None = None,
-) -> list[Array]:
-    """Applies a group's map to the arrays that hold it.
-
-    One small program per shape of an array: networks repeat their shapes, so that called eagerly it
-    compiles little.
-
-    Args:
-      arrays: the arrays that ``where`` numbers.
-      where: the places of the group.
-      found: its transport map.
-      merge: ``"reference"``, ``"preserving"``, ``"gradients"``, or ``"select"`` for the targets as
-        they are.
-      full: the group's size, to put the results in the places of the targets, zeros elsewhere.
-      neutral: ones elsewhere in vectors that scale, for one may divide by them.
-      factors: what the neurons are multiplied by before.
-
-    Returns:
-      The arrays, mapped in all places.
-    """
-    arrays = list(arrays)
-    by = {} if merge == "select" else matrices(found.map, found.targets, full)
-    sources = found.sources if isinstance(found, Map) else "many"
-    kept = None if sources == "many" else found.map.shape[1]
-    maps = {name: neuron_map(matrix, kept) for name, matrix in by.items()}
-    if factors is not None:
-        maps = {name: of_multiples(by, factors) for name, by in maps.items()}
-    for p in where:
-        x = arrays[p.array]
-        if merge == "select":
-            kept = _select(x, found.targets, p.axis, p.where, full)
-            if factors is not None:
-                along = _select(factors, found.targets, 0, p.where, full)
-                kept = kept * _lift(along, kept, p.axis)
-            arrays[p.array] = kept
-        else:
-            by = maps[normalised(p.role, merge)]
-            arrays[p.array] = _multiply(x, by, p.axis, p.where, sources == "whole")
-        if (
-            full is not None
-            and neutral
-            and p.role in ("multiplicative", "variance")
-            and x.size == x.shape[p.axis]
-        ):
-            arrays[p.array] = _neutral(arrays[p.array], found.targets, p.axis, p.where, full)
-    return arrays
-
-
-def normalised(role: Role, merge: str) -> str:
-    """Which matrix a member of this role is multiplied by, a key of `matrices`.
+def matrix_for(role: Role, merge: str) -> str:
+    """Which matrix a member of this role is multiplied by, a field of `GroupMap`.
 
     M for consumers and, in the reference merge, for producers and additive members; P for the rest.
     Gradients the other way round than in the preserving merge: P for consumers, M for the rest.
     """
     if merge == "gradients":
-        return "P" if role == "consumer" else "M"
+        return "barycentric" if role == "consumer" else "pushforward"
     summed = merge == "reference" and role in ("producer", "additive", "mean")
-    return "M" if summed or role == "consumer" else "P"
+    return "pushforward" if summed or role == "consumer" else "barycentric"
 
 
-@functools.partial(jax.jit, static_argnames=("full",))
-def matrices(
-    plan: Float[Array, "n m"], targets: Int[Array, " m"], full: int | None
-) -> dict[str, Array]:
-    """M = (diag(T 1)^-1 T)^T and P = diag(T^T 1)^-1 T^T, each ``[m, n]``; 0/0 = 0.
+def matrices(plan: Float[AnyArray, "n m"]) -> dict[str, Float[AnyArray, "m n"]]:
+    """M and P of a plan by name; 0/0 = 0.
 
-    Columns of M and rows of P sum to one. With ``full`` the rows stand where the targets were.
+    >>> found = matrices(np.array([[0.25, 0.0], [0.25, 0.5]]))
+    >>> found["pushforward"].round(2).tolist(), found["barycentric"].tolist()
+    ([[1.0, 0.33], [0.0, 0.67]], [[0.5, 0.5], [0.0, 1.0]])
     """
-    result = {}
-    for name, axis in (("M", 1), ("P", 0)):
-        total = plan.sum(axis, keepdims=True)
-        scaled = jnp.where(total > 0, plan / jnp.where(total > 0, total, 1), 0).T
-        if full is not None:
-            scaled = jnp.zeros((full, full), scaled.dtype).at[targets].set(scaled)
-        result[name] = scaled
-    return result
+    xp, found = namespace(plan), {}
+    for name, axis in (("pushforward", 1), ("barycentric", 0)):
+        sums = plan.sum(axis, keepdims=True)
+        found[name] = xp.where(sums > 0, plan / xp.where(sums > 0, sums, 1), 0).T
+    return found
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "where", "whole"))
-def _multiply(x: Array, by: NeuronMap, axis: int, where: ex.Expression, whole: bool) -> Array:
-    return axis_arrays.transform(x, axis, where, SELF, lambda x, axis: times(by, x, axis, whole))
+def group_map(
+    plan: Float[AnyArray, "n m"],
+    targets: Int[AnyArray, " m"],
+    select: bool,
+    full: int | None = None,
+    sources: int | None = None,
+) -> GroupMap:
+    """The map of one plan.
+
+    Args:
+      plan: T.
+      targets: the neurons that its targets are.
+      select: the targets are kept as they are.
+      full: the group's size, to put the results in the places of the targets, zeros elsewhere.
+      sources: how many sources every target has, where that is known before it is solved.
+
+    Returns:
+      Matrices, or lists where a target has so few sources that these are faster.
+    """
+    if select:
+        return GroupMap(targets)
+    by = matrices(plan)
+    listed: Any = by
+    lists = _lists(plan, sources)
+    if lists is not None:
+        listed = {name: SparsePlan(lists, _at(matrix, lists)) for name, matrix in by.items()}
+    if full is not None:
+        rows = functools.partial(_in_place, targets=targets, full=full)
+        listed = {name: jax.tree.map(rows, matrix) for name, matrix in listed.items()}
+    return GroupMap(targets, **listed)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "where", "full"))
-def _select(
-    x: Array, targets: Int[Array, " m"], axis: int, where: ex.Expression, full: int | None
-) -> Array:
-    def function(x: Array, axis: int) -> Array:
-        if full is None:
-            return mesh.take(x, targets, axis)
-        mask = jnp.zeros((full,), bool).at[targets].set(True)
-        return jnp.where(_lift(mask, x, axis), x, 0)
-
-    return axis_arrays.transform(x, axis, where, SELF, function)
-
-
-@functools.partial(jax.jit, static_argnames=("axis", "where", "full"))
-def _neutral(
-    x: Array, targets: Int[Array, " m"], axis: int, where: ex.Expression, full: int
-) -> Array:
-    """Ones in the places of the neurons that are no targets."""
-    mask = jnp.zeros((full,), bool).at[targets].set(True)
-
-    def function(x: Array, axis: int) -> Array:
-        return jnp.where(_lift(mask, x, axis), x, 1)
-
-    return axis_arrays.transform(x, axis, where, SELF, function)
+def _lists(plan: Any, sources: int | None) -> Any:
+    """The sources of every target, ``[m, k]``; None where a product is faster."""
+    n, m = plan.shape
+    if isinstance(plan, jax.Array):
+        if sources is None or sources * _NEURONS > n or mesh.active():
+            return None
+        return jax.lax.top_k(plan.T, sources)[1]
+    target, source = np.nonzero(plan.T)
+    counts = np.bincount(target, minlength=m)
+    k = counts.max(initial=1)
+    if k * _NEURONS > n:
+        return None
+    lists = np.zeros((m, k), np.intp)
+    lists[target, np.arange(len(target)) - np.repeat(np.cumsum(counts) - counts, counts)] = source
+    return lists
 
 
-def _lift(mask: Array, x: Array, axis: int) -> Array:
-    return mask.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+def _at(matrix: Any, lists: Any) -> Any:
+    """The entries of every row at its sources; zero where a shorter list is filled up."""
+    weights = namespace(matrix).take_along_axis(matrix, lists, 1)
+    if isinstance(matrix, np.ndarray):
+        weights[:, 1:][lists[:, 1:] == 0] = 0
+    return weights
 
 
-def merge_kind(method: Method) -> str:
-    """The ``merge`` of `merge_neurons` that a method asks for."""
-    return "select" if method.method == "prune" else method.merge
+def _in_place(rows: Any, targets: Any, full: int) -> Any:
+    """Rows where the targets were."""
+    return put(namespace(rows).zeros((full, *rows.shape[1:]), rows.dtype), targets, rows)
+
+
+def merge_leaf(
+    x: AnyArray,
+    steps: Sequence[MergeStep],
+    maps: Mapping[str, Any],
+    merge: Mapping[str, str],
+    full: bool = False,
+    neutral: bool = False,
+) -> AnyArray:
+    """An array with the maps of all groups applied that it holds.
+
+    Args:
+      x: the array.
+      steps: which groups lie along which axes.
+      maps: of the groups; of one with batch axes in numpy, of every entry.
+      merge: by group, see `matrix_for`; ``"select"`` for the targets as they are.
+      full: the targets stay in their places.
+      neutral: with ``full``, ones elsewhere in vectors that scale, for one may divide by them.
+
+    Returns:
+      The array at its small widths, or at its full ones.
+    """
+    for step in steps:
+        one = functools.partial(_merged, step=step, merge=merge, full=full, neutral=neutral)
+        if step.view is None:
+            x = one(x, maps)
+            continue
+        (group,) = step.groups
+        entries, found = step.view.front(x, {}), maps[group]
+        if isinstance(found, GroupMap):
+            entries = jax.vmap(one)(entries, {group: found})
+            kept = found.targets.shape[-1]
+        else:
+            pairs = zip(entries, found, strict=True)
+            entries = np.stack([one(x, {group: by}) for x, by in pairs])
+            kept = found[0].targets.shape[-1]
+        x = step.view.back(entries, {group: step.size if full else kept})
+    return x
+
+
+def _merged(
+    x: Any,
+    maps: Mapping[str, Any],
+    step: MergeStep,
+    merge: Mapping[str, str],
+    full: bool,
+    neutral: bool,
+) -> Any:
+    """One entry of an array with one step done."""
+    for axis in step.axes:
+        if not full and all(merge[name] == "select" for name, _ in axis.roles):
+            chosen = {name: maps[name].targets for name, _ in axis.roles}
+            x = mesh.take(x, axis_arrays.indices(axis.where, chosen), axis.axis)
+            continue
+        scales = neutral and full and x.size == x.shape[axis.axis]
+        functions = {}
+        for name, role in axis.roles:
+            ones = scales and role in ("multiplicative", "variance")
+            functions[name] = _neurons(maps[name], role, merge[name], full, ones)
+        x = axis_arrays.transform_all(x, axis.axis, axis.where, functions)
+    return x
+
+
+def _neurons(
+    by: GroupMap, role: Role, merge: str, full: bool, neutral: bool
+) -> Callable[[Any, int], Any]:
+    """What is done to the neurons of a group along an axis."""
+
+    def function(x: Any, axis: int) -> Any:
+        if merge == "select" and not full:
+            return mesh.take(x, by.targets, axis)
+        matrix = None if merge == "select" else getattr(by, matrix_for(role, merge))
+        y = x if matrix is None else times(matrix, x, axis)
+        if not full or (matrix is not None and not neutral):
+            return y
+        xp = namespace(y, by.targets)
+        kept = put(np.zeros(x.shape[axis], bool), by.targets, True)
+        return xp.where(_along(kept, x.ndim, axis), y, xp.asarray(neutral, y.dtype))
+
+    return function
+
+
+def _along(vector: Any, ndim: int, axis: int) -> Any:
+    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def times(by: Any, x: Float[AnyArray, "*full"], axis: int) -> Float[AnyArray, "*small"]:
+    """Neurons along one axis times a matrix in full precision: out_j = sum_i by_ji x_i.
+
+    >>> times(np.array([[0.5, 0.5]]), np.array([[1.0, 3.0]]), 1).tolist()
+    [[2.0]]
+    """
+    if isinstance(by, SparsePlan):
+        return _gathered(by, x, axis)
+    by = by.astype(x.dtype)
+    if isinstance(x, jax.Array) or isinstance(by, jax.Array):
+        return ring.product(by, x, axis)
+    if axis == x.ndim - 1:
+        return (x @ by.T).astype(x.dtype, copy=False)
+    stacked = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
+    found = (by @ stacked).astype(x.dtype, copy=False)
+    return found.reshape(*x.shape[:axis], len(by), *x.shape[axis + 1 :])
+
+
+def _gathered(by: SparsePlan, x: Any, axis: int) -> Any:
+    weights = by.weights.astype(x.dtype)
+    (m, k), ndim = weights.shape, x.ndim
+    if isinstance(x, jax.Array) or isinstance(weights, jax.Array):
+        rows = jnp.take(x, by.sources.reshape(-1), axis, mode="clip")
+        rows = rows.reshape(*x.shape[:axis], m, k, *x.shape[axis + 1 :])
+        weights = weights.reshape(*(1,) * axis, m, k, *(1,) * (ndim - axis - 1))
+        return jnp.sum(weights * rows, axis + 1)
+    found = np.take(x, by.sources[:, 0], axis) * _along(weights[:, 0], ndim, axis)
+    for i in range(1, k):
+        found += np.take(x, by.sources[:, i], axis) * _along(weights[:, i], ndim, axis)
+    return found

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ifjax.fusion.execution.merging import applied
+from ifjax.fusion.execution.place import is_held, to_devices, to_host
 from ifjax.fusion.inputs import checked_indices
+from ifjax.fusion.merge import GroupMap
+from ifjax.fusion.merge_steps import merges_of
 from ifjax.graph.trace import DependencyGraph
+from ifjax.namespace import namespace
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
-from ifjax.structure import axis as ex
-from ifjax.structure import axis_arrays
-from ifjax.structure.batch_view import take_batched
 from ifjax.structure.leaves import checked_leaves
-from ifjax.structure.structure import known_group
+from ifjax.structure.structure import Group, known_group
 from ifjax.transport.transport import Transport
-from ifjax.tree import with_leaves
+from ifjax.tree import leaves_by_path, with_leaves
 
 
 @with_promotion
@@ -52,24 +56,29 @@ def take(
       [[2.0, 0.0], [5.0, 3.0]]
     """
     structure = graph.structure
-    result = dict(checked_leaves(params, structure))
-    chosen = {name: checked_indices(structure, name, index) for name, index in selections.items()}
-    sizes: dict[str, int] = {}
-    for group in structure.in_order([structure.group[name] for name in chosen]):
-        index = chosen[group.name]
-        if index.ndim > 1:
-            del chosen[group.name]
-            for path in dict.fromkeys(m.path for m in group.members):
-                result[path] = take_batched(
-                    result[path], structure.leaf[path].axes, group, index, sizes
-                )
-            sizes[group.name] = index.shape[-1]
-    for path, leaf in structure.leaf.items():
-        for axis, expression in enumerate(leaf.axes):
-            if any(name in chosen for name in ex.atoms(expression)):
-                index = axis_arrays.indices(expression, chosen, sizes)
-                result[path] = jnp.take(result[path], index, axis)
-    return with_leaves(params, result)
+    full = to_host(params) if is_held(params, selections) else params
+    leaves = checked_leaves(full, structure)
+    chosen = {name: checked_indices(structure, name, x) for name, x in selections.items()}
+    groups = structure.in_order(
+        [
+            dataclasses.replace(structure.group[name], kept=index.shape[-1])
+            for name, index in chosen.items()
+        ]
+    )
+    merges = merges_of(structure, groups, {}, leaves)
+    maps = {group.name: _selection(group, chosen[group.name]) for group in groups}
+    small = applied(leaves, merges, maps, dict.fromkeys(chosen, "select"))
+    given = leaves_by_path(params)
+    return with_leaves(params, {**given, **(to_devices(small, given) if is_held(small) else small)})
+
+
+def _selection(group: Group, index: Any) -> Any:
+    """Indices as a map, of every entry where the group has batch axes."""
+    if not group.batch:
+        return GroupMap(index)
+    index = namespace(index).broadcast_to(index, (*group.batch, index.shape[-1]))
+    index = index.reshape(-1, index.shape[-1])
+    return GroupMap(index) if isinstance(index, jax.Array) else [GroupMap(x) for x in index]
 
 
 @with_promotion

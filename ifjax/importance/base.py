@@ -7,10 +7,11 @@ import functools
 from collections.abc import Sequence
 from typing import ClassVar, Literal, TypeAlias
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
-Members: TypeAlias = Sequence[Float[Array, "..."]]
+from ifjax.namespace import AnyArray, namespace
+
+Members: TypeAlias = Sequence[Float[AnyArray, "..."]]
 Reads: TypeAlias = Literal["weights", "norm_scales", "gradients", "fisher", "chip", "nothing"]
 
 REDUCTIONS = ("mean", "sum", "max", "first")
@@ -36,10 +37,13 @@ class GroupMetric(abc.ABC):
         * ``"fisher"``, ``"chip"``: group, what this field of `ifjax.Stats` says of every neuron.
         * ``"nothing"``: kernel; only their shapes count.
       random: whether scores are drawn, from the key.
+      in_numpy: whether members may be arrays of numpy, and scores then are; else a metric is
+        jitted, for every shape of a group.
     """
 
     reads: ClassVar[Reads] = "weights"
     random: ClassVar[bool] = False
+    in_numpy: ClassVar[bool] = False
 
     @property
     def statistic(self) -> str | None:
@@ -54,7 +58,7 @@ class GroupMetric(abc.ABC):
         key: PRNGKeyArray | None,
         reduction: str,
         normalization: str,
-    ) -> Float[Array, " n"]:
+    ) -> Float[AnyArray, " n"]:
         """One score per neuron, the larger the more it matters; see `ifjax.importance.score`.
 
         Args:
@@ -92,7 +96,7 @@ class Metric(GroupMetric):
     """
 
     @abc.abstractmethod
-    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+    def member(self, x: Float[AnyArray, ...], axis: int) -> Float[AnyArray, " n"]:
         """The scores of the neurons on one member.
 
         Args:
@@ -111,7 +115,7 @@ class Metric(GroupMetric):
         key: PRNGKeyArray | None,
         reduction: str,
         normalization: str,
-    ) -> Float[Array, " n"]:
+    ) -> Float[AnyArray, " n"]:
         """The scores of the members, reduced to one and normalised."""
         del key
         scores = [self.member(x, axis) for x, axis in zip(members, axes, strict=True)]
@@ -120,7 +124,7 @@ class Metric(GroupMetric):
         return normalise(reduce(scores, reduction), normalization)
 
 
-def reduce(scores: Sequence[Float[Array, " n"]], reduction: str) -> Float[Array, " n"]:
+def reduce(scores: Sequence[Float[AnyArray, " n"]], reduction: str) -> Float[AnyArray, " n"]:
     """The scores of several members as one.
 
     Args:
@@ -144,13 +148,13 @@ def reduce(scores: Sequence[Float[Array, " n"]], reduction: str) -> Float[Array,
         case "sum":
             return sum(scores[1:], scores[0])
         case "max":
-            return functools.reduce(jnp.maximum, scores)
+            return functools.reduce(namespace(*scores).maximum, scores)
         case "first":
             return scores[0]
     raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
 
 
-def normalise(scores: Float[Array, " n"], normalization: str) -> Float[Array, " n"]:
+def normalise(scores: Float[AnyArray, " n"], normalization: str) -> Float[AnyArray, " n"]:
     """The scores relative to their mean, maximum or sum, or as they are.
 
     Args:
@@ -174,11 +178,12 @@ def normalise(scores: Float[Array, " n"], normalization: str) -> Float[Array, " 
         )
     if normalization == "none":
         return scores
-    unit = getattr(jnp, normalization)(scores)
-    return scores / jnp.where(unit > 0, unit, 1)
+    xp = namespace(scores)
+    unit = getattr(xp, normalization)(scores)
+    return scores / xp.where(unit > 0, unit, 1)
 
 
-def check_shape(metric: GroupMetric, scores: Array, n: int) -> None:
+def check_shape(metric: GroupMetric, scores: AnyArray, n: int) -> None:
     """Raises ValueError unless there is one score for each of n neurons."""
     if scores.shape != (n,):
         raise ValueError(
@@ -187,6 +192,6 @@ def check_shape(metric: GroupMetric, scores: Array, n: int) -> None:
         )
 
 
-def others(x: Float[Array, ...], axis: int) -> tuple[int, ...]:
+def others(x: Float[AnyArray, ...], axis: int) -> tuple[int, ...]:
     """All axes of an array but one."""
     return tuple(i for i in range(x.ndim) if i != axis)

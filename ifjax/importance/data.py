@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from ifjax.importance.base import Metric, Reads, others
+from ifjax.namespace import AnyArray, namespace, total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +28,11 @@ class Taylor(Metric):
     """
 
     reads: ClassVar[Reads] = "gradients"
+    in_numpy: ClassVar[bool] = True
 
-    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+    def member(self, x: Float[AnyArray, ...], axis: int) -> Float[AnyArray, " n"]:
         """The absolute sums of weights times gradients."""
-        return jnp.abs(jnp.sum(x, axis=others(x, axis)))
+        return abs(total(x, others(x, axis)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Fisher(Metric):
     """
 
     reads: ClassVar[Reads] = "fisher"
+    in_numpy: ClassVar[bool] = True
 
-    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+    def member(self, x: Float[AnyArray, ...], axis: int) -> Float[AnyArray, " n"]:
         """The statistic as it is."""
         return _first(x, axis)
 
@@ -70,12 +72,13 @@ class Chip(Metric):
     """
 
     reads: ClassVar[Reads] = "chip"
+    in_numpy: ClassVar[bool] = True
 
-    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+    def member(self, x: Float[AnyArray, ...], axis: int) -> Float[AnyArray, " n"]:
         """The statistic as it is."""
         return _first(x, axis)
 
 
-def _first(x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+def _first(x: Float[AnyArray, ...], axis: int) -> Float[AnyArray, " n"]:
     """The first number of each neuron."""
-    return jnp.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)[:, 0]
+    return namespace(x).moveaxis(x, axis, 0).reshape(x.shape[axis], -1)[:, 0]

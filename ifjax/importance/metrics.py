@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from ifjax.importance.base import GroupMetric, Members, check_shape, normalise, reduce
 from ifjax.importance.data import Chip, Fisher, Taylor
 from ifjax.importance.weights import L1, L2, BNScale, Lamp, LInf, Random, power_sums
+from ifjax.namespace import AnyArray, wide
 from ifjax.promotion import with_promotion
 
 IMPORTANCES: dict[str, type[GroupMetric]] = {
@@ -45,7 +45,7 @@ def score(
     reduction: str = "mean",
     normalization: str = "mean",
     axes: Sequence[int] | None = None,
-) -> Float[Array, " n"]:
+) -> Float[AnyArray, " n"]:
     r"""Scores the neurons of a group with a metric.
 
     With :math:`s^{(k)}_i` what the metric says of neuron i in member k of K,
@@ -114,7 +114,7 @@ def score(
     """
     metric = metric_of(metric)
     axes = _checked_axes(members, axes)
-    members = [x.astype(jnp.result_type(jnp.float32, x)) for x in members]
+    members = [x.astype(wide(x), copy=False) for x in members]
     scores = metric.score(members, axes, key, reduction, normalization)
     check_shape(metric, scores, members[0].shape[axes[0]])
     return scores
@@ -162,7 +162,7 @@ def names() -> list[str]:
     return sorted(IMPORTANCES)
 
 
-def magnitude(members: Members, p: float | int) -> Float[Array, " n"]:
+def magnitude(members: Members, p: float | int) -> Float[AnyArray, " n"]:
     r"""Mean over the members of each neuron's p-th power sum, relative to the average neuron.
 
     .. math::

@@ -9,9 +9,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Float, PRNGKeyArray
 
 from ifjax.importance.base import GroupMetric, Members, Metric, Reads, others
+from ifjax.namespace import AnyArray, namespace, total, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,9 @@ class L1(Metric):
       Array([3., 1.], dtype=float32)
     """
 
-    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+    in_numpy: ClassVar[bool] = True
+
+    def member(self, x: Float[AnyArray, ...], axis: int) -> Float[AnyArray, " n"]:
         """The sums of absolute weights."""
         return power_sums(x, axis, 1)
 
@@ -39,7 +43,9 @@ class L2(Metric):
       Array([5. , 0.5], dtype=float32)
     """
 
-    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+    in_numpy: ClassVar[bool] = True
+
+    def member(self, x: Float[AnyArray, ...], axis: int) -> Float[AnyArray, " n"]:
         """The sums of squares."""
         return power_sums(x, axis, 2)
 
@@ -54,7 +60,9 @@ class LInf(Metric):
       Array([2. , 0.5], dtype=float32)
     """
 
-    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+    in_numpy: ClassVar[bool] = True
+
+    def member(self, x: Float[AnyArray, ...], axis: int) -> Float[AnyArray, " n"]:
         """The largest absolute weights."""
         return power_sums(x, axis, math.inf)
 
@@ -63,7 +71,9 @@ class LInf(Metric):
 class Lamp(Metric):
     """Layer-adaptive magnitude of whole neurons, see `ifjax.importance.lamp`."""
 
-    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+    in_numpy: ClassVar[bool] = True
+
+    def member(self, x: Float[AnyArray, ...], axis: int) -> Float[AnyArray, " n"]:
         """The sums of squares relative to all that are not smaller."""
         return lamp(x, axis)
 
@@ -83,10 +93,11 @@ class BNScale(Metric):
     """
 
     reads: ClassVar[Reads] = "norm_scales"
+    in_numpy: ClassVar[bool] = True
 
-    def member(self, x: Float[Array, ...], axis: int) -> Float[Array, " n"]:
+    def member(self, x: Float[AnyArray, ...], axis: int) -> Float[AnyArray, " n"]:
         """The mean absolute values."""
-        return jnp.mean(jnp.abs(x), axis=others(x, axis))
+        return abs(x).mean(others(x, axis))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +118,7 @@ class Random(GroupMetric):
 
     reads: ClassVar[Reads] = "nothing"
     random: ClassVar[bool] = True
+    in_numpy: ClassVar[bool] = True
 
     seed: int | None = None
 
@@ -117,7 +129,7 @@ class Random(GroupMetric):
         key: PRNGKeyArray | None,
         reduction: str,
         normalization: str,
-    ) -> Float[Array, " n"]:
+    ) -> Float[AnyArray, " n"]:
         """The draws.
 
         Raises:
@@ -129,10 +141,11 @@ class Random(GroupMetric):
         if self.seed is not None:
             # Apart from what else is drawn from the group's key.
             key = jax.random.fold_in(jax.random.fold_in(key, 2), self.seed)
-        return jax.random.uniform(key, (members[0].shape[axes[0]],), jnp.result_type(*members))
+        drawn = jax.random.uniform(key, (members[0].shape[axes[0]],), wide(*members))
+        return drawn if namespace(*members) is jnp else np.asarray(drawn)
 
 
-def lamp(rows: Float[Array, ...], axis: int = 0) -> Float[Array, " n"]:
+def lamp(rows: Float[AnyArray, ...], axis: int = 0) -> Float[AnyArray, " n"]:
     r"""Layer-adaptive magnitude of whole neurons.
 
     The paper scores a weight by its square relative to the squares of all weights of its layer that
@@ -163,14 +176,15 @@ def lamp(rows: Float[Array, ...], axis: int = 0) -> Float[Array, " n"]:
       Array([1. , 0.2, 0. ], dtype=float32)
     """
     squares = power_sums(rows, axis, 2)
-    ascending = jnp.sort(squares)
-    larger = jnp.cumsum(ascending[::-1])[::-1][jnp.searchsorted(ascending, squares)]
-    return jnp.where(squares > 0, squares / jnp.where(squares > 0, larger, 1), 0)
+    xp = namespace(squares)
+    ascending = xp.sort(squares)
+    larger = xp.cumsum(ascending[::-1])[::-1][xp.searchsorted(ascending, squares)]
+    return xp.where(squares > 0, squares / xp.where(squares > 0, larger, 1), 0)
 
 
-def power_sums(x: Float[Array, ...], axis: int, p: float | int) -> Float[Array, " n"]:
+def power_sums(x: Float[AnyArray, ...], axis: int, p: float | int) -> Float[AnyArray, " n"]:
     """The sum of |w|^p over what belongs to each neuron, or its largest |w| for p = inf."""
-    weights, rest = jnp.abs(x.astype(jnp.result_type(jnp.float32, x))), others(x, axis)
+    weights, rest = abs(x.astype(wide(x), copy=False)), others(x, axis)
     if math.isinf(p):
-        return jnp.max(weights, axis=rest, initial=0)
-    return jnp.sum(weights if p == 1 else weights**p, axis=rest)
+        return weights.max(rest, initial=0)
+    return total(weights if p == 1 else weights**p, rest)

@@ -26,11 +26,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PyTree
+
+from ifjax.namespace import AnyArray, namespace
 
 # Whether the ambient mesh is that of `on_mesh`: a user's own says nothing of where parameters lie.
 _working = contextvars.ContextVar("working", default=False)
@@ -52,7 +53,7 @@ def on_mesh(
       What the function returns, on the mesh of the arguments.
 
     Example:
-      >>> on_mesh(lambda x: spread(2 * x, 0), jnp.ones(2), outputs=lambda: P())
+      >>> on_mesh(lambda x: spread(2 * x, 0), jax.numpy.ones(2), outputs=lambda: P())
       Array([2., 2.], dtype=float32)
     """
     arrays = [x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array)]
@@ -127,28 +128,28 @@ def _laid(x: Array, axis: int | None) -> Array:
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
-def spread(x: Array, axis: int) -> Array:
+def spread(x: AnyArray, axis: int) -> AnyArray:
     """The array with one axis over all devices and the others whole.
 
-    >>> spread(jnp.ones((4, 2)), 0).shape
+    >>> spread(jax.numpy.ones((4, 2)), 0).shape
     (4, 2)
     """
     return _laid(x, axis) if names_over(x.size) else x
 
 
-def whole(x: Array, axis: int) -> Array:
+def whole(x: AnyArray, axis: int) -> AnyArray:
     """The array with one axis whole and another one over all devices.
 
-    >>> whole(jnp.ones((4, 2)), 0).shape
+    >>> whole(jax.numpy.ones((4, 2)), 0).shape
     (4, 2)
     """
     return _laid(x, other_axis(x.shape, axis)) if names_over(x.size) else x
 
 
-def settled(x: Array) -> Array:
+def settled(x: AnyArray) -> AnyArray:
     """What came from the host to one device, or is small, on all: matrices by rows, else whole.
 
-    >>> settled(jnp.ones((1, 4, 2))).shape
+    >>> settled(jax.numpy.ones((1, 4, 2))).shape
     (1, 4, 2)
     """
     return _laid(x, x.ndim - 2 if x.ndim > 2 else None) if active() else x
@@ -165,10 +166,10 @@ def other_axis(shape: tuple[int, ...], axis: int) -> int | None:
     return min((i for i in range(len(shape)) if i != axis), key=rank, default=None)
 
 
-def take(x: Array, index: Int[Array, " k"], axis: int) -> Array:
+def take(x: AnyArray, index: Int[AnyArray, " k"], axis: int) -> AnyArray:
     """Entries along an axis.
 
-    >>> take(jnp.arange(4.0), jnp.array([2, 0]), 0)
+    >>> take(jax.numpy.arange(4.0), jax.numpy.array([2, 0]), 0)
     Array([2., 0.], dtype=float32)
     """
-    return whole(jnp.take(whole(x, axis), index, axis), axis)
+    return whole(namespace(x, index).take(whole(x, axis), index, axis), axis)

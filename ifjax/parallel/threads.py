@@ -1,9 +1,7 @@
-"""Compiled programs side by side on the threads of the host.
+"""Work in numpy side by side on the threads of the host.
 
-XLA runs the programs of a CPU one after another, and spreads over its threads only single
-operations, which costs more than it gains where they take less than a millisecond. Programs that do
-not wait on each other are therefore called from several threads, which compile them side by side
-too. An accelerator has a queue of its own.
+numpy, SciPy and compiled programs release Python's lock, so that work that does not wait on each
+other is done at once.
 """
 
 from __future__ import annotations
@@ -15,53 +13,56 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
-
-from ifjax.tree import is_concrete
+import numpy as np
 
 T = TypeVar("T")
 
+_THREADS = min(os.cpu_count() or 1, 8)
 
-def each(calls: Iterable[Callable[[], T]], *operands: Any) -> list[T]:
-    """The results of some calls, made side by side where the backend is a CPU.
 
-    One after another under jit and other transformations, on a mesh, and inside context managers
-    that change jax's configuration, of which other threads would know nothing.
+def each(
+    calls: Iterable[Callable[[], T]], sizes: Iterable[float | int] = (), *operands: Any
+) -> list[T]:
+    """The results of some calls, made side by side, the largest first.
+
+    One after another where an operand is an array of jax, and inside context managers that change
+    jax's configuration, of which other threads would know nothing. numpy's warnings of numbers are
+    silent, as jax's are.
 
     Args:
       calls: without arguments; they wait on each other nowhere.
+      sizes: how long they take, in any unit; their order where it is not known.
       *operands: trees of the arrays that they read.
 
     Returns:
       The results, in the order of the calls.
 
     Example:
-      >>> [float(x) for x in each([lambda: jax.numpy.ones(()), lambda: jax.numpy.zeros(())])]
-      [1.0, 0.0]
+      >>> each([lambda: np.ones(()), lambda: np.zeros(()) / 0], sizes=[1, 2])
+      [array(1.), np.float64(nan)]
     """
     calls = list(calls)
-    if len(calls) < 2 or not alike(*operands):
-        return [call() for call in calls]
-    return list(_pool().map(lambda call: call(), calls))
+    if len(calls) < 2 or not threadable(*operands):
+        return [_quiet(call) for call in calls]
+    largest = dict(enumerate(sizes))
+    order = sorted(range(len(calls)), key=lambda i: -largest.get(i, 0))
+    found = {i: _pool().submit(_quiet, calls[i]) for i in order}
+    return [found[i].result() for i in range(len(calls))]
 
 
-_THREADS = min(os.cpu_count() or 1, 8)
-
-
-def alike(*operands: Any) -> bool:
-    """Whether calls in other threads do the same as in this one, and there are other threads.
-
-    >>> jax.jit(lambda x: x + alike(x))(jax.numpy.zeros((), int)).item()
-    0
-    """
-    arrays = jax.tree.leaves(operands)
+def threadable(*operands: Any) -> bool:
+    """Whether calls in other threads do the same as in this one, and there are other threads."""
     return (
         _THREADS > 1
-        and jax.default_backend() == "cpu"
-        and is_concrete(*arrays)
-        and not any(len(x.sharding.device_set) > 1 for x in arrays if isinstance(x, jax.Array))
+        and not any(isinstance(x, jax.Array) for x in jax.tree.leaves(operands))
         and jax.sharding.get_abstract_mesh().empty
         and _configuration() == _pool().submit(_configuration).result()
     )
+
+
+def _quiet(call: Callable[[], T]) -> T:
+    with np.errstate(all="ignore"):
+        return call()
 
 
 def _configuration() -> dict[str, Any]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from ifjax.namespace import AnyArray, namespace
 from ifjax.parallel import placement as mesh
 from ifjax.structure.axis import Atom, Expression, Pinned, Product, Sizes, Sum, atoms, size
 
@@ -46,13 +47,13 @@ def indices(
 
 
 def transform(
-    x: Array,
+    x: AnyArray,
     axis: int,
     expression: Expression,
     name: str,
-    function: Callable[[Array, int], Array],
+    function: Callable[[AnyArray, int], AnyArray],
     sizes: Sizes | None = None,
-) -> Array:
+) -> AnyArray:
     """Applies ``function(array, axis)`` wherever the neurons of group ``name`` lie along ``axis``.
 
     Args:
@@ -66,10 +67,27 @@ def transform(
     Returns:
       The array with the group's neurons mapped in every place where they occur.
     """
-    if name not in set(atoms(expression)):
+    return transform_all(x, axis, expression, {name: function}, sizes)
+
+
+def transform_all(
+    x: AnyArray,
+    axis: int,
+    expression: Expression,
+    functions: Mapping[str, Callable[[AnyArray, int], AnyArray]],
+    sizes: Sizes | None = None,
+) -> AnyArray:
+    """`transform` by several groups at once, a function each.
+
+    >>> axis = Sum((Atom("a", 2), Pinned(1), Atom("b", 2)))
+    >>> double, drop = (lambda x, _: 2 * x), (lambda x, _: x[:1])
+    >>> transform_all(np.arange(5), 0, axis, {"a": double, "b": drop}).tolist()
+    [0, 2, 2, 3]
+    """
+    if functions.keys().isdisjoint(atoms(expression)):
         return x
     if isinstance(expression, Atom):
-        return function(x, axis)
+        return functions[expression.name](x, axis)
     x = mesh.whole(x, axis)
     match expression:
         case Product(factors):
@@ -77,25 +95,21 @@ def transform(
             split = [size(f, sizes) for f in factors]
             x = x.reshape(*shape[:axis], *split, *shape[axis + 1 :])
             for i, factor in enumerate(factors):
-                x = transform(x, axis + i, factor, name, function, sizes)
+                x = transform_all(x, axis + i, factor, functions, sizes)
             merged = math.prod(x.shape[axis : axis + len(factors)])
             return x.reshape(*shape[:axis], merged, *shape[axis + 1 :])
         case Sum(segments):
+            xp = namespace(x)
             bounds = np.cumsum([size(s, sizes) for s in segments])[:-1].tolist()
-            parts = jnp.split(x, bounds, axis)
-            return jnp.concatenate(
-                [
-                    transform(part, axis, segment, name, function, sizes)
-                    for part, segment in zip(parts, segments, strict=True)
-                ],
-                axis,
-            )
+            parts = zip(xp.split(x, bounds, axis), segments, strict=True)
+            mapped = [transform_all(part, axis, s, functions, sizes) for part, s in parts]
+            return namespace(*mapped).concatenate(mapped, axis)
     raise AssertionError(expression)
 
 
 def rows(
-    x: Array, axis: int, expression: Expression, name: str, sizes: Sizes | None = None
-) -> list[Array]:
+    x: AnyArray, axis: int, expression: Expression, name: str, sizes: Sizes | None = None
+) -> list[AnyArray]:
     """Matrices ``[n, d]`` of the entries that belong to each neuron of a group, one per occurrence.
 
     >>> axis = Product((Pinned(2), Atom("a", 3)))
@@ -103,21 +117,23 @@ def rows(
     [(3, 10)]
     """
     found = parts(x, axis, expression, name, sizes)
-    return [jnp.moveaxis(mesh.spread(x, at), at, 0).reshape(x.shape[at], -1) for x, at in found]
+    return [
+        namespace(x).moveaxis(mesh.spread(x, at), at, 0).reshape(x.shape[at], -1) for x, at in found
+    ]
 
 
 def parts(
-    x: Array, axis: int, expression: Expression, name: str, sizes: Sizes | None = None
-) -> list[tuple[Array, int]]:
+    x: AnyArray, axis: int, expression: Expression, name: str, sizes: Sizes | None = None
+) -> list[tuple[AnyArray, int]]:
     """The parts of an array that hold the neurons of a group, and the axis that these lie along.
 
     >>> axis = Product((Pinned(2), Atom("a", 3)))
     >>> [(part.shape, at) for part, at in parts(jnp.zeros((6, 5)), 0, axis, "a")]
     [((2, 3, 5), 1)]
     """
-    found: list[tuple[Array, int]] = []
+    found: list[tuple[AnyArray, int]] = []
 
-    def collect(part: Array, at: int) -> Array:
+    def collect(part: AnyArray, at: int) -> AnyArray:
         found.append((part, at))
         return part
 

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
+from ifjax.namespace import AnyArray, namespace
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.axis import Atom, Expression, Pinned, Product, Sum
@@ -39,7 +39,7 @@ class View:
             axes = tuple(without(e, name) for e in axes)
         return axes
 
-    def front(self, x: Array, sizes: Mapping[str, int]) -> Array:
+    def front(self, x: AnyArray, sizes: Mapping[str, int]) -> AnyArray:
         """Batched entries ``[batch, *rest]``.
 
         Args:
@@ -53,7 +53,7 @@ class View:
             axes = tuple(without(e, name) for e in axes)
         return x.reshape(-1, *x.shape[len(self.names) :])
 
-    def back(self, x: Array, sizes: Mapping[str, int]) -> Array:
+    def back(self, x: AnyArray, sizes: Mapping[str, int]) -> AnyArray:
         """Inverse of `front`.
 
         Args:
@@ -73,13 +73,13 @@ class View:
 
 
 def take_batched(
-    x: Array,
+    x: AnyArray,
     axes: tuple[Expression, ...],
     group: Group,
     index: Any,
     sizes: Mapping[str, int],
     only: int | None = None,
-) -> Array:
+) -> AnyArray:
     """Re-indexes a leaf by indices of their own for every entry of a group's batch.
 
     Args:
@@ -92,7 +92,7 @@ def take_batched(
     """
     view = View(axes, group.along)
 
-    def one(x: Array, index: Array) -> Array:
+    def one(x: AnyArray, index: AnyArray) -> AnyArray:
         for axis, e in enumerate(view.rest()):
             if only in (None, axis):
                 x = axis_arrays.transform(
@@ -146,7 +146,7 @@ def _size_of(axes: Sequence[Expression], name: str, sizes: Mapping[str, int]) ->
     raise ValueError(f"expected an axis {name} among {axes}")
 
 
-def _front(x: Array, axis: int, e: Expression, name: str, sizes: Mapping[str, int]) -> Array:
+def _front(x: AnyArray, axis: int, e: Expression, name: str, sizes: Mapping[str, int]) -> AnyArray:
     """Moves the named part of an axis to the front; the rest of the axis stays, one further on."""
     shape = x.shape
     match e:
@@ -159,13 +159,15 @@ def _front(x: Array, axis: int, e: Expression, name: str, sizes: Mapping[str, in
             return x.reshape(x.shape[0], *shape[:axis], merged, *shape[axis + 1 :])
         case Sum(parts):
             bounds = np.cumsum([ex.size(p, sizes) for p in parts])[:-1].tolist()
-            pieces = jnp.split(x, bounds, axis)
+            pieces = namespace(x).split(x, bounds, axis)
             pairs = zip(pieces, parts, strict=True)
-            return jnp.concatenate([_front(y, axis, p, name, sizes) for y, p in pairs], axis + 1)
-    return jnp.expand_dims(jnp.moveaxis(x, axis, 0), axis + 1)
+            done = [_front(y, axis, p, name, sizes) for y, p in pairs]
+            return namespace(x).concatenate(done, axis + 1)
+    xp = namespace(x)
+    return xp.expand_dims(xp.moveaxis(x, axis, 0), axis + 1)
 
 
-def _back(x: Array, axis: int, e: Expression, name: str, sizes: Mapping[str, int]) -> Array:
+def _back(x: AnyArray, axis: int, e: Expression, name: str, sizes: Mapping[str, int]) -> AnyArray:
     """Inverse of `_front`: ``x`` has the named part in front, the rest of the axis at axis + 1."""
     shape = x.shape
     match e:
@@ -178,7 +180,9 @@ def _back(x: Array, axis: int, e: Expression, name: str, sizes: Mapping[str, int
             return x.reshape(*shape[1 : axis + 1], merged, *shape[axis + 2 :])
         case Sum(parts):
             bounds = np.cumsum([ex.size(without(p, name), sizes) for p in parts])[:-1].tolist()
-            pieces = jnp.split(x, bounds, axis + 1)
+            pieces = namespace(x).split(x, bounds, axis + 1)
             pairs = zip(pieces, parts, strict=True)
-            return jnp.concatenate([_back(y, axis, p, name, sizes) for y, p in pairs], axis)
-    return jnp.moveaxis(jnp.squeeze(x, axis + 1), 0, axis)
+            done = [_back(y, axis, p, name, sizes) for y, p in pairs]
+            return namespace(x).concatenate(done, axis)
+    xp = namespace(x)
+    return xp.moveaxis(xp.squeeze(x, axis + 1), 0, axis)

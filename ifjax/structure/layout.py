@@ -1,203 +1,155 @@
-"""Where in arrays the neurons of one group lie; without names, so that like groups are equal."""
+"""Where arrays hold the neurons of groups, at the present sizes of all groups."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
 
+from ifjax.namespace import AnyArray
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import View, mentioned
 from ifjax.structure.structure import Group, Member, Role, Structure
 
-SELF = "self"
+Sizes = Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where one array holds the neurons of the group at hand.
-
-    Of a group with batch axes: one entry of the array, without these axes.
+class LocalMember:
+    """Where one axis of an array holds the neurons of groups.
 
     Attributes:
-      array: number of the array.
-      axis: its axis.
-      role: what it does to the neurons.
-      where: what lies along the axis; the group is the atom `SELF`, all else is pinned at its
-        present size, so that groups of one shape share their compiled programs.
+      path: of the array.
+      axis: its axis; of a group with batch axes, in one entry of the array.
+      role: what the array does to the neurons.
+      where: what lies along the axis; all but the groups in question is pinned.
     """
 
-    array: int
+    path: str
     axis: int
     role: Role
     where: ex.Expression
 
 
-def places(
-    structure: Structure, group: Group, sizes: Mapping[str, int]
-) -> tuple[list[str], tuple[Place, ...]]:
-    """Paths of the leaves that hold a group, and where, at the present sizes of all groups."""
-    paths = list(dict.fromkeys(m.path for m in group.members))
-    number = {path: i for i, path in enumerate(paths)}
-    found = [
-        Place(number[m.path], m.axis, m.role, _localised(structure, m, group, sizes))
-        for m in group.members
-    ]
-    return paths, tuple(found)
-
-
-def _localised(
-    structure: Structure, member: Member, group: Group, sizes: Mapping[str, int]
-) -> ex.Expression:
-    name = group.name
-
-    def visit(e: ex.Expression) -> ex.Expression:
-        match e:
-            case ex.Atom(found, n) if found == name:
-                return ex.Atom(SELF, n)
-            case ex.Product(parts) if name in set(ex.atoms(e)):
-                return ex.Product(tuple(map(visit, parts)))
-            case ex.Sum(parts) if name in set(ex.atoms(e)):
-                return ex.Sum(tuple(map(visit, parts)))
-        return ex.Pinned(ex.size(e, sizes))
-
-    return visit(View(structure.leaf[member.path].axes, group.along).rest()[member.axis])
-
-
 @dataclasses.dataclass(frozen=True)
-class Held:
-    """Arrays that hold a group, and where; without names, so that groups of one shape are equal.
+class GroupLayout:
+    """The arrays that hold a group, and where.
 
     Attributes:
-      shapes: of the arrays; of a group with batch axes, of one entry.
-      where: the places of the group.
-      views: how batch axes come to the front, per array; empty where the group has none.
+      group: name of the group.
+      members: the axes that hold it.
+      views: how batch axes come to the front, by path; empty where the group has none.
+      features: how many numbers belong to a neuron.
     """
 
-    shapes: tuple[tuple[int, ...], ...]
-    where: tuple[Place, ...]
-    views: tuple[View, ...] = ()
-
-    @functools.cached_property
-    def _hash(self) -> int:
-        return hash((self.shapes, self.where, self.views))
-
-    def __hash__(self) -> int:
-        """Computed once: it is part of static arguments of jitted functions."""
-        return self._hash
+    group: str
+    members: tuple[LocalMember, ...]
+    views: tuple[tuple[str, View], ...] = ()
+    features: int = 0
 
     @property
-    def width(self) -> int:
-        """Number of features of a neuron."""
-        rest = ((math.prod(self.shapes[p.array]) // ex.size(p.where), p.where) for p in self.where)
-        return sum(others * sum(_multiplicities(where)) for others, where in rest)
+    def paths(self) -> tuple[str, ...]:
+        """Of the arrays, each once."""
+        return tuple(dict.fromkeys(m.path for m in self.members))
 
-    def entries(self, arrays: Sequence[Array]) -> list[Array]:
-        """Every array as ``[batch, *entry]``; one entry where the group has no batch axes."""
-        if self.views:
-            return [view.front(x, {}) for view, x in zip(self.views, arrays, strict=True)]
-        return [x.reshape(-1, *shape) for x, shape in zip(arrays, self.shapes, strict=True)]
+    def entries(self, leaves: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """The arrays as ``[batch, *entry]``, the batch axes in front; as they are without batch."""
+        if not self.views:
+            return {path: leaves[path] for path in self.paths}
+        return {path: view.front(leaves[path], {}) for path, view in self.views}
 
+    def parts(self, entry: Mapping[str, AnyArray]) -> list[tuple[AnyArray, int]]:
+        """The parts of an entry's arrays that hold the neurons, and the axis that these lie along.
 
-def _multiplicities(e: ex.Expression) -> Iterator[int]:
-    """How often every neuron of the group at hand lies along an axis, for every occurrence."""
-    match e:
-        case ex.Atom():
-            yield 1
-        case ex.Product(parts):
-            for i, part in enumerate(parts):
-                others = math.prod(ex.size(p) for j, p in enumerate(parts) if j != i)
-                yield from (others * count for count in _multiplicities(part))
-        case ex.Sum(parts):
-            for part in parts:
-                yield from _multiplicities(part)
+        One per occurrence of the group.
+        """
+        return [
+            part
+            for m in self.members
+            for part in axis_arrays.parts(entry[m.path], m.axis, m.where, self.group)
+        ]
 
 
-def held(
-    structure: Structure,
-    group: Group,
-    sizes: Mapping[str, int],
-    given: Container[str] | None = None,
-) -> tuple[Held, tuple[str, ...]]:
-    """The arrays that hold a group, at the present sizes, and their paths.
+def layout_of(
+    structure: Structure, group: Group, sizes: Sizes, members: Sequence[Member] | None = None
+) -> GroupLayout:
+    """The layout of a group, or of some of its members, at the present sizes of all groups.
 
-    Those that describe its neurons; or all those of the ``given`` paths.
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
+      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
+      >>> layout_of(graph.structure, graph.groups[0], {}).paths
+      ('w1', 'w2')
     """
-    paths, where = places(structure, group, sizes)
-    if given is None:
-        where = describing(where)
-        arrays = list(dict.fromkeys(p.array for p in where))
-    else:
-        arrays = [i for i, path in enumerate(paths) if path in given]
-    paths = tuple(paths[i] for i in arrays)
-    return seen(
-        [structure.leaf[path].axes for path in paths], alone(where, arrays), group, sizes
-    ), paths
+    members = group.members if members is None else members
+    views = {
+        m.path: View(
+            localised(structure.leaf[m.path].axes, {group.name, *group.along}, sizes), group.along
+        )
+        for m in members
+    }
+    local = tuple(
+        LocalMember(m.path, m.axis, m.role, views[m.path].rest()[m.axis]) for m in members
+    )
+    features = sum(
+        math.prod(ex.size(e) for i, e in enumerate(views[m.path].rest()) if i != m.axis)
+        * _multiplicity(m.where, group.name)
+        for m in local
+    )
+    return GroupLayout(group.name, local, tuple(views.items()) if group.batch else (), features)
 
 
-def seen(
-    axes: Sequence[Sequence[ex.Expression]],
-    where: tuple[Place, ...],
-    group: Group,
-    sizes: Mapping[str, int],
-) -> Held:
-    """Arrays along whose axes the given lies, as they hold a group."""
-    views = tuple(_view(each, group, sizes) for each in axes)
-    shapes = tuple(tuple(ex.size(e) for e in view.rest()) for view in views)
-    return Held(shapes, where, views if group.batch else ())
+def _multiplicity(e: ex.Expression, name: str) -> int:
+    """How often every neuron of a group lies along an axis."""
+    match e:
+        case ex.Atom(found, _):
+            return int(found == name)
+        case ex.Product(parts):
+            inner = [_multiplicity(p, name) for p in parts]
+            whole = math.prod(ex.size(p) for p in parts)
+            return sum(k * whole // ex.size(p) for k, p in zip(inner, parts, strict=True))
+        case ex.Sum(parts):
+            return sum(_multiplicity(p, name) for p in parts)
+    return 0
 
 
-def _view(axes: Sequence[ex.Expression], group: Group, sizes: Mapping[str, int]) -> View:
-    """The batch axes of an array, by number, and the group; all else is pinned."""
-    numbers = {name: str(i) for i, name in enumerate(group.along)}
-    names = {group.name, *numbers}
+def localised(
+    axes: Sequence[ex.Expression], names: Collection[str], sizes: Sizes
+) -> tuple[ex.Expression, ...]:
+    """Axes at the present sizes of all groups, pinned but for some groups and named axes.
 
-    def visit(e: ex.Expression) -> ex.Expression:
-        match e:
-            case ex.Atom(name, n) if name == group.name:
-                return ex.Atom(SELF, n)
-            case ex.Atom(name, _) | ex.Pinned(_, str(name)) if name in numbers:
-                return ex.Pinned(ex.size(e, sizes), numbers[name])
-            case ex.Product(parts) if names & set(mentioned(e)):
-                return ex.Product(tuple(map(visit, parts)))
-            case ex.Sum(parts) if names & set(mentioned(e)):
-                return ex.Sum(tuple(map(visit, parts)))
+    >>> e = ex.Sum((ex.Atom("a", 4), ex.Atom("b", 3), ex.Pinned(2), ex.Atom("c", 5)))
+    >>> localised([e], {"c"}, {"a": 2})[0].segments
+    (Pinned(size=7, name=None), Atom(name='c', size=5))
+    """
+    return tuple(_localised(e, names, sizes) for e in axes)
+
+
+def _localised(e: ex.Expression, names: Collection[str], sizes: Sizes) -> ex.Expression:
+    if not any(name in names for name in mentioned(e)):
         return ex.Pinned(ex.size(e, sizes))
-
-    return View(tuple(map(visit, axes)), tuple(numbers.values()))
+    match e:
+        case ex.Atom(name, n):
+            return ex.Atom(name, sizes.get(name, n))
+        case ex.Product(parts):
+            return ex.Product(tuple(_localised(p, names, sizes) for p in parts))
+        case ex.Sum(parts):
+            joined: list[ex.Expression] = []
+            for part in (_localised(p, names, sizes) for p in parts):
+                match joined[-1:], part:
+                    case [ex.Pinned(n, None)], ex.Pinned(k, None):
+                        joined[-1] = ex.Pinned(n + k)
+                    case _:
+                        joined.append(part)
+            return ex.Sum(tuple(joined))
+    return e
 
 
 def flat(group: Group, found: Any) -> Any:
     """Arrays ``[*batch, ...]`` as ``[batch, ...]``."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(group.batch) :]), found)
-
-
-def describing(where: Sequence[Place]) -> tuple[Place, ...]:
-    """The places that describe a neuron: producers and consumers, or all where there are none."""
-    return tuple(p for p in where if p.role in ("producer", "consumer")) or tuple(where)
-
-
-def rows(arrays: Sequence[Array], where: Sequence[Place]) -> list[Float[Array, "n _"]]:
-    """What belongs to each neuron, one matrix per occurrence of the group in the given places."""
-    return [
-        matrix for p in where for matrix in axis_arrays.rows(arrays[p.array], p.axis, p.where, SELF)
-    ]
-
-
-def parts(arrays: Sequence[Array], where: Sequence[Place]) -> list[tuple[Array, int]]:
-    """The same as it lies in the arrays, and the axis of the neurons."""
-    return [
-        part for p in where for part in axis_arrays.parts(arrays[p.array], p.axis, p.where, SELF)
-    ]
-
-
-def alone(where: Sequence[Place], arrays: Sequence[int]) -> tuple[Place, ...]:
-    """The places in some of the arrays, which are numbered anew in the order given."""
-    number = {array: i for i, array in enumerate(arrays)}
-    return tuple(dataclasses.replace(p, array=number[p.array]) for p in where if p.array in number)

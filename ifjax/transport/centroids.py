@@ -44,6 +44,7 @@ class Centroids(abc.ABC):
 
     Attributes:
       random: whether a random key is wanted.
+      in_numpy: False, a group is read by a jitted program.
 
     Example:
       >>> import dataclasses, ifjax, jax, jax.numpy as jnp
@@ -61,6 +62,7 @@ class Centroids(abc.ABC):
     """
 
     random: ClassVar[bool] = True
+    in_numpy: ClassVar[bool] = False
 
     @abc.abstractmethod
     def assign(

@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float
 
+from ifjax.namespace import AnyArray, fixed, namespace, total
 from ifjax.promotion import with_promotion
 
 # Of a norm; or "cosine".
@@ -53,7 +55,7 @@ def features(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return (x * factors([(x, 0)])[:, None]).astype(rows.dtype)
 
 
-def factors(parts: Sequence[tuple[Float[Array, "..."], int]]) -> Float[Array, " n"]:
+def factors(parts: Sequence[tuple[Float[AnyArray, "..."], int]]) -> Float[AnyArray, " n"]:
     """What each neuron is multiplied by to have norm one: one over its norm, and 1 where it is 0.
 
     Args:
@@ -69,23 +71,29 @@ def factors(parts: Sequence[tuple[Float[Array, "..."], int]]) -> Float[Array, " 
       >>> factors([(jnp.array([[3.0], [0.0]]), 0), (jnp.array([[4.0, 0.0]]), 1)])
       Array([0.2, 1. ], dtype=float32)
     """
-    norms = jnp.stack([_norms(x, axis) for x, axis in parts])
+    xp = namespace(*(x for x, _ in parts))
+    norms = xp.stack([_norms(x, axis) for x, axis in parts])
     norm = _norms(norms, 1)
-    return 1 / jnp.where(norm >= jnp.finfo(norm.dtype).tiny, norm, 1)
+    tiny = xp.finfo(norm.dtype).tiny
+    found = 1 / xp.where(norm >= tiny, norm, 1)
+    return np.where(found >= tiny, found, 0) if isinstance(found, np.ndarray) else found
 
 
-def _norms(x: Float[Array, "..."], axis: int) -> Float[Array, " n"]:
+def _norms(x: Float[AnyArray, "..."], axis: int) -> Float[AnyArray, " n"]:
     """The 2-norm of what lies at each position of an axis."""
-    others = [i for i in range(x.ndim) if i != axis]
+    others = tuple(i for i in range(x.ndim) if i != axis)
+    if isinstance(x, np.ndarray) and x.dtype == np.float32:  # in double nothing vanishes
+        return np.sqrt(np.sum(np.square(x, dtype=np.float64), others)).astype(x.dtype)
+    xp = namespace(x)
     # The result does not depend on the scale, so neither does the gradient; squares of tiny or huge
     # weights then neither vanish nor overflow. The sum is what importance l1 reads too.
-    tiny = jnp.finfo(x.dtype).tiny
-    scale = jax.lax.stop_gradient(jnp.minimum(jnp.sum(jnp.abs(x), others), 1 / tiny))
-    scale = jnp.where(scale >= tiny, scale, 1)
-    by = jnp.expand_dims(1 / scale, others)
+    tiny = xp.finfo(x.dtype).tiny
+    scale = fixed(xp.minimum(total(xp.abs(x), others), 1 / tiny))
+    scale = xp.where(scale >= tiny, scale, 1)
+    by = xp.expand_dims(1 / scale, others)
     # In this order no factor is shared, and XLA keeps no scaled copy of x.
-    square = jnp.sum(x * by * x * by, others)
-    return jnp.where(square > 0, scale * jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    square = total(x * by * x * by, others)
+    return xp.where(square > 0, scale * xp.sqrt(xp.where(square > 0, square, 1)), 0)
 
 
 @with_promotion

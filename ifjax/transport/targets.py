@@ -6,9 +6,9 @@ import abc
 import dataclasses
 from typing import ClassVar, TypeAlias
 
-import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from ifjax.namespace import AnyArray, descending
 from ifjax.transport.centroids import Centroids, GaussianMixture, KMeans
 
 CENTROIDS = "centroids"  # what ``targets=`` is called where ``centroids=`` says which
@@ -22,6 +22,7 @@ class Neurons(abc.ABC):
 
     Attributes:
       random: False, no random key is drawn.
+      in_numpy: whether scores may be arrays of numpy; else a group is read by a jitted program.
 
     Example:
       >>> import dataclasses, ifjax, jax.numpy as jnp
@@ -38,9 +39,10 @@ class Neurons(abc.ABC):
     """
 
     random: ClassVar[bool] = False
+    in_numpy: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def first(self, scores: Float[Array, " n"], k: int) -> Int[Array, " k"]:
+    def first(self, scores: Float[AnyArray, " n"], k: int) -> Int[AnyArray, " k"]:
         """The k neurons that go before all others, the first one first.
 
         Args:
@@ -63,9 +65,11 @@ class Top(Neurons):
       [1, 3, 0]
     """
 
-    def first(self, scores: Float[Array, " n"], k: int) -> Int[Array, " k"]:
+    in_numpy: ClassVar[bool] = True
+
+    def first(self, scores: Float[AnyArray, " n"], k: int) -> Int[AnyArray, " k"]:
         """The k highest scores, the highest first."""
-        return jax.lax.top_k(scores, k)[1]
+        return descending(scores)[:k]
 
 
 Targets: TypeAlias = Neurons | Centroids

@@ -9,12 +9,13 @@ References:
   ICLR 2024, section 3.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ifjax.namespace import AnyArray, namespace, wide
 from ifjax.promotion import with_promotion
 from ifjax.transport import solvers
 
@@ -38,13 +39,13 @@ class Transport(NamedTuple):
       potential: the dual potential on the sources; pass it (or this tuple) as `init` to warm-start.
     """
 
-    map: Float[Array, "n m"]
-    targets: Int[Array, " m"]
-    converged: Bool[Array, ""]
-    iterations: Int[Array, ""]
-    marginal_error: Float[Array, ""]
-    cost: Float[Array, ""]
-    potential: Float[Array, " n"]
+    map: Float[AnyArray, "n m"]
+    targets: Int[AnyArray, " m"]
+    converged: Bool[AnyArray, ""]
+    iterations: Int[AnyArray, ""]
+    marginal_error: Float[AnyArray, ""]
+    cost: Float[AnyArray, ""]
+    potential: Float[AnyArray, " n"]
 
 
 @with_promotion
@@ -110,9 +111,8 @@ def solve(
     chosen = solvers.solver_of(solver, epsilon)
     dtype = jnp.result_type(jnp.float32, cost)
     cost, a, b = (jnp.asarray(x, dtype) for x in (cost, a, b))
-    if isinstance(init, Transport):
-        init = init.potential
-    solution = chosen(cost, a, b, init)
+    start: Any = init.potential if isinstance(init, Transport) else init
+    solution = chosen(cost, a, b, start)
     return Transport(
         map=solution.map,
         targets=targets,
@@ -125,7 +125,7 @@ def solve(
 
 
 @with_promotion
-def marginal(kind: str, scores: Float[Array, " n"]) -> Float[Array, " n"]:
+def marginal(kind: str, scores: Float[AnyArray, " n"]) -> Float[AnyArray, " n"]:
     r"""The mass of each neuron, of sum one.
 
     Args:
@@ -147,13 +147,14 @@ def marginal(kind: str, scores: Float[Array, " n"]) -> Float[Array, " n"]:
     """
     if kind not in MARGINALS:
         raise ValueError(f"unknown marginal {kind!r}; known: {', '.join(MARGINALS)}")
-    mass = jnp.maximum(scores.astype(jnp.result_type(jnp.float32, scores)), 0)
-    mean = jnp.mean(mass)
+    xp = namespace(scores)
+    mass = xp.maximum(scores.astype(wide(scores)), 0)
+    mean = xp.mean(mass)
     if kind == "uniform":
-        return jnp.full_like(mass, 1 / mass.shape[0])
-    mass = jnp.where(mean > 0, mass / jnp.where(mean > 0, mean, 1), 1)
-    mass = jnp.maximum(mass, _FLOOR)
-    return mass / jnp.sum(mass)
+        return xp.full_like(mass, 1 / mass.shape[0])
+    mass = xp.where(mean > 0, mass / xp.where(mean > 0, mean, 1), 1)
+    mass = xp.maximum(mass, _FLOOR)
+    return mass / xp.sum(mass)
 
 
 def top(scores: Float[Array, " n"], m: int) -> Int[Array, " m"]:

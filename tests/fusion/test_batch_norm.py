@@ -92,7 +92,7 @@ def test_the_kernel_may_have_its_outputs_on_any_axis(axis):
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), merge=st.sampled_from(["M", "P"]))
+@given(seed=st.integers(0, 2**32 - 1), merge=st.sampled_from(["pushforward", "barycentric"]))
 def test_refit_equals_the_double_sum_over_neurons(seed, merge):
     """s_j^2 = sum_ik A_ji A_jk |g_i g_k| rho_ik."""
     rng = np.random.default_rng(seed)
@@ -100,7 +100,7 @@ def test_refit_equals_the_double_sum_over_neurons(seed, merge):
     kernel = jnp.asarray(rng.normal(size=(n, 2, 3)), jnp.float32)
     scale = jnp.asarray(rng.normal(size=n), jnp.float32)
     plan = jnp.asarray(rng.uniform(size=(n, m)), jnp.float32)
-    matrix = matrices(plan, jnp.arange(m), None)[merge]
+    matrix = matrices(plan)[merge]
     rows = jnp.tensordot(matrix, batch_norm.spread(kernel, scale, 0), 1)
     alpha = jnp.asarray(rng.uniform(0.5, 2, m) * rng.choice([-1, 1], m), jnp.float32)
     got, variance = batch_norm.refit(rows, alpha, 0, 1e-5)
@@ -124,7 +124,7 @@ def test_fused_norms_have_the_scale_and_variance_of_the_double_sum(merge):
     spec = graph.spec(0.5, merge=merge, include=["conv0*"])
     (found,) = ifjax.transport_maps(params, spec).values()
     small = ifjax.apply_maps(params, spec, {"conv0.weight": found})
-    by = matrices(found.map, found.targets, None)["M" if merge == "reference" else "P"]
+    by = matrices(found.map)["pushforward" if merge == "reference" else "barycentric"]
     slope = params["bn0.weight"] / np.sqrt(params["bn0.running_var"] + EPS)
     folded = params["conv0.weight"] * slope[:, None, None, None]
     covariance = spread_loop(folded, params["bn0.weight"])

@@ -1,38 +1,34 @@
-"""Maps applied to the members of a group, against loops in numpy."""
+"""Maps applied to the arrays that hold a group, against loops in numpy; in numpy and in jax."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ifjax.fusion import merge
+import ifjax
+from ifjax.fusion.merge import SparsePlan, group_map, matrices, merge_leaf, times
+from ifjax.fusion.merge_steps import AxisMerge, MergeStep
 from ifjax.structure import axis as ex
-from ifjax.structure import layout
-from ifjax.structure.layout import Place
 from ifjax.structure.structure import Role
-from ifjax.transport.transport import Transport
 from tests import reference
 
 N, M = 5, 3
-SELF = ex.Atom(layout.SELF, N)
+SELF = ex.Atom("g", N)
+TARGETS = np.array([0, 2, 3])
 ROLES: tuple[Role, ...] = ("producer", "consumer", "additive", "multiplicative", "mean", "variance")
 
 
+@pytest.fixture(params=["numpy", "jax"])
+def xp(request):
+    """Where the arrays are of."""
+    return np if request.param == "numpy" else jnp
+
+
 def transport(seed=0, dead=()):
-    """A plan with some mass everywhere, but for the sources and targets that have none."""
-    rng = np.random.default_rng(seed)
-    plan = rng.uniform(0.1, 1, (N, M)).astype(np.float32)
+    """A plan with some mass everywhere, but for the sources that have none."""
+    plan = np.random.default_rng(seed).uniform(0.1, 1, (N, M)).astype(np.float32)
     plan[list(dead)] = 0
-    plan /= plan.sum()
-    zero = jnp.zeros(())
-    return Transport(
-        map=jnp.asarray(plan),
-        targets=jnp.asarray([0, 2, 3]),
-        converged=jnp.asarray(True),
-        iterations=jnp.zeros((), jnp.int32),
-        marginal_error=zero,
-        cost=zero,
-        potential=jnp.zeros(N),
-    )
+    return plan / plan.sum()
 
 
 def by_source(plan):
@@ -68,123 +64,191 @@ def mapped(matrix, x, axis):
 
 
 def weights(*shape, seed=1):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def applied(x, plan, kind, *axes, full=False, neutral=False):
+    """An array merged on some axes, ``(axis, role)`` or ``(axis, role, where)``."""
+    xp = plan.__array_namespace__()
+    along = tuple(AxisMerge(i, *(rest or [SELF]), (("g", role),)) for i, role, *rest in axes)
+    select = kind == "select"
+    by = group_map(plan, xp.asarray(TARGETS), select, N if full else None)
+    found = merge_leaf(
+        xp.asarray(x), [MergeStep(along)], {"g": by}, {"g": kind}, full=full, neutral=neutral
+    )
+    assert isinstance(found, type(plan))
+    return found
 
 
 @pytest.mark.parametrize("dead", [(), (1,), (0, 4)])
-def test_matrices_are_the_plan_divided_by_its_sums(dead):
-    found = transport(dead=dead)
-    got = merge.matrices(found.map, found.targets, None)
-    np.testing.assert_allclose(got["M"], by_source(found.map), atol=1e-6)
-    np.testing.assert_allclose(got["P"], by_target(found.map), atol=1e-6)
+def test_matrices_are_the_plan_divided_by_its_sums(xp, dead):
+    plan = transport(dead=dead)
+    got = matrices(xp.asarray(plan))
+    np.testing.assert_allclose(got["pushforward"], by_source(plan), atol=1e-6)
+    np.testing.assert_allclose(got["barycentric"], by_target(plan), atol=1e-6)
     alive = [i for i in range(N) if i not in dead]
-    np.testing.assert_allclose(got["M"].sum(0)[jnp.asarray(alive)], 1, rtol=1e-6)
-    np.testing.assert_allclose(got["P"].sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(got["pushforward"].sum(0)[np.array(alive)], 1, rtol=1e-6)
+    np.testing.assert_allclose(got["barycentric"].sum(1), 1, rtol=1e-6)
 
 
-def test_targets_without_mass_get_zeros():
-    found = transport()
-    got = merge.matrices(found.map.at[:, 1].set(0), found.targets, None)
-    np.testing.assert_array_equal(got["P"][1], np.zeros(N))
-    np.testing.assert_array_equal(got["M"][1], np.zeros(N))
-    assert np.all(np.isfinite(got["P"]))
+def test_targets_without_mass_get_zeros(xp):
+    plan = transport()
+    plan[:, 1] = 0
+    for matrix in matrices(xp.asarray(plan)).values():
+        np.testing.assert_array_equal(matrix[1], np.zeros(N))
+        assert np.all(np.isfinite(matrix))
 
 
-def test_full_matrices_hold_the_rows_at_their_targets():
-    found = transport()
-    small = merge.matrices(found.map, found.targets, None)
-    full = merge.matrices(found.map, found.targets, N)
-    for name in ("M", "P"):
-        np.testing.assert_array_equal(full[name][found.targets], small[name])
-        np.testing.assert_array_equal(full[name][jnp.asarray([1, 4])], np.zeros((2, N)))
+def test_full_matrices_hold_the_rows_at_their_targets(xp):
+    plan = xp.asarray(transport())
+    small, full = (group_map(plan, xp.asarray(TARGETS), False, n) for n in (None, N))
+    for one, other in zip(small[1:], full[1:], strict=True):
+        np.testing.assert_array_equal(other[TARGETS], one)
+        np.testing.assert_array_equal(other[np.array([1, 4])], np.zeros((2, N)))
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_gradients_of_consumers_are_averaged_and_all_others_summed(role):
-    found, x = transport(), weights(N, 2)
-    (got,) = merge.merge_neurons([x], (Place(0, 0, role, SELF),), found, "gradients")
-    matrix = by_target(found.map) if role == "consumer" else by_source(found.map)
+def test_gradients_of_consumers_are_averaged_and_all_others_summed(xp, role):
+    plan, x = transport(), weights(N, 2)
+    got = applied(x, xp.asarray(plan), "gradients", (0, role))
+    matrix = by_target(plan) if role == "consumer" else by_source(plan)
     np.testing.assert_allclose(got, mapped(matrix, x, 0), atol=1e-6)
 
 
 @pytest.mark.parametrize("neutral", [False, True])
 @pytest.mark.parametrize("kind", ["select", "reference", "preserving", "gradients"])
-def test_full_vectors_that_scale_hold_ones_where_asked(kind, neutral):
-    found, x = transport(), weights(N)
+def test_full_vectors_that_scale_hold_ones_where_asked(xp, kind, neutral):
+    plan, x = xp.asarray(transport()), weights(N)
     for role in ROLES:
-        (got,) = merge.merge_neurons([x], (Place(0, 0, role, SELF),), found, kind, N, neutral)
+        got = applied(x, plan, kind, (0, role), full=True, neutral=neutral)
         ones = neutral and role in ("multiplicative", "variance")
-        np.testing.assert_array_equal(got[jnp.asarray([1, 4])], [ones, ones])
-        (small,) = merge.merge_neurons([x], (Place(0, 0, role, SELF),), found, kind)
-        np.testing.assert_array_equal(got[found.targets], small)
-
-
-def test_leaves_may_be_some_of_the_plan_s():
-    leaves = {k: jnp.asarray(v) for k, v in reference.init("mlp", 0, (N, N)).items()}
-    structure = reference.trace("mlp", leaves).spec(keep=M).structure
-    maps = {name: transport(seed) for seed, name in enumerate(structure.widths)}
-    whole = merge.merge_leaves(leaves, structure, maps, lambda _: "reference", False)
-    kernel = {"fc1.weight": leaves["fc1.weight"]}
-    some = merge.merge_leaves(kernel, structure, maps, lambda _: "reference", False)
-    assert list(some) == ["fc1.weight"]
-    first, second = (by_source(maps[f"fc{i}.weight"].map) for i in (0, 1))
-    expected = second @ np.asarray(leaves["fc1.weight"], np.float64) @ first.T
-    for got in (some, whole):
-        np.testing.assert_allclose(got["fc1.weight"], expected, atol=1e-6)
+        np.testing.assert_array_equal(got[np.array([1, 4])], [ones, ones])
+        np.testing.assert_array_equal(got[TARGETS], applied(x, plan, kind, (0, role)))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("kind", ["reference", "preserving"])
-def test_members_are_multiplied_by_their_role_s_matrix(kind, role, axis):
-    found, x = transport(), weights(N, N, N)
-    (got,) = merge.merge_neurons([x], (Place(0, axis, role, SELF),), found, kind)
+def test_members_are_multiplied_by_their_role_s_matrix(xp, kind, role, axis):
+    plan, x = transport(), weights(N, N, N)
+    got = applied(x, xp.asarray(plan), kind, (axis, role))
     summed = role == "consumer" or (
         kind == "reference" and role in ("producer", "additive", "mean")
     )
-    matrix = by_source(found.map) if summed else by_target(found.map)
+    matrix = by_source(plan) if summed else by_target(plan)
     np.testing.assert_allclose(got, mapped(matrix, x, axis), atol=1e-6)
 
 
-def test_an_array_that_holds_a_group_twice_is_mapped_on_both_axes():
-    found, x = transport(), weights(N, N)
-    where = (Place(0, 0, "producer", SELF), Place(0, 1, "consumer", SELF))
-    (got,) = merge.merge_neurons([x], where, found, "preserving")
-    expected = by_target(found.map) @ np.asarray(x, np.float64) @ by_source(found.map).T
+def test_an_array_that_holds_a_group_twice_is_mapped_on_both_axes(xp):
+    plan, x = transport(), weights(N, N)
+    got = applied(x, xp.asarray(plan), "preserving", (0, "producer"), (1, "consumer"))
+    expected = by_target(plan) @ np.float64(x) @ by_source(plan).T
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_merged_axes_and_segments_are_mapped_where_the_group_lies():
-    found, x = transport(), weights(2 + 3 * N + 1, 4)
+def test_merged_axes_and_segments_are_mapped_where_the_group_lies(xp):
+    plan, x = transport(), weights(2 + 3 * N + 1, 4)
     where = ex.Sum((ex.Pinned(2), ex.Product((ex.Pinned(3), SELF)), ex.Pinned(1)))
-    (got,) = merge.merge_neurons([x], (Place(0, 0, "consumer", where),), found, "reference")
+    got = applied(x, xp.asarray(plan), "reference", (0, "consumer", where))
     blocks = np.asarray(x[2:-1]).reshape(3, N, 4)
-    inner = mapped(by_source(found.map), blocks, 1).reshape(3 * M, 4)
+    inner = mapped(by_source(plan), blocks, 1).reshape(3 * M, 4)
     np.testing.assert_allclose(got, np.concatenate([x[:2], inner, x[-1:]]), atol=1e-6)
 
 
-@pytest.mark.parametrize("full", [None, N])
-def test_selection_takes_the_targets_as_they_are(full):
-    found, x = transport(), weights(2, N)
-    (got,) = merge.merge_neurons([x], (Place(0, 1, "producer", SELF),), found, "select", full)
-    expected = np.asarray(x)[:, [0, 2, 3]]
+@pytest.mark.parametrize("full", [False, True])
+def test_selection_takes_the_targets_as_they_are(xp, full):
+    x = weights(2, N)
+    got = applied(x, xp.asarray(transport()), "select", (1, "producer"), full=full)
+    expected = x[:, TARGETS]
     if full:
         expected, kept = np.zeros((2, N), np.float32), expected
-        expected[:, [0, 2, 3]] = kept
+        expected[:, TARGETS] = kept
     np.testing.assert_array_equal(got, expected)
 
 
-def test_half_precision_weights_are_multiplied_as_they_come():
+def test_half_precision_weights_are_multiplied_as_they_come(xp):
     """The caller promotes; here the dtype stays."""
-    found, x = transport(), weights(N, 2).astype(jnp.bfloat16)
-    (got,) = merge.merge_neurons([x], (Place(0, 0, "producer", SELF),), found, "reference")
+    x = jnp.asarray(weights(N, 2), jnp.bfloat16)
+    x = np.asarray(x) if xp is np else x
+    got = applied(x, xp.asarray(transport()), "reference", (0, "producer"))
     assert got.dtype == jnp.bfloat16
+
+
+# Few sources -----------------------------------------------------------------------------------
+
+
+def vertex(n, m, sources, seed=0):
+    """A plan whose targets have a number of sources each."""
+    rng, plan = np.random.default_rng(seed), np.zeros((m, n), np.float32)
+    for row in plan:
+        row[rng.choice(n, sources, replace=False)] = rng.uniform(0.1, 1, sources)
+    return plan.T / plan.sum()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("sources", [1, 3, 4, 96])
+def test_lists_of_sources_give_what_the_product_gives(xp, sources, axis):
+    """Of 96 neurons four sources a target are few, more are not."""
+    plan = vertex(96, 48, sources)
+    shape = [5, 7, 11]
+    shape[axis] = 96
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    by = group_map(xp.asarray(plan), xp.arange(48), False, sources=sources)
+    assert isinstance(by.pushforward, SparsePlan) == (sources <= 4)
+    for name, matrix in (("pushforward", by_source(plan)), ("barycentric", by_target(plan))):
+        got = times(getattr(by, name), xp.asarray(x), axis)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, mapped(matrix, x, axis), atol=1e-5)
+
+
+def test_lists_of_unequal_length_are_filled_up_with_nothing():
+    plan = vertex(96, 48, 2)
+    plan[:, 5] = 0
+    plan[[0, 7, 9], 5] = 0.1
+    plan[0, 6:9] += 0.1
+    by = group_map(plan, np.arange(48), False)
+    assert isinstance(by.barycentric, SparsePlan)
+    x = np.random.default_rng(1).normal(size=(96, 3)).astype(np.float32)
+    np.testing.assert_allclose(times(by.pushforward, x, 0), by_source(plan) @ x, atol=1e-5)
+    np.testing.assert_allclose(times(by.barycentric, x, 0), by_target(plan) @ x, atol=1e-5)
+
+
+def test_in_place_lists_leave_zeros_elsewhere(xp):
+    plan = xp.asarray(vertex(96, 48, 2))
+    targets = np.arange(0, 96, 2)
+    by = group_map(plan, xp.asarray(targets), False, 96, sources=2)
+    assert isinstance(by.pushforward, SparsePlan)
+    got = np.asarray(times(by.pushforward, xp.asarray(weights(96, 4)), 0))
+    assert not got[1::2].any()
+    assert got[::2].all()
+
+
+def test_derivatives_of_lists_are_those_of_the_product():
+    plan, x = vertex(96, 48, 2), weights(96, 4)
+    by = group_map(jnp.asarray(plan), jnp.arange(48), False, sources=2)
+    weight = weights(48, 4, seed=2)
+    got = jax.grad(lambda x: jnp.sum(weight * times(by.pushforward, x, 0)))(jnp.asarray(x))
+    np.testing.assert_allclose(got, by_source(plan).T @ weight, atol=1e-5)
+
+
+# Whole networks --------------------------------------------------------------------------------
+
+
+def test_leaves_may_be_some_of_the_structure_s():
+    leaves = reference.init("mlp", 0, (N, N))
+    spec = reference.trace("mlp", leaves).spec(keep=M, solver="nearest")
+    maps = ifjax.transport_maps(leaves, spec)
+    whole = ifjax.apply_maps(leaves, spec, maps, kind="gradients")
+    some = ifjax.apply_maps({"fc1.weight": leaves["fc1.weight"]}, spec, maps, kind="gradients")
+    assert list(some) == ["fc1.weight"]
+    first, second = (maps[f"fc{i}.weight"].map for i in (0, 1))
+    expected = by_source(second) @ np.float64(leaves["fc1.weight"]) @ by_target(first).T
+    for got in (some, whole):
+        np.testing.assert_allclose(got["fc1.weight"], expected, atol=1e-6)
 
 
 def test_the_whole_network_is_the_product_of_loops():
     """Both hidden layers of an mlp, by hand: W1' = A1 W1 M0^T and so on."""
-    import ifjax
-
     params = reference.init("mlp", 3, (6, 4))
     graph = reference.trace("mlp", params)
     for kind in ("reference", "preserving"):

@@ -94,7 +94,7 @@ def missing():
 @pytest.mark.parametrize("choice", [{"source_marginal": "importance"}, {"keep": 3}])
 def test_exact_without_pot_is_refused_before_anything_is_computed(monkeypatch, choice):
     monkeypatch.setattr("ifjax.transport.solvers.host.pot", missing)
-    monkeypatch.setattr(ifjax.fusion.transport_maps, "read", pytest.fail)
+    monkeypatch.setattr("ifjax.fusion.execution.solve.problem_of", pytest.fail)
     choice = {"keep": 4} | choice
     with pytest.raises(ImportError, match=r"pip install 'ifjax\[exact\]'"):
         ifjax.fuse_params(init("mlp"), traced("mlp").spec(**choice, solver="exact"))

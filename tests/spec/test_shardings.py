@@ -307,7 +307,12 @@ def check_memory(layout):
 
 CHECKS = {
     "jit fsdp simultaneous": (check_equal, "fsdp", {"order": "simultaneous"}),
-    "jit tensor sequential": (check_equal, "tensor", {"include": ("embed", "*gate*")}),
+    # At a smaller epsilon Sinkhorn makes more of the last digit of a norm than the tolerance.
+    "jit tensor sequential": (
+        check_equal,
+        "tensor",
+        {"include": ("embed", "*gate*"), "epsilon": 0.1},
+    ),
     "jit mixed exact": (
         check_equal,
         "mixed",

@@ -1,239 +1,249 @@
-"""The transport problems of a wave, solved a bucket at a time."""
+"""The transport problems of all groups, level by level: on the host, or traced."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from ifjax.fusion.execution.buckets import Bucket, Problems, Unit, stacked
-from ifjax.fusion.execution.program import Located, Wave
-from ifjax.fusion.merge import Map
-from ifjax.parallel import callback
+from ifjax.fusion.execution.distances import distances
+from ifjax.fusion.execution.merging import applied, group_maps
+from ifjax.fusion.execution.padding import Padding, paddings, solve_padded
+from ifjax.fusion.execution.sources import Arrays, Sources, sources_of
+from ifjax.fusion.problem import Problem, completed, moving, problem_of, scores_of, selected
+from ifjax.fusion.program import GroupProblem, Level, Program
 from ifjax.parallel import placement as mesh
-from ifjax.transport import transport
-from ifjax.transport.solvers import HostSolver, Solver
+from ifjax.parallel import ring, threads
+from ifjax.parallel.callback import called
+from ifjax.transport import costs
+from ifjax.transport.solvers import HostSolver
 from ifjax.transport.transport import Transport
-from ifjax.tree import is_concrete
 
 
-def solve(
-    problems: Iterable[Problems],
-    buckets: Iterable[Bucket],
-    solvers: Iterable[Solver | None],
-    starts: Sequence[list[Array | None]],
-) -> list[Transport]:
-    """The transports of buckets that do not wait on each other, padded as the problems are.
-
-    All that is for one solver on the host goes there in one call.
+def solved(
+    program: Program,
+    leaves: Arrays,
+    scores: Arrays,
+    stats: Any = None,
+    init: Mapping[str, Transport] | None = None,
+) -> dict[str, Transport]:
+    """The transports of all groups.
 
     Args:
-      problems: of every bucket, see `buckets.read`; solved, and forgotten, as they come.
-      buckets: what is static about them.
-      solvers: of every bucket; None where there is nothing to solve.
-      starts: per bucket, a potential ``[*batch, n]`` of every unit to start from; None to start
-        cold.
+      program: what is static.
+      leaves: the parameters by path: all in numpy, for the host, or all of jax, to be traced.
+      scores: given ones.
+      stats: checked statistics.
+      init: earlier transports to start from.
 
     Returns:
-      A stacked `Transport` per bucket.
+      A transport ``[*batch, ...]`` per group, of the arrays that the leaves are of.
     """
-    found: list[Any] = []
-    on_host: dict[HostSolver, dict[int, Problems]] = defaultdict(dict)
-    for problem, bucket, solver, start in zip(problems, buckets, solvers, starts, strict=True):
-        bare = problem._replace(scores=None)
-        if solver is None:
-            found.append(_selected(problem.scores, problem.targets))
-        elif isinstance(solver, HostSolver):
-            on_host[solver][len(found)] = bare
-            found.append(None)
-        else:
-            found.append(_solved(bare, _filled(start, bucket), solver))
-    for solver, those in on_host.items():
-        for i, result in zip(those, _solved_on_host([*those.values()], solver), strict=True):
-            found[i] = result
+    sources = sources_of(program, leaves, scores, stats)
+    padding = paddings(program.levels, program.backend)
+    on_host = all(isinstance(x, np.ndarray) for x in sources.described.values())
+    found: dict[str, Transport] = {}
+    for level in program.levels:
+        starts = [_start(init, p) for p in level.problems]
+        each = (_on_host if on_host else _traced)(level.problems, sources, starts, padding)
+        for p, transport in zip(level.problems, each, strict=True):
+            found[p.name] = jax.tree.map(
+                lambda x, p=p: x.reshape((*p.batch, *x.shape[1:])), transport
+            )
+        if level is not program.levels[-1]:
+            sources = changed(program, sources, level, found)
     return found
 
 
-def require(waves: Iterable[Wave]) -> None:
-    """Raises ImportError where a solver needs a package, before anything is computed."""
-    for wave in waves:
-        for at in wave.located:
-            bucket, solver = wave.buckets[at.bucket], wave.solvers[at.bucket]
-            if solver is not None:
-                n = at.unit.moving(bucket.moved)
-                solver.require(n, at.unit.kept, uniform=bucket.method.uniform)
+def changed(
+    program: Program, sources: Sources, level: Level, found: Mapping[str, Transport]
+) -> Sources:
+    """The sources with the maps of a level applied, as far as later levels read them."""
+    groups = [program.spec.structure.group[p.name] for p in level.problems]
+    known = {p.name: p.sources for p in level.problems}
+    maps = group_maps(program, groups, found, "weights", known, in_place=False)
+    return sources.changed(lambda leaves: applied(leaves, level.changes, maps, program.merge()))
 
 
-def taken(found: Sequence[Transport], at: Located) -> Transport:
-    """The transport ``[*batch, n, m]`` of a group, of those of the buckets of its wave."""
-    return _taken(found[at.bucket], at.unit, at.start)
-
-
-def mapped(found: Sequence[Transport], at: Located) -> Map:
-    """What merging reads of it."""
-    whole = taken(found, at)
-    return Map(whole.map, whole.targets, at.sources)
-
-
-@functools.partial(jax.jit, static_argnames="unit")
-def _taken(found: Transport, unit: Unit, start: Any) -> Transport:
-    sizes = {"map": (unit.size, unit.kept), "targets": (unit.kept,), "potential": (unit.size,)}
-
-    def part(name: str, x: Array) -> Array:
-        x = jax.lax.dynamic_slice_in_dim(x, start, unit.count)
-        inner = sizes.get(name, ())
-        return x[:, *map(slice, inner)].reshape(*unit.batch, *inner)
-
-    return Transport(*(part(name, x) for name, x in zip(found._fields, found, strict=True)))
-
-
-def _filled(start: list[Array | None], bucket: Bucket) -> list[Array] | None:
-    """A start for every unit of a bucket in which any has one; NaN for a cold one."""
-    if all(x is None for x in start):
+def _start(init: Mapping[str, Transport] | None, p: GroupProblem) -> Any:
+    """The source potentials ``[count, n]`` to start from."""
+    if init is None or p.name not in init:
         return None
-    return [
-        jnp.full((*unit.batch, unit.size), jnp.nan) if x is None else x
-        for x, unit in zip(start, bucket.units, strict=True)
-    ]
-
-
-@functools.partial(jax.jit, static_argnames="solver")
-def _solved(problem: Problems, start: list[Array] | None, solver: Solver) -> Transport:
-    one = functools.partial(transport.solve, solver=solver)
-    init = None
-    if start is not None:
-        init = stacked([x.reshape(-1, x.shape[-1]) for x in start], problem.a.shape[1:])
-    return jax.vmap(lambda c, a, b, t, init: one(c, a, b, t, init=init))(
-        problem.cost, problem.a, problem.b, problem.targets, init
-    )
-
-
-def _solved_on_host(problems: list[Problems], solver: HostSolver) -> list[Transport]:
-    """Directly where one device holds all: nothing is compiled."""
-    arrays: Any = jax.tree.leaves(problems)
-    if not is_concrete(*arrays) or any(len(x.sharding.device_set) > 1 for x in arrays):
-        return _called(problems, solver)
-    places = [problem.a.sharding for problem in problems]
-    found = _on_host(jax.tree.map(np.asarray, problems), solver)
-    return [jax.device_put(each, place) for each, place in zip(found, places, strict=True)]
-
-
-@functools.partial(jax.jit, static_argnames="solver")
-def _called(problems: list[Problems], solver: HostSolver) -> list[Transport]:
-    solve = functools.partial(_on_host, solver=solver)
-    found = callback.called(solve, [_shapes(problem) for problem in problems], problems)
-    return jax.tree.map(mesh.settled, found)
-
-
-def _shapes(problem: Problems) -> Any:
-    """Of what comes back from the host."""
-    cost: Any = problem.cost
-    (batch, n), m = problem.a.shape, problem.b.shape[1]
-    kinds = {"converged": jnp.bool_, "iterations": jnp.int32, "targets": problem.targets.dtype}
-    sizes = {"map": (n, m), "targets": (m,), "potential": (n,)}
-    found: Any = [
-        jax.ShapeDtypeStruct((batch, *sizes.get(name, ())), kinds.get(name, cost.dtype))
-        for name in Transport._fields
-    ]
-    return Transport(*found)
-
-
-def _on_host(problems: list[Problems], solver: HostSolver) -> list[Any]:
-    """The transports of stacked problems, in numpy; with any leading axes.
-
-    The solver sees nothing of mass that stays where it is, see `buckets.read`.
-    """
-    leads = [problem.a.shape[:-1] for problem in problems]
-    flat: Any = [
-        jax.tree.map(lambda x, k=problem.a.ndim: x.reshape(-1, *x.shape[k - 1 :]), problem)
-        for problem in problems
-    ]
-    moving = [_moving(*problem) for problem in flat]
-    solutions = solver.solve_all(*map(list, zip(*moving, strict=True)))
-    parts: Any = zip(flat, moving, solutions, strict=True)
-    found = [_completed(*problem, *moved[1:], *solution) for problem, moved, solution in parts]
-    return [
-        jax.tree.map(lambda x, lead=lead: x.reshape(*lead, *x.shape[1:]), transport)
-        for transport, lead in zip(found, leads, strict=True)
-    ]
-
-
-def _moving(_: None, targets: Any, a: Any, b: Any, sources: Any, cost: Any) -> list[np.ndarray]:
-    """Cost and mass of what moves, of the fields of `Problems`."""
-    if sources is not None:
-        # Both sums are one less what stays; the solver wants them equal to the last digit.
-        b = b - _staying(a, b, targets)
-        a = _filled_at(a, sources)
-        total = b.sum(1, keepdims=True)
-        b = b * np.divide(a.sum(1, keepdims=True), total, out=np.zeros_like(total), where=total > 0)
-    return [cost, a.astype(cost.dtype), b.astype(cost.dtype)]
-
-
-def _staying(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The mass of every target that it had as a source, and keeps."""
-    return np.minimum(_filled_at(a, targets), b)
-
-
-def _filled_at(x: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Entries of every row; zero beyond its end."""
-    return np.take_along_axis(np.pad(x, ((0, 0), (0, 1))), index, 1)
-
-
-def _completed(
-    _: None,
-    targets: Any,
-    a: Any,
-    b: Any,
-    sources: Any,
-    cost: Any,
-    moving: np.ndarray,
-    coming: np.ndarray,
-    plan: np.ndarray,
-    converged: np.ndarray,
-) -> Any:
-    """The transports of all neurons, of the plans for those that move."""
-    present = (moving > 0)[:, :, None] & (coming > 0)[:, None]
-    nearest = np.where(coming[:, None] > 0, cost, np.inf).min(2, initial=np.inf)
-    potential = np.where(moving > 0, nearest, 0)
-    total = np.where(present, plan * cost, 0).sum((1, 2))
-    if sources is not None:
-        (batch, n), m = a.shape, b.shape[1]
-        row, whole = np.arange(batch)[:, None], np.zeros((batch, n + 1, m), plan.dtype)
-        whole[row, sources] = plan
-        whole[row, targets, np.arange(m)] += _staying(a, b, targets)
-        # That of a target is the cost of staying, which is zero.
-        lifted = np.zeros((batch, n + 1), plan.dtype)
-        lifted[row, sources] = potential
-        plan, potential = whole[:, :n], lifted[:, :n]
-    error = np.abs(plan.sum(2) - a).sum(1) + np.abs(plan.sum(1) - b).sum(1)
-    steps = np.zeros(len(plan), np.int32)
-    fields: Any = plan, targets, converged, steps, error, total, potential
-    return Transport(*(x.astype(cost.dtype) if x.dtype.kind == "f" else x for x in fields))
-
-
-@jax.jit
-def _selected(scores: Array, targets: Array) -> Transport:
-    """The plans of plain pruning: every target receives itself alone."""
-
-    def one(scores: Array, targets: Array) -> Transport:
-        n, m = scores.shape[0], targets.shape[0]
-        share = 1 / jnp.sum(targets < n, dtype=scores.dtype)
-        plan = jnp.zeros((n, m), scores.dtype)
-        zero = jnp.zeros((), scores.dtype)
-        return Transport(
-            map=plan.at[targets, jnp.arange(m)].set(share, mode="drop"),
-            targets=targets,
-            converged=jnp.asarray(True),
-            iterations=jnp.zeros((), jnp.int32),
-            marginal_error=zero,
-            cost=zero,
-            potential=jnp.zeros_like(scores),
+    potential = init[p.name].potential
+    if potential.shape != (*p.batch, p.size):
+        raise ValueError(
+            f"init of group {p.name}: expected a potential of shape {(*p.batch, p.size)}, got "
+            f"{potential.shape}"
         )
+    return potential.reshape(-1, p.size)
 
-    return jax.vmap(one)(scores, targets)
+
+def _keys(p: GroupProblem) -> Any:
+    """A random key for every entry of a group, where one is needed."""
+    method = p.method
+    drawn = p.reads != "given" and method.importance_value.random
+    if not (method.targets_value.random or drawn):
+        return None
+    key = jax.random.fold_in(jax.random.key(method.seed), p.number)
+    return jax.random.split(key, p.count) if p.batch else key[None]
+
+
+def _on_host(
+    problems: Sequence[GroupProblem],
+    sources: Sources,
+    starts: Sequence[Any],
+    padding: Mapping[str, Padding],
+) -> list[Transport]:
+    """Problems in numpy on threads; what is solved on the host is solved where it is read."""
+    calls, sizes = [], []
+    for p in problems:
+        entry, scored, given = sources.of(p)
+        keys = _keys(p)
+        for i in range(p.count):
+            given_arrays = _entry(p, i, entry, scored, given, keys)
+            calls.append(functools.partial(_one, p, *given_arrays))
+            sizes.append(math.prod(p.extent) * p.described.features)
+    results = iter(threads.each(calls, sizes))
+    found = [_stack([next(results) for _ in range(p.count)]) for p in problems]
+    return _solve_the_rest(problems, found, starts, padding)
+
+
+def _entry(p: GroupProblem, i: int, *trees: Any) -> Any:
+    """One entry of arrays with the batch in front, or where there is none arrays as they are."""
+    dicts = [{path: x[i] if p.batch else x for path, x in tree.items()} for tree in trees[:2]]
+    return [*dicts, *(None if x is None else x[i] for x in trees[2:])]
+
+
+def _one(
+    p: GroupProblem, entry: Arrays, scored: Arrays, given: Any, key: Any
+) -> Problem | Transport:
+    """One entry of a group, solved if that is done on the host."""
+    if p.in_numpy:
+        problem = problem_of(p, entry, scored, given, key, distances)
+    else:
+        problem = jax.device_get(_compiled(p, entry, scored, given, key))
+    if p.solver is None:
+        return selected(problem)
+    if not isinstance(p.solver, HostSolver):
+        return problem._replace(scores=None)
+    cost, a, b = moving(problem)
+    ((plan, converged),) = p.solver.solve_all([cost], [a], [b])
+    return completed(problem, plan, converged)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled(p: GroupProblem, *given: Any) -> Problem:
+    """The problem of a group whose metric or targets know arrays of jax alone."""
+    return problem_of(p, *given, distances=_distances)
+
+
+def _stack(each: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *x: np.stack(x), *each)
+
+
+def _traced(
+    problems: Sequence[GroupProblem],
+    sources: Sources,
+    starts: Sequence[Any],
+    padding: Mapping[str, Padding],
+) -> list[Transport]:
+    """Problems of jax: one call to the host for all that is solved there."""
+    found: list[Any] = []
+    for p in problems:
+
+        def one(p: GroupProblem, *given: Any) -> Any:
+            problem = problem_of(p, *given, distances=_distances)
+            return selected(problem) if p.solver is None else problem._replace(scores=None)
+
+        given = (*sources.of(p), _keys(p))
+        found.append(_over(p, functools.partial(one, p), *given))
+    hosted = [i for i, p in enumerate(problems) if isinstance(p.solver, HostSolver)]
+    if hosted:
+        each = _called([problems[i] for i in hosted], [found[i] for i in hosted])
+        for i, transport in zip(hosted, each, strict=True):
+            found[i] = transport
+    return _solve_the_rest(problems, found, starts, padding)
+
+
+def _distances(x: Any, y: Any, p: Any) -> Any:
+    """Between columns of features, wherever they lie."""
+    metric = functools.partial(costs.cost_matrix, p=p, axis=1)
+    return ring.pairwise(metric, x, y, axis=1)
+
+
+def _over(p: GroupProblem, function: Any, entry: Any, scored: Any, given: Any, keys: Any) -> Any:
+    """A function of every entry; of a group without batch axes without vmap."""
+    if p.batch:
+        return jax.vmap(function)(entry, scored, given, keys)
+    given, key = (x if x is None else x[0] for x in (given, keys))
+    return jax.tree.map(lambda x: x[None], function(entry, scored, given, key))
+
+
+def _called(groups: Sequence[GroupProblem], problems: Sequence[Problem]) -> list[Transport]:
+    """Transports that the host solves, in one call."""
+
+    def shapes(p: GroupProblem, problem: Problem) -> Any:
+        dtype, count = problem.cost.dtype, p.count
+        kinds = {"converged": np.bool_, "iterations": np.int32, "targets": problem.targets.dtype}
+        sizes = {"map": (p.size, p.kept), "targets": (p.kept,), "potential": (p.size,)}
+        fields = (
+            jax.ShapeDtypeStruct((count, *sizes.get(name, ())), kinds.get(name, dtype))
+            for name in Transport._fields
+        )
+        return Transport(*fields)
+
+    def solve(problems: Sequence[Problem]) -> list[Any]:
+        found: list[Any] = [None] * len(problems)
+        alike: dict[Any, list[int]] = defaultdict(list)
+        for i, p in enumerate(groups):
+            alike[p.solver].append(i)
+        for solver, members in alike.items():
+            each = [moving(problems[i]) for i in members]
+            plans = solver.solve_all(*map(list, zip(*each, strict=True)))
+            for i, solution in zip(members, plans, strict=True):
+                found[i] = completed(problems[i], *solution)
+        return found
+
+    wanted = [shapes(p, problem) for p, problem in zip(groups, problems, strict=True)]
+    return jax.tree.map(mesh.settled, called(solve, wanted, list(problems)))
+
+
+def _solve_the_rest(
+    problems: Sequence[GroupProblem],
+    found: list[Any],
+    starts: Sequence[Any],
+    padding: Mapping[str, Padding],
+) -> list[Transport]:
+    """The transports, those in the place of problems solved on devices."""
+    rest = [i for i, each in enumerate(found) if isinstance(each, Problem)]
+    done = solve_padded(
+        [problems[i] for i in rest], [found[i] for i in rest], [starts[i] for i in rest], padding
+    )
+    for i, transport in zip(rest, done, strict=True):
+        found[i] = transport
+    return found
+
+
+def scored(program: Program, leaves: Arrays, stats: Any) -> dict[str, Any]:
+    """The scores ``[*batch, n]`` of all groups, on the given parameters."""
+    sources = sources_of(program, leaves, {}, stats)
+    found: dict[str, Any] = {}
+    for p in (p for level in program.levels for p in level.problems):
+        _, arrays, given = sources.of(p)
+        keys = _keys(p)
+        if isinstance(next(iter(sources.described.values())), np.ndarray):
+            each = []
+            for i in range(p.count):
+                _, *entry = _entry(p, i, {}, arrays, given, keys)
+                each.append(scores_of(p, *entry))
+            scores = np.stack(each)
+        else:
+            one = functools.partial(lambda p, _, *rest: scores_of(p, *rest), p)
+            scores = _over(p, one, {}, arrays, given, keys)
+        found[p.name] = scores.reshape(*p.batch, p.size)
+    return found

@@ -84,6 +84,18 @@ class Solver(abc.ABC):
         del n, m, uniform, backend
         return self
 
+    def sources(self, n: int, m: int) -> int | None:
+        """How many sources every target has in a plan of uniform marginals.
+
+        None where that is not known before the problem is solved.
+
+        Args:
+          n: sources.
+          m: targets.
+        """
+        del n, m
+        return None
+
     def require(self, n: int, m: int, *, uniform: bool) -> None:
         """Raises ImportError where such a problem needs a package that is missing."""
         del n, m, uniform

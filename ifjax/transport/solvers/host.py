@@ -57,6 +57,10 @@ class Exact(HostSolver):
         if not (uniform and divides(n, m)):
             pot()
 
+    def sources(self, n: int, m: int) -> int | None:
+        """Those of an assignment, in which the neurons of the shorter side are repeated."""
+        return max(1, n // m) if divides(n, m) else None
+
     def solve_all(
         self, costs: Sequence[np.ndarray], a: Sequence[np.ndarray], b: Sequence[np.ndarray]
     ) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,114 +1,152 @@
-"""Solved together, without the mass that stays where it is: against POT's whole problem."""
+"""All problems of a network: on the host as traced, level by level as group by group."""
+
+import functools
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
-import ot
 import pytest
 
 import ifjax
-from ifjax.fusion.execution import program as waves
+from ifjax.fusion import program
+from tests import reference
 
-SIZES = {"w1": 12, "w2": 9}
-
-
-def network(seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = {"w1": (5, 12), "w2": (12, 9), "w3": (9, 4)}
-    return {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
-
-
-GRAPH = ifjax.trace(
-    lambda p, x: jnp.tanh(jnp.tanh(x @ p["w1"]) @ p["w2"]) @ p["w3"], network(), jnp.ones((1, 5))
+WIDTHS = {"mlp": (8, 6), "vgg": (6, 8), "res": (4, 6)}
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *args, **kwargs: COMPILED.append(name) if "backend_compile" in name else None
 )
+METHODS = {
+    "exact": {"solver": "exact"},
+    "no assignment": {"solver": "exact", "keep": 5},
+    "importance": {
+        "solver": "exact",
+        "source_marginal": "importance",
+        "target_marginal": "importance",
+    },
+    "one marginal": {"solver": "exact", "target_marginal": "importance"},
+    "cosine": {"solver": "exact", "cost_p": "cosine"},
+    "largest difference": {"solver": "nearest", "cost_p": np.inf},
+    "third norm": {"solver": "exact", "cost_p": 3.0},
+    "sinkhorn": {"epsilon": 0.1},
+    "kernel, simultaneous": {
+        "solver": "sinkhorn_kernel",
+        "epsilon": 0.1,
+        "order": "simultaneous",
+    },
+    "raw": {"scores_on": "raw", "importance": "lamp", "solver": "nearest"},
+    "norm scales": {"importance": "l2", "reduction": "max", "solver": "nearest"},
+    "random": {"importance": "random", "solver": "nearest"},
+    "centroids": {"targets": "centroids", "solver": "nearest", "cost_p": 2.0},
+    "pruned": {"method": "prune", "importance": "linf"},
+}
 
 
-def full(p, name, targets, order, kind):
-    """Cost and marginals of the whole problem, in float64."""
-    after = {"w1": "w2", "w2": "w3"}[name]
-    rows = np.concatenate([np.asarray(p[name], float).T, np.asarray(p[after], float)], 1)
-    scores = np.abs(np.asarray(p[name], float)).sum(0) + np.abs(np.asarray(p[after], float)).sum(1)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    mass = scores if kind == "importance" else np.ones(len(scores))
-    cost = np.linalg.norm(rows[:, None] - rows[None, targets], ord=order, axis=2)
-    return cost, mass / mass.sum(), mass[targets] / mass[targets].sum()
+@functools.cache
+def traced(model):
+    return reference.trace(model, reference.init(model, 0, WIDTHS[model]), 1e-2)
 
 
-@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.75])
-@pytest.mark.parametrize("kind", ["uniform", "importance"])
-@pytest.mark.parametrize("p", [1.0, 2.0])
-def test_mass_that_stays_leaves_the_optimum_what_it_is(p, kind, sparsity):
-    params = network(1)
-    method = {"source_marginal": kind, "target_marginal": kind, "cost_p": p, "solver": "exact"}
-    spec = GRAPH.spec(sparsity, order="simultaneous", **method)
-    (wave,) = waves.schedule(spec.structure, spec.method, frozenset(), "cpu")
-    assert all(bucket.moved for bucket in wave.buckets)
-    for name, found in ifjax.transport_maps(params, spec).items():
-        targets = np.asarray(found.targets)
-        cost, a, b = full(params, name, targets, p, kind)
-        best = ot.emd2(a, b, cost)
-        np.testing.assert_allclose(found.cost, best, rtol=1e-5)
-        np.testing.assert_allclose((found.map * cost).sum(), best, rtol=1e-5)
-        np.testing.assert_allclose(found.map.sum(1), a, atol=1e-6)
-        np.testing.assert_allclose(found.map.sum(0), b, atol=1e-6)
-        np.testing.assert_allclose(found.marginal_error, 0, atol=1e-5)
-        stays = np.asarray(found.map)[targets, np.arange(len(targets))]
-        np.testing.assert_allclose(stays, a[targets], rtol=1e-5)
-        np.testing.assert_allclose(found.potential, cost.min(1), atol=1e-6)
-        assert found.converged
-        assert np.all(np.asarray(found.map) >= 0)
+def spec_of(model, name):
+    method = dict(METHODS[name])
+    if keep := method.pop("keep", None):
+        first = traced(model).groups[0].name
+        return traced(model).spec(keep={first: keep - (model == "res") * 2}, **method)
+    return traced(model).spec(0.5, **method)
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [{"source_marginal": "importance"}, {"targets": "centroids"}, {"cost_p": "cosine"}],
-)
-def test_where_it_need_not_stay_the_whole_problem_is_solved(choice):
-    """Other marginals, targets that are no sources, and costs that are no metric."""
-    spec = GRAPH.spec(0.5, solver="exact", order="simultaneous", **choice)
-    (wave,) = waves.schedule(spec.structure, spec.method, frozenset(), "cpu")
-    assert not any(bucket.moved for bucket in wave.buckets)
-    for name, found in ifjax.transport_maps(network(), spec).items():
-        n, m = SIZES[name], SIZES[name] // 2
-        assert found.converged
-        assert found.map.shape == (n, m)
-        np.testing.assert_allclose(found.map.sum(0).sum(), 1, rtol=1e-5)
-        if "source_marginal" in choice:
-            cost, _, b = full(network(), name, np.asarray(found.targets), 1, "uniform")
-            _, a, _ = full(network(), name, np.asarray(found.targets), 1, "importance")
-            np.testing.assert_allclose(found.cost, ot.emd2(a, b, cost), rtol=1e-5)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_host_computes_what_a_jitted_program_does(name):
+    model = "vgg"
+    params, spec = reference.init(model, 1, WIDTHS[model]), spec_of(model, name)
+    got = ifjax.transport_maps(params, spec)
+    want = jax.jit(ifjax.transport_maps, static_argnums=1)(params, spec)
+    assert set(got) == set(want)
+    for group, found in got.items():
+        np.testing.assert_array_equal(found.targets, want[group].targets, group)
+        assert found.converged.all()
+        np.testing.assert_allclose(found.map, want[group].map, atol=3e-5, err_msg=group)
+        np.testing.assert_allclose(found.cost, want[group].cost, rtol=1e-3, atol=1e-6)
+        for x, y in zip(found, want[group], strict=True):
+            assert (type(x), x.shape, x.dtype) == (type(y), y.shape, y.dtype)
 
 
-def test_one_call_to_the_host_solves_a_wave(monkeypatch):
-    calls = []
-    inner = jax.pure_callback
-    monkeypatch.setattr(jax, "pure_callback", lambda *a, **k: (calls.append(a), inner(*a, **k))[1])
+@pytest.mark.parametrize("keep_shape", [False, True])
+@pytest.mark.parametrize("model", ["vgg", "res"])
+def test_the_host_merges_as_a_jitted_program_does(model, keep_shape):
+    params = reference.init(model, 1, WIDTHS[model])
+    jitted = jax.jit(ifjax.fuse_params, static_argnames=("spec", "keep_shape"))
+    for name in ("exact", "pruned", "one marginal"):
+        for merge in ("reference", "preserving"):
+            spec = traced(model).spec(0.5, merge=merge, **METHODS[name])
+            got = ifjax.fuse_params(params, spec, keep_shape=keep_shape)
+            want = jitted(params, spec, keep_shape=keep_shape)
+            for path, x in want.items():
+                assert got[path].dtype == x.dtype
+                np.testing.assert_allclose(got[path], x, rtol=1e-5, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("model", ["vgg", "res"])
+def test_levels_give_what_one_group_after_the_other_does(monkeypatch, model):
+    params = reference.init(model, 1, WIDTHS[model])
+    spec = traced(model).spec(0.5, solver="nearest", cost_p=2.0)
+    together = ifjax.transport_maps(params, spec)
+    program._compiled.cache_clear()
+    one = lambda structure, order: [[g] for g in structure.in_order()]  # noqa: E731
+    monkeypatch.setattr(program, "levels_of", one)
+    alone = ifjax.transport_maps(params, spec)
+    program._compiled.cache_clear()
+    assert list(together) == list(alone)
+    for name, found in alone.items():
+        np.testing.assert_array_equal(together[name].targets, found.targets)
+        np.testing.assert_allclose(together[name].map, found.map, atol=1e-7)
+        np.testing.assert_allclose(together[name].cost, found.cost, rtol=1e-5)
+
+
+def test_nothing_is_compiled_but_the_solver():
+    """Pruning and assignments compile nothing, Sinkhorn one program."""
     jax.clear_caches()
-    spec = GRAPH.spec(0.5, solver="exact", order="simultaneous")
-    small = ifjax.fuse_params(network(), spec)
-    jitted = jax.jit(ifjax.fuse_params, static_argnames="spec")(network(), spec=spec)
-    ((_, shapes, *_),) = calls  # traced once, with a problem of either size
-    assert len(shapes) == 2
-    for path in small:
-        np.testing.assert_allclose(small[path], jitted[path], atol=1e-6)
+    params = {k: jnp.asarray(v) for k, v in reference.init("vgg", 0, (6, 8)).items()}
+    counts = {}
+    for name in ("pruned", "exact", "raw", "sinkhorn"):
+        spec = traced("vgg").spec(0.5, **METHODS[name])
+        before = len(COMPILED)
+        jax.block_until_ready(ifjax.fuse_params(params, spec))
+        counts[name] = len(COMPILED) - before
+    assert counts == {"pruned": 0, "exact": 0, "raw": 1, "sinkhorn": 1}
 
 
-def test_pruned_groups_beside_fused_ones_receive_themselves():
-    """What is only selected needs no solver."""
-    spec = GRAPH.spec(0.5, method="prune", order="simultaneous")
-    for name, found in ifjax.transport_maps(network(), spec).items():
-        n, m = SIZES[name], SIZES[name] // 2
-        expected = np.zeros((n, m))
-        expected[found.targets, np.arange(m)] = 1 / m
-        np.testing.assert_allclose(found.map, expected, rtol=1e-6)
+def test_leaves_on_a_device_stay_there_and_others_are_on_the_default_one():
+    params = reference.init("vgg", 0, WIDTHS["vgg"])
+    spec = traced("vgg").spec(0.5, solver="nearest")
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[-1])
+    there = ifjax.fuse_params(jax.device_put(params, place), spec)
+    assert all(x.sharding == place and x.committed for x in there.values())
+    plain = ifjax.fuse_params({k: jnp.asarray(v) for k, v in params.items()}, spec)
+    assert not any(x.committed for x in plain.values())
+    for path, x in ifjax.fuse_params(params, spec).items():
+        np.testing.assert_array_equal(x, there[path])
+        assert x is params[path] or x.devices() == {jax.devices()[0]}
 
 
-def test_maps_can_be_mapped_over_networks():
-    spec = GRAPH.spec(0.5, solver="exact", order="simultaneous")
-    many = [network(seed) for seed in range(2)]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *many)
-    got = jax.vmap(lambda p: ifjax.fuse_params(p, spec))(stacked)
-    for i, p in enumerate(many):
-        want = ifjax.fuse_params(p, spec)
-        for path in want:
-            np.testing.assert_allclose(got[path][i], want[path], atol=1e-6)
+def test_results_do_not_share_memory_with_the_parameters():
+    params = reference.init("mlp", 0, WIDTHS["mlp"])
+    spec = traced("mlp").spec(0.5, method="prune")
+    small = ifjax.fuse_params(params, spec)
+    kept = {path: np.array(x) for path, x in small.items()}
+    for path, x in params.items():
+        if small[path] is not x:
+            x[:] = 0
+    for path, x in small.items():
+        np.testing.assert_array_equal(x, kept[path])
+
+
+def test_parameters_that_a_jitted_function_closes_over_are_held():
+    params = reference.init("vgg", 0, WIDTHS["vgg"])
+    for method in ({"epsilon": 0.1}, {"solver": "exact", "cost_p": 3.0}):
+        spec = traced("vgg").spec(0.5, **method)
+        got = jax.jit(lambda x, spec=spec: ifjax.fuse_params(params, spec) | {"x": x})(1.0)
+        want = ifjax.fuse_params(params, spec)
+        for path, x in want.items():
+            np.testing.assert_array_equal(got[path], x)

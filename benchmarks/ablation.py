@@ -1,0 +1,185 @@
+"""What every device of speed is worth: a network fused with it and without it.
+
+On the first call, the one that counts, and on later calls, in fresh processes in turn; numbers are
+medians over processes. "times" is the time without the device over the time with it: what is worth
+less than 1.2 everywhere has to go. Plain pruning solves nothing, so that there only threads count.
+
+* threads: groups, leaves and norms side by side, instead of one after another.
+* tiles: costs by one program of fixed size, instead of SciPy's cdist for all.
+* SciPy for small ones: instead of tiles for all.
+* lists of sources: merging by gathers where a target has few sources, instead of products.
+* mass stays: targets that stay in their places are left out of the problem, instead of the whole.
+* shared sizes: Sinkhorn compiled for a few padded sizes, instead of for every group's own.
+* kept program: what a spec does is asked for once (counts on later calls alone).
+
+    python benchmarks/ablation.py                   # about 15 minutes on 2 quiet cores
+    python benchmarks/ablation.py --networks vgg11 --processes 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import record
+
+# Network, solver, method and order.
+CASES = {
+    "resnet18 exact": ("resnet18", {"solver": "exact", "order": "simultaneous"}),
+    "resnet18 exact, sequential": ("resnet18", {"solver": "exact"}),
+    "vgg11 exact": ("vgg11", {"solver": "exact", "order": "simultaneous"}),
+    "vgg11 sinkhorn": ("vgg11", {}),
+    "densenet pruned": ("densenet", {"method": "prune"}),
+}
+LATER = 5
+
+
+def main() -> None:
+    """Makes the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--devices", nargs="+", default=list(WITHOUT), choices=list(WITHOUT))
+    parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(child(*args.child)))
+        return
+    rows = []
+    for case in args.cases:
+        for device in (d for d in args.devices if _concerns(d, case)):
+            sides: dict[str, list[dict[str, float]]] = {"": [], device: []}
+            for _ in range(args.processes):
+                for side, found in sides.items():
+                    found.append(run(case, side))
+            row: dict[str, Any] = {"case": case, "device": device}
+            for part in ("first call", "later calls"):
+                with_it, without = (
+                    statistics.median(x[part] for x in found) for found in sides.values()
+                )
+                row |= {f"{part}, s": with_it, f"{part}: times": without / with_it}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    print(record.markdown(rows))
+    print("written:", record.write("ablation", rows, processes=args.processes).name)
+
+
+def run(case: str, without: str) -> dict[str, float]:
+    """Seconds of the first and of later calls, in a process of its own."""
+    command = [sys.executable, __file__, "--child", case, without]
+    environment = {**os.environ, "POT_BACKEND_DISABLE_PYTORCH": "1"}
+    out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def child(case: str, without: str) -> dict[str, float]:
+    """One side."""
+    import jax
+
+    import ifjax
+
+    params, spec = job(*CASES[case])
+    if without:
+        WITHOUT[without]()
+    times = []
+    for _ in range(1 + LATER):
+        if without == "kept program":
+            WITHOUT[without]()
+        start = time.perf_counter()
+        jax.block_until_ready(ifjax.fuse_params(params, spec))
+        times.append(time.perf_counter() - start)
+    return {"first call": times[0], "later calls": statistics.median(times[1:])}
+
+
+def job(name: str, method: dict[str, str]) -> tuple[Any, Any]:
+    """Random weights, and the spec that halves every group."""
+    import speed
+
+    if name != "densenet":
+        options = {"solver": "sinkhorn", "order": "sequential"} | method
+        leaves, spec = speed.network(name, **options)
+        return speed.tree(leaves), spec
+    return densenet(method)
+
+
+def densenet(method: dict[str, str], layers: int = 30) -> tuple[Any, Any]:
+    """Dense connections: every layer reads what all before it have made."""
+    import jax
+    import jax.numpy as jnp
+
+    import ifjax
+
+    rng = np.random.default_rng(0)
+    sizes = [(16 + 12 * i, 12) for i in range(layers)]
+    params = {
+        "i": rng.standard_normal((32, 16), np.float32),
+        "a": [rng.standard_normal(size, np.float32) for size in sizes],
+        "o": rng.standard_normal((16 + 12 * layers, 8), np.float32),
+    }
+
+    def apply(p: Any, x: Any) -> Any:
+        h = x @ p["i"]
+        for kernel in p["a"]:
+            h = jnp.concatenate([h, jax.nn.relu(h @ kernel)], -1)
+        return h @ p["o"]
+
+    return params, ifjax.trace(apply, params, jnp.ones((4, 32))).spec(0.5, **method)
+
+
+def _set(module: str, name: str, value: Any) -> Callable[[], None]:
+    """Puts another value in the place of a module's."""
+
+    def put() -> None:
+        found = importlib.import_module(module)
+        if not hasattr(found, name):
+            raise AttributeError(f"{module} has no {name}")
+        setattr(found, name, value)
+
+    return put
+
+
+def _whole_problems() -> None:
+    """No mass is known to stay."""
+    program = importlib.import_module("ifjax.fusion.program")
+    program._is_metric = lambda method: False
+
+
+def _ask_again() -> None:
+    """Forgets what specs do."""
+    importlib.import_module("ifjax.fusion.program")._compiled.cache_clear()
+
+
+WITHOUT: dict[str, Callable[[], None]] = {
+    "threads": _set("ifjax.parallel.threads", "_THREADS", 1),
+    "tiles": _set("ifjax.fusion.execution.distances", "_SMALL", 2**62),
+    "SciPy for small ones": _set("ifjax.fusion.execution.distances", "_SMALL", 0),
+    "lists of sources": _set("ifjax.fusion.merge", "_NEURONS", 2**62),
+    "mass stays": _whole_problems,
+    "shared sizes": _set("ifjax.fusion.execution.padding", "_COMPILED", 0),
+    "kept program": _ask_again,
+}
+
+
+def _concerns(device: str, case: str) -> bool:
+    """Whether a case uses it at all."""
+    exact, pruned = "exact" in case, "pruned" in case
+    return {
+        "tiles": not pruned,
+        "SciPy for small ones": not pruned,
+        "lists of sources": exact,
+        "mass stays": exact,
+        "shared sizes": "sinkhorn" in case,
+    }.get(device, True)
+
+
+if __name__ == "__main__":
+    main()

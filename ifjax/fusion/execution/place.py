@@ -1,0 +1,92 @@
+"""Where fusion runs: in numpy where this process holds all arrays, else as one jitted program."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ifjax.fusion.program import Program
+from ifjax.parallel.placement import on_mesh
+from ifjax.tree import is_concrete
+
+
+def is_held(*trees: PyTree) -> bool:
+    """Whether every array is numpy's, or lies on a single device of this process.
+
+    >>> is_held({"w": jnp.ones(2)}, np.ones(3)), jax.jit(lambda x: x + is_held(x))(jnp.zeros(()))
+    (True, Array(0., dtype=float32))
+    """
+    arrays = [x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array)]
+    return is_concrete(*arrays) and all(
+        x.is_fully_addressable and len(x.devices()) == 1 for x in arrays
+    )
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """The arrays in numpy, all transfers begun at once; random keys as they are."""
+    arrays, structure = jax.tree.flatten(tree)
+    wanted = [isinstance(x, jax.Array) and not _is_key(x) for x in arrays]
+    for x, fetch in zip(arrays, wanted, strict=True):
+        if fetch:
+            x.copy_to_host_async()
+    pairs = zip(arrays, wanted, strict=True)
+    return jax.tree.unflatten(structure, [np.asarray(x) if fetch else x for x, fetch in pairs])
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def to_devices(found: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Arrays from the host where the given ones lie, all at once: nothing is compiled."""
+    alike: dict[Any, dict[str, np.ndarray]] = defaultdict(dict)
+    for path, x in found.items():
+        full = like[path]
+        # Where an array was not put on a device on purpose, its small one is not either.
+        put = isinstance(full, jax.Array) and full.committed
+        alike[full.sharding if put else None][path] = x
+    placed: dict[str, jax.Array] = {}
+    for place, arrays in alike.items():
+        placed |= jax.device_put(arrays, place)
+    return placed
+
+
+def run(
+    function: Callable[..., PyTree], program: Program, *given: PyTree, outputs: Callable[[], PyTree]
+) -> PyTree:
+    """``function(program, *given)``, in numpy or jitted.
+
+    Args:
+      function: the same for both.
+      program: static.
+      *given: trees of arrays.
+      outputs: see `ifjax.parallel.placement.on_mesh`.
+
+    Returns:
+      What the function returns, in numpy where all is held.
+    """
+    if is_held(*given):
+        with _eager(), np.errstate(all="ignore"):  # silent, as jax is
+            return function(program, *to_host(given))
+    traced = functools.partial(_traced, function, program)
+    return on_mesh(traced, *given, outputs=outputs)
+
+
+def _eager() -> contextlib.AbstractContextManager[None]:
+    """Within it nothing is traced, where a jitted function closes over the parameters."""
+    if is_concrete(jax.device_put(np.zeros(()))):
+        return contextlib.nullcontext()
+    return jax.ensure_compile_time_eval()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _traced(function: Callable[..., PyTree], program: Program, *given: PyTree) -> PyTree:
+    return function(program, *given)

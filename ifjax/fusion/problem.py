@@ -1,0 +1,195 @@
+r"""The transport problem of one group, as the paper writes it.
+
+Of n neurons m are kept. Neuron i is described by f_i = (out_i, in_i) / ||.||_2, its rows of every
+producer and its columns of every consumer kernel, batch norms folded in. The targets are the m
+neurons of highest score, or centroids of all. Moving neuron i to target j costs ||f_i - f_j||_p;
+sources and targets have the mass that their marginals give them.
+
+Where source and target marginal are of one kind, a target receives at least the mass that it had.
+If the cost is a metric, an optimal plan then leaves that mass where it is (by the triangle
+inequality), and the problem shrinks to the other neurons: OT(a, b) = OT((a - b)^+, (b - a)^+).
+
+References:
+  Theus et al., `Towards Meta-Pruning via Optimal Transport <https://arxiv.org/abs/2402.07839>`_,
+  ICLR 2024, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from ifjax import importance
+from ifjax.fusion.program import GroupProblem
+from ifjax.namespace import AnyArray, namespace
+from ifjax.parallel import placement as mesh
+from ifjax.transport import costs, transport
+from ifjax.transport.targets import Neurons
+from ifjax.transport.transport import Transport
+
+Distances = Callable[[Any, Any, Any], Any]
+Part = tuple[Any, int]
+
+
+class Problem(NamedTuple):
+    """A transport problem.
+
+    Attributes:
+      scores: of the neurons.
+      targets: the neurons that are kept, or represent a centroid, ascending.
+      a: mass of the neurons.
+      b: mass of the targets.
+      sources: the neurons that move, ascending; None if all do.
+      cost: of moving each of them to each target. None where nothing is to be solved.
+    """
+
+    scores: Any
+    targets: Int[AnyArray, "*batch m"]
+    a: Float[AnyArray, "*batch n"]
+    b: Float[AnyArray, "*batch m"]
+    sources: Int[AnyArray, "*batch k"] | None = None
+    cost: Any = None
+
+
+def problem_of(
+    group: GroupProblem,
+    entry: Mapping[str, Any],
+    scored: Mapping[str, Any],
+    scores: Any,
+    key: Any,
+    distances: Distances,
+) -> Problem:
+    """Scores, targets, marginals and costs of a group, or of one entry of its batch.
+
+    Args:
+      group: what is static.
+      entry: the arrays that describe the neurons, by path.
+      scored: those that the scores are read from.
+      scores: the scores, or a statistic of every neuron; None to read them.
+      key: a random key, where one is needed.
+      distances: between two sets of columns of features.
+
+    Returns:
+      The problem.
+    """
+    method, m = group.method, group.kept
+    scores = scores_of(group, scored, scores, key)
+    parts = group.described.parts(entry)
+    chosen = method.targets_value
+    if isinstance(chosen, Neurons):
+        order = chosen.first(scores, group.size if group.staying else m)
+        targets = mesh.settled(namespace(order).sort(order[:m]))
+        mass = scores[targets]
+        if group.solver is None:
+            return Problem(scores, targets, 0 * scores, 0 * mass)
+    factors = mesh.settled(costs.factors(_spread(parts)))
+    if isinstance(chosen, Neurons):
+        points, sources = features(parts, factors, targets), None
+        if group.staying:
+            sources = mesh.settled(namespace(order).sort(order[m:]))
+        moving = features(parts, factors, sources)
+    else:
+        moving, sources = features(parts, factors, None), None
+        at: Any = None if key is None else jax.random.fold_in(key, 1)
+        found = chosen.clusters(moving.T, m, at, scores)
+        targets, points = found.targets, found.centroids.T
+        mass = namespace(scores).maximum(scores, 0) @ found.shares
+    a = transport.marginal(method.source_marginal, scores)
+    b = transport.marginal(method.target_marginal, mass)
+    if group.solver is None:
+        return Problem(scores, targets, a, b)
+    return Problem(scores, targets, a, b, sources, distances(moving, points, method.cost_p))
+
+
+def scores_of(group: GroupProblem, scored: Mapping[str, Any], given: Any, key: Any) -> Any:
+    """The importance of the neurons."""
+    if group.reads == "given":
+        return given
+    method, members = group.method, [(given, 0)]
+    if group.scored is not None:
+        members = _spread(group.scored.parts(scored))
+    arrays, axes = zip(*members, strict=True)
+    return importance.score(
+        method.importance_value, arrays, key, method.reduction, method.normalization, axes
+    )
+
+
+def _spread(parts: list[Part]) -> list[Part]:
+    """Every neuron whole on one device, so that what is added up of it does not travel."""
+    return [(mesh.spread(x, at), at) for x, at in parts]
+
+
+def features(parts: list[Part], factors: Any, index: Any) -> Any:
+    """The features of some neurons, or of all, as columns ``[d, k]``."""
+    if index is not None:
+        parts = [(mesh.take(x, index, at), at) for x, at in parts]
+        factors = factors[index]
+    xp = namespace(factors)
+    columns = [xp.moveaxis(x, at, -1).reshape(-1, len(factors)) for x, at in _spread(parts)]
+    return xp.concatenate(columns) * factors
+
+
+def selected(problem: Problem) -> Transport:
+    """The plan of plain pruning: every target receives itself alone."""
+    xp = namespace(problem.scores)
+    n, m = problem.scores.shape[0], problem.targets.shape[0]
+    dtype = problem.scores.dtype
+    zero = xp.zeros((), dtype)
+    return Transport(
+        map=(xp.arange(n)[:, None] == problem.targets).astype(dtype) / m,
+        targets=problem.targets,
+        converged=xp.asarray(True),
+        iterations=xp.zeros((), np.int32),
+        marginal_error=zero,
+        cost=zero,
+        potential=0 * problem.scores,
+    )
+
+
+def moving(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cost and mass of what moves, in numpy, with any leading axes."""
+    cost, a, b = (np.asarray(x) for x in (problem.cost, problem.a, problem.b))
+    if problem.sources is not None:
+        # Both sums are one less what stays; the solver wants them equal to the last digit.
+        b = b - staying(problem)
+        a = np.take_along_axis(a, np.asarray(problem.sources), -1)
+        total = b.sum(-1, keepdims=True)
+        b = b * np.where(total > 0, a.sum(-1, keepdims=True) / np.where(total > 0, total, 1), 0)
+    return cost, a.astype(cost.dtype), b.astype(cost.dtype)
+
+
+def staying(problem: Problem) -> np.ndarray:
+    """The mass of every target that it had as a source, and keeps."""
+    a, b, targets = (np.asarray(x) for x in (problem.a, problem.b, problem.targets))
+    return np.minimum(np.take_along_axis(a, targets, -1), b)
+
+
+def completed(problem: Problem, plan: np.ndarray, converged: np.ndarray) -> Transport:
+    """The transport of all neurons, in numpy, from the plan for those that move.
+
+    The potential is the cost of a source's nearest target, that of a target zero.
+    """
+    cost, a, b = moving(problem)
+    present = (a > 0)[..., :, None] & (b > 0)[..., None, :]
+    nearest = np.where((b > 0)[..., None, :], cost, np.inf).min(-1, initial=np.inf)
+    potential = np.where(a > 0, nearest, 0)
+    total = np.where(present, plan * cost, 0).sum((-2, -1))
+    mass, wanted = np.asarray(problem.a), np.asarray(problem.b)
+    targets = np.asarray(problem.targets)
+    if problem.sources is not None:
+        sources = np.asarray(problem.sources)
+        whole = np.zeros((*mass.shape, plan.shape[-1]), plan.dtype)
+        np.put_along_axis(whole, sources[..., None], plan, -2)
+        np.put_along_axis(whole, targets[..., None, :], staying(problem)[..., None, :], -2)
+        lifted = np.zeros(mass.shape, plan.dtype)
+        np.put_along_axis(lifted, sources, potential.astype(plan.dtype), -1)
+        plan, potential = whole, lifted
+    error = np.abs(plan.sum(-1) - mass).sum(-1) + np.abs(plan.sum(-2) - wanted).sum(-1)
+    fields: Any = plan, targets, converged, np.zeros(total.shape, np.int32), error, total, potential
+    return Transport(
+        *(x.astype(cost.dtype) if x.dtype.kind == "f" else x for x in map(np.asarray, fields))
+    )

@@ -1,0 +1,77 @@
+"""The same functions on numpy and on jax: what differs between their arrays, in one place."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ifjax.tree import wide_dtype
+
+if TYPE_CHECKING:  # what a function returns is of what it was given
+    AnyArray: TypeAlias = Any
+else:
+    AnyArray: TypeAlias = jax.Array | np.ndarray
+
+
+def namespace(*arrays: Any) -> Any:
+    """`jax.numpy` if any of the arrays is jax's, else `numpy`.
+
+    >>> namespace(np.ones(2)).__name__, namespace(np.ones(2), jnp.ones(2)).__name__
+    ('numpy', 'jax.numpy')
+    """
+    return jnp if any(isinstance(x, jax.Array) for x in arrays) else np
+
+
+def total(x: Any, axes: int | Sequence[int]) -> Any:
+    """The sum over some axes, in the dtype of the array.
+
+    numpy adds up the entries of leading axes one after another: in double precision here, for in
+    single a kernel of 4,608 rows would lose two digits.
+
+    >>> float(total(np.full((100_000, 2), 0.1, np.float32), 0)[0])
+    10000.0
+    """
+    axes = (axes,) if isinstance(axes, int) else tuple(axes)
+    if isinstance(x, jax.Array):
+        return jnp.sum(x, axes)
+    return np.sum(x, axes, dtype=np.promote_types(x.dtype, np.float64)).astype(x.dtype)
+
+
+def fixed(x: Any) -> Any:
+    """The array as a constant: no gradient flows through it."""
+    return jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x
+
+
+def descending(scores: Any) -> Any:
+    """The positions of the highest scores first; of equal ones in their order.
+
+    >>> descending(np.array([1.0, 3.0, 1.0])).tolist()
+    [1, 0, 2]
+    """
+    if isinstance(scores, jax.Array):
+        return jax.lax.top_k(scores, scores.shape[0])[1]
+    return np.argsort(-scores, stable=True).astype(np.int32)
+
+
+def wide(*arrays: Any) -> Any:
+    """The dtype to compute in: of the arrays, but at least float32."""
+    found = functools.reduce(jnp.promote_types, (wide_dtype(x.dtype) for x in arrays))
+    return jax.dtypes.canonicalize_dtype(found)
+
+
+def put(x: Any, index: Any, values: Any) -> Any:
+    """The array with other values at some positions of its first axis.
+
+    >>> put(np.zeros(3), np.array([2, 0]), np.array([5.0, 6.0])).tolist()
+    [6.0, 0.0, 5.0]
+    """
+    if isinstance(x, jax.Array) or isinstance(values, jax.Array) or isinstance(index, jax.Array):
+        return jnp.asarray(x).at[index].set(values)
+    x = x.copy()
+    x[index] = values
+    return x

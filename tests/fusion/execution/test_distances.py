@@ -1,0 +1,96 @@
+"""Distances by tiles of fixed size, by SciPy and by products, against SciPy in double precision."""
+
+import math
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from ifjax.fusion.execution import distances as module
+from ifjax.fusion.execution.distances import distances
+
+NAMES = {1: "cityblock", 2: "euclidean", math.inf: "chebyshev", "cosine": "cosine"}
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *args, **kwargs: COMPILED.append(name) if "backend_compile" in name else None
+)
+
+
+def points(d, n, m, seed=0):
+    """Columns of features, some of the targets among the sources, some zero."""
+    rng = np.random.default_rng(seed)
+    x, y = (rng.normal(size=(d, k)).astype(np.float32) for k in (n, m))
+    y[:, :3] = x[:, :3]
+    x[:, -1] = 0
+    return x, y
+
+
+def expected(x, y, p):
+    options = {} if p in NAMES else {"p": p}
+    found = cdist(np.float64(x.T), np.float64(y.T), NAMES.get(p, "minkowski"), **options)
+    if p == "cosine":  # one between a row of zeros and any other, zero between two
+        zero = (x == 0).all(0)[:, None] ^ (y == 0).all(0)
+        found = np.where(zero, 1, np.nan_to_num(found))
+    return found
+
+
+@pytest.fixture(params=["tiles", "scipy"])
+def path(request, monkeypatch):
+    """What small problems are left to."""
+    if request.param == "tiles":
+        monkeypatch.setattr(module, "_SMALL", 1)
+    return request.param
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3.0, math.inf, "cosine"])
+@pytest.mark.parametrize("shape", [(5, 7, 4), (300, 30, 20), (20, 300, 260)])
+@pytest.mark.usefixtures("path")
+def test_the_distances_are_scipy_s(p, shape):
+    x, y = points(*shape)
+    found = distances(x, y, p)
+    assert found.dtype == np.float32
+    want = expected(x, y, p)
+    np.testing.assert_allclose(found, want, rtol=2e-6, atol=2e-6 * want.max())
+    assert (found[[0, 1, 2], [0, 1, 2]] == 0).all()
+
+
+@pytest.mark.parametrize("p", [2, "cosine"])
+def test_near_neighbours_lose_no_digits(p):
+    """Their distance is the difference of numbers a thousand times larger."""
+    x, _ = points(50, 8, 4)
+    x[:, -1] = 1
+    y = x * np.float32(1 + 1e-3) if p == 2 else x + np.float32(1e-3) * x[::-1]
+    found, want = distances(x, y, p), expected(x, y, p)
+    np.testing.assert_allclose(np.diag(found), np.diag(want), rtol=2e-3, atol=1e-12)
+
+
+def test_double_precision_stays(path):
+    x, y = (np.float64(z) for z in points(9, 7, 4))
+    with jax.enable_x64(True):
+        found = distances(x, y, 1)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected(x, y, 1), rtol=1e-13)
+
+
+@pytest.mark.usefixtures("path")
+def test_one_program_serves_every_size(monkeypatch):
+    monkeypatch.setattr(module, "_SMALL", 1)
+    distances(*points(5, 7, 4), 1)
+    count = len(COMPILED)
+    for shape in ((300, 30, 20), (4, 5, 6), (257, 300, 400)):
+        distances(*points(*shape), 1)
+    assert len(COMPILED) == count
+
+
+def test_an_accelerator_has_larger_tiles_and_no_inner_loop(monkeypatch):
+    monkeypatch.setattr(module, "_SMALL", 1)
+    monkeypatch.setattr(module, "_side", lambda: 32)
+    monkeypatch.setattr(module, "_chunk", lambda: None)
+    x, y = points(40, 37, 33)
+    for p in (1, 3.0, math.inf):
+        np.testing.assert_allclose(distances(x, y, p), expected(x, y, p), rtol=3e-6)
+    monkeypatch.undo()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert (module._side(), module._chunk()) == (512, None)
