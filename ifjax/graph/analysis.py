@@ -42,6 +42,7 @@ class Analysis:
       outputs: axes of the outputs.
       macs: axes whose sizes multiply to the work of each contraction.
       numbers: numbers that come from widths.
+      draws: whose keys random numbers are drawn with: a ``"constant"`` one, a ``"leaf"``.
     """
 
     frame: Frame
@@ -52,6 +53,7 @@ class Analysis:
     outputs: list[Axes]
     macs: list[Axes]
     numbers: Numbers
+    draws: frozenset[str] = frozenset()
 
     @property
     def followed(self) -> list[Followed]:
@@ -107,7 +109,7 @@ def analyse(
     frame, outputs = walk(context, live, [*leaves, *inputs])
     _tie_unread(store, closed, frame, [*leaves, *inputs], len(leaves))
     keys = [is_key(x) for _, x in named]
-    _pin_fixed_randomness(frame, store, [*keys, *[True] * len(inputs)])
+    draws = _pin_fixed_randomness(frame, store, keys, len(inputs))
     tied = mirrored_objects(out_shape, params) | mirrors(out_shape, named)
     read = _read_inputs(frame.jaxpr)
     state = _carried_outputs(out_shape, carried)
@@ -132,7 +134,7 @@ def analyse(
         numbers = find_numbers(frame, store, len(leaves) + len(inputs), twins)
     tree = jax.tree.structure(out_shape)
     numbers.note()
-    return Analysis(frame, store, leaves, inputs, tree, outputs, context.macs, numbers)
+    return Analysis(frame, store, leaves, inputs, tree, outputs, context.macs, numbers, draws)
 
 
 def _tie_unread(
@@ -190,25 +192,33 @@ def _common_end(a: str, b: str) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _pin_fixed_randomness(frame: Frame, store: AxisStore, given: list[bool]) -> None:
+def _pin_fixed_randomness(
+    frame: Frame, store: AxisStore, keys: Sequence[bool], inputs: int
+) -> frozenset[str]:
     """Pins draws whose key nobody gives: a fixed projection is a constant, another at every index.
 
     Draws from a key that is an input or a leaf (dropout) have no neuron of their own and follow the
-    widths; so do those from a key that an outer function traces.
+    widths; so do those from a key that an outer function traces. Returns whose keys are drawn with.
     """
+    drawn, nobody, traced = set[str](), frozenset[str](), frozenset({"traced"})
 
     def transfer(
-        equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[bool]
-    ) -> list[bool]:
+        equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[frozenset[str]]
+    ) -> list[frozenset[str]]:
         del ins
-        if equation.primitive.name == "random_bits" and not any(values):
-            for node in outs[0]:
+        sources = nobody.union(*values)
+        if equation.primitive.name == "random_bits":
+            drawn.update(sources or {"constant"})
+            for node in () if sources else outs[0]:
                 store.pin(node, Reason(FIXED_KEY, (equation,)))
-        return [any(values) for _ in outs]
+        return [sources for _ in outs]
 
-    control = Control(lambda values, _: all(values))
-    is_traced: Callable[[Any], bool] = lambda value: isinstance(value, Tracer)  # noqa: E731
-    interpret(frame, store, given, transfer, is_traced, control=control)
+    given = [frozenset({"leaf"} if is_one else ()) for is_one in keys]
+    given += [frozenset({"input"}) for _ in range(inputs)]
+    control = Control(lambda values, _: nobody.union(*values) if all(values) else nobody)
+    constant = lambda x: traced if isinstance(x, Tracer) else nobody  # noqa: E731
+    interpret(frame, store, given, transfer, constant, control=control)
+    return frozenset(drawn)
 
 
 def mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]:

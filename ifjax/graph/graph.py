@@ -31,6 +31,8 @@ class DependencyGraph:
       numbers: numbers in the function that come from a group's width and are more than the count of
         a mean, with their source lines: those that are read as such and follow it (the n - 1 of a
         deviation), and those that stay, to be looked at where the function means the width by them.
+      hints: what may be wrong with the call of `ifjax.trace`, and what to do: where nothing can be
+        cut, or random numbers are drawn with a constant key.
       unused: paths of leaves that reach no output; they are cut with their group where they share
         one with a leaf that does.
     """
@@ -39,6 +41,7 @@ class DependencyGraph:
     pinned: tuple[PinnedAxis, ...]
     unused: tuple[str, ...]
     numbers: tuple[WidthNumber, ...] = ()
+    hints: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Structure:
@@ -108,6 +111,11 @@ class DependencyGraph:
                     f"unknown option {name!r} of spec; expected one of {', '.join(sorted(known))}"
                 )
         kept = self.couplings(protect) if protect else None
+        if not self.groups and self.hints and (sparsity or keep):
+            raise ValueError(
+                f"sparsity {sparsity!r}, keep {keep!r} removes no neuron, for the graph has no "
+                f"groups: {'; '.join(self.hints)}"
+            )
         if include is not None and not isinstance(include, str) and not callable(include):
             include = list(include)  # read once for every ratio that is tried
 
@@ -188,8 +196,9 @@ class DependencyGraph:
         if not isinstance(other, DependencyGraph):
             return NotImplemented
         numbers = tuple(dict.fromkeys(self.numbers + other.numbers))
-        return DependencyGraph(*intersect(self.coupling, other.coupling), numbers)
+        said = tuple(dict.fromkeys(self.hints + other.hints))
+        return DependencyGraph(*intersect(self.coupling, other.coupling), numbers, said)
 
     def __str__(self) -> str:
         """A table of groups, and what is pinned."""
-        return graph_table(self.coupling, self.literals)
+        return graph_table(self.coupling, self.literals, self.hints)

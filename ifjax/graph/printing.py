@@ -8,7 +8,9 @@ from ifjax.structure.account import align, savings
 MOST_PINNED = 12
 
 
-def graph_table(graph: Coupling, literals: tuple[str, ...] = ()) -> str:
+def graph_table(
+    graph: Coupling, literals: tuple[str, ...] = (), hints: tuple[str, ...] = ()
+) -> str:
     """Groups with size, members, weights and FLOPs; then what is pinned, by reason."""
     structure = graph.structure
     rows: list[tuple[str, ...]] = [("group", "size", "kind", "members", "weights", "FLOPs")]
@@ -45,4 +47,4 @@ def graph_table(graph: Coupling, literals: tuple[str, ...] = ()) -> str:
             lines.append(f"  and {len(literals) - MOST_PINNED} more, see graph.literals")
     if graph.unused:
         lines.append(f"leaves that reach no output: {', '.join(graph.unused)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *hints])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ifjax.graph.analysis import Analysis, analyse
+from ifjax.graph.analysis import FIXED_KEY, Analysis, analyse
 from ifjax.graph.facts.batching import batch_axes
 from ifjax.graph.facts.exactness import inexact_classes
 from ifjax.graph.facts.kinds import Products, find_products, kind_of
@@ -17,6 +18,7 @@ from ifjax.graph.facts.norms import find_norms
 from ifjax.graph.facts.roles import find_roles
 from ifjax.graph.graph import DependencyGraph
 from ifjax.graph.grouping import Described, Facts, build
+from ifjax.graph.hints import hints
 from ifjax.graph.twin import doubled
 from ifjax.graph.width_numbers import group_names, width_numbers
 from ifjax.jaxprs.arguments import Arguments, path_name, struct
@@ -49,7 +51,8 @@ def trace(
 
     Returns:
       The graph. Axes of inputs and outputs are pinned, except outputs that mirror a leaf of
-      ``params`` (updated batch statistics).
+      ``params`` (updated batch statistics). Where nothing can be cut, ``print(graph)`` and the
+      error of `DependencyGraph.spec` say why and what to do; a random key that pins is warned of.
 
     Raises:
       ValueError: if ``params`` holds no arrays, ``state`` names nothing, or a batch norm's
@@ -95,18 +98,22 @@ def trace(
         for (path, x), axes in zip(given, analysis.inputs, strict=True)
         if path in held
     ]
+    facts = _facts(analysis, products)
     found = build(
         analysis.store,
         analysis.leaves,
         analysis.macs,
         leaves,
-        _facts(analysis, products),
+        facts,
         follows,
         tuple(carried),
     )
     names = group_names(analysis.store, analysis.leaves, [x.axes for x in found.structure.leaves])
     numbers = width_numbers(analysis.numbers, analysis.store, names, products.contracted)
-    return DependencyGraph(*found, numbers=numbers)
+    said = hints(analysis, found, facts.roles, arguments.paths)
+    if any(FIXED_KEY in p.reason for p in found.pinned):
+        warnings.warn(said[0], stacklevel=3)
+    return DependencyGraph(*found, numbers=numbers, hints=said)
 
 
 def _described(params: Any) -> list[Described]:

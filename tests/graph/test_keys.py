@@ -95,8 +95,12 @@ def test_a_constant_key_is_refused_with_the_way_out():
     def fixed(v, x):
         return NET.apply(v, x, train=True, rngs={"dropout": jax.random.key(1)})
 
-    graph = ifjax.trace(fixed, VARIABLES, X)
+    with pytest.warns(UserWarning, match="constant key.*eval mode"):
+        graph = ifjax.trace(fixed, VARIABLES, X)
     assert graph.groups == ()
+    assert "give the key with the call" in str(graph)
+    with pytest.raises(ValueError, match="no groups: random numbers are drawn with a constant"):
+        graph.spec(0.5)
     why = reasons(graph)["params/Dense_0/kernel", 1]
     assert "the random key is not an input" in why
     assert "keyword" in why
@@ -120,3 +124,4 @@ def test_a_key_among_the_parameters_is_given():
     fixed = jax.random.normal(jax.random.key(0), (8,))
     graph = ifjax.trace(lambda p, x: (x @ p["a"] * fixed) @ p["b"], p, x)
     assert graph.groups == ()
+    assert "nothing can be cut" in str(graph)
