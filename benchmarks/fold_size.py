@@ -34,7 +34,6 @@ import argparse
 import functools
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,15 +41,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import record
 from tqdm import tqdm
 
 import ifjax
 from ifjax import data, models, training
 from ifjax.experiment.network import Network
 from ifjax.report import canvas
-
-sys.path.insert(0, str(Path(__file__).parent))
-import record
 
 BATCH = 16
 RATE, TUNING_RATE = 0.05, 0.01

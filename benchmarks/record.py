@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+# Progress bars are for terminals; tqdm reads this when it is imported, after this module.
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")
 PACKAGES = ("jax", "flax", "ott-jax", "POT", "numpy")
 
 

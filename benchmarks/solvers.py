@@ -22,7 +22,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,15 +30,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import record
 from tqdm import tqdm
 
 import ifjax
 from ifjax import data, interop
 from ifjax.report import canvas
 from ifjax.transport import costs, solvers, transport
-
-sys.path.insert(0, str(Path(__file__).parent))
-import record
 
 EPSILONS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 NETWORKS = ("resnet20", "resnet56")

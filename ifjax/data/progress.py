@@ -46,10 +46,8 @@ def progress(
     """
     tqdm = require("tqdm", "tqdm", "A progress bar").tqdm
     options = {"total": total, "initial": done, "desc": description, "unit": f" {unit}"}
-    if not shown:
-        with tqdm(**options, disable=True) as bar:
-            yield bar
-    elif sys.stderr.isatty():
+    options["disable"] = not shown  # whatever tqdm's own environment variables say
+    if not shown or sys.stderr.isatty():
         with tqdm(**options) as bar:
             yield bar
     else:
