@@ -11,7 +11,7 @@ from jax.extend.core import JaxprEqn
 from jax.typing import ArrayLike
 
 from ifjax.jaxprs import compat
-from ifjax.jaxprs.compat import Values
+from ifjax.jaxprs.compat import Atom, Values
 from ifjax.jaxprs.rules.rule import Derive, Resize, Rule
 from ifjax.jaxprs.traits import TRAITS
 from ifjax.jaxprs.walk import Axes, Context
@@ -39,8 +39,8 @@ def _checkpoint(equation: JaxprEqn, run: Any) -> Any:
     return jax.checkpoint(run, policy=params["policy"], prevent_cse=params["prevent_cse"])
 
 
-def _is_inexact(variable: Any) -> bool:
-    return bool(jnp.issubdtype(compat.dtype_of(variable), jnp.inexact))
+def _is_inexact(atom: Atom) -> bool:
+    return bool(jnp.issubdtype(compat.dtype_of(atom), jnp.inexact))
 
 
 def _custom_jvp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
@@ -202,13 +202,8 @@ def callback(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list
 
 
 RULES = {
-    "jit": _rule("jaxpr"),
-    "pjit": _rule("jaxpr"),
-    "closed_call": _rule("call_jaxpr"),
-    "core_call": _rule("call_jaxpr"),
-    "remat": _rule("jaxpr", _checkpoint),
-    "remat2": _rule("jaxpr", _checkpoint),
-    "checkpoint": _rule("jaxpr", _checkpoint),
+    **{name: _rule(traits.body) for name, traits in TRAITS.items() if traits.kind == "call"},
+    **dict.fromkeys(("remat", "remat2", "checkpoint"), _rule("jaxpr", _checkpoint)),
     "custom_jvp_call": Rule(_rule("call_jaxpr").flow, _custom_jvp),
     "custom_vjp_call": Rule(_rule("call_jaxpr").flow, _custom_vjp),
     "shard_map": Rule(shard_map, rebuild_shard_map),
