@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,30 +65,50 @@ def inexact_classes(
     Returns:
       Representatives of these classes.
     """
-    noticed = {root for f in followed for node in f.over for root in store.classes(node)}
+    zeros = _Zeros(
+        store, {root for f in followed for node in f.over for root in store.classes(node)}
+    )
+    values = [_Value(zeros.roots(axes)) for axes in leaves]
+    values += [_Value(frozenset()) for _ in range(inputs)]
+    control = Control(lambda values, _: _all(values))
+    interpret(frame, store, values, zeros.transfer, _constant, control=control)
+    return frozenset(zeros.noticed)
 
-    def roots(nodes: Sequence[int]) -> Roots:
-        return frozenset(root for node in nodes for root in store.classes(node))
 
-    def along(out: Axes, sources: Sequence[Sequence[tuple[Axes, _Value]]]) -> Roots:
+@dataclasses.dataclass
+class _Zeros:
+    """Follows which values are zero where the neurons of a class are.
+
+    Attributes:
+      store: the axis store.
+      noticed: classes whose zeros some reduction sees.
+    """
+
+    store: AxisStore
+    noticed: set[int]
+
+    def roots(self, nodes: Sequence[int]) -> Roots:
+        return frozenset(root for node in nodes for root in self.store.classes(node))
+
+    def along(self, out: Axes, sources: Sequence[Sequence[tuple[Axes, _Value]]]) -> Roots:
         """Classes that are zero along an array, given for every axis where it may come from."""
         bad: set[int] = set()
         for node, origins in zip(out, sources, strict=True):
-            for root in store.classes(node):
+            for root in self.store.classes(node):
                 known = (v.zero is None or root in v.zero for axes, v in origins)
                 if not any(known):
                     bad.add(root)
-        return roots(out) - bad
+        return self.roots(out) - bad
 
     def transfer(
-        equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
+        self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
     ) -> list[_Value]:
         name, traits = equation.primitive.name, traits_of(equation)
         if traits.kind == "contraction":
-            return [_contraction(equation, ins, outs, values)]
+            return [self._contraction(equation, ins, outs, values)]
         if traits.kind == "reduction":
-            over = roots([ins[0][i] for i in equation.params["axes"]])
-            noticed.update(over - (values[0].plain if traits.affine else frozenset()))
+            over = self.roots([ins[0][i] for i in equation.params["axes"]])
+            self.noticed.update(over - (values[0].plain if traits.affine else frozenset()))
         if traits.zero == "any":
             a, b = values
             if a.zero is None or b.zero is None:
@@ -95,7 +116,7 @@ def inexact_classes(
             same = equation.invars[0] is equation.invars[1]
             return [_Value(a.zero | b.zero, frozenset() if same else a.plain | b.plain)]
         if name == "broadcast_in_dim":
-            return [_broadcast(equation, outs[0], values[0])]
+            return [self._broadcast(equation, outs[0], values[0])]
         if traits.zero is None or equation.params.get("y", 1) <= 0:  # a negative power
             return [_Value(frozenset()) for _ in outs]
         if traits.power:
@@ -103,34 +124,34 @@ def inexact_classes(
         sources = values[traits.sources]
         if traits.kind == "join":
             arrays = [ins[0], outs[0]] if name == "pad" else ins
-            return [_joined(arrays, outs[0], sources)]
+            return [self._joined(arrays, outs[0], sources)]
         found = sources if traits.zero == "each" else [_all(sources)] * len(outs)
-        return [_moved(roots(out), v) for out, v in zip(outs, found, strict=True)]
+        return [self._moved(self.roots(out), v) for out, v in zip(outs, found, strict=True)]
 
-    def _moved(held: Roots, value: _Value) -> _Value:
+    def _moved(self, held: Roots, value: _Value) -> _Value:
         if value.zero is None:
             return value
         return _Value(value.zero & held, value.plain & held)
 
-    def _broadcast(equation: JaxprEqn, out: Axes, value: _Value) -> _Value:
+    def _broadcast(self, equation: JaxprEqn, out: Axes, value: _Value) -> _Value:
         if value.zero is None:
             return value
         kept = equation.params["broadcast_dimensions"]
-        new = roots([a for i, a in enumerate(out) if i not in kept])
+        new = self.roots([a for i, a in enumerate(out) if i not in kept])
         return _Value(value.zero - new, value.plain - new)
 
-    def _joined(ins: Sequence[Axes], out: Axes, values: Sequence[_Value]) -> _Value:
+    def _joined(self, ins: Sequence[Axes], out: Axes, values: Sequence[_Value]) -> _Value:
         """A class is zero where it is so in all arrays that hold it."""
         if all(v.zero is None for v in values):
             return _Value(None)
-        zero = roots(out)
+        zero = self.roots(out)
         for axes, value in zip(ins, values, strict=True):
             if value.zero is not None:
-                zero -= roots(axes) - value.zero
+                zero -= self.roots(axes) - value.zero
         return _Value(zero)
 
     def _contraction(
-        equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
+        self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
     ) -> _Value:
         (lhs, rhs), (a, b) = ins[:2], values[:2]
         axes = contraction_of(equation)
@@ -148,14 +169,8 @@ def inexact_classes(
         if a.zero is None or b.zero is None:
             return _Value(None)
         same = equation.invars[0] is equation.invars[1]
-        noticed.update(roots(contracted) - (frozenset() if same else a.zero | b.zero))
-        return _Value(along(outs[0], sources))
-
-    values = [_Value(roots(axes)) for axes in leaves]
-    values += [_Value(frozenset()) for _ in range(inputs)]
-    control = Control(lambda values, _: _all(values))
-    interpret(frame, store, values, transfer, _constant, control=control)
-    return frozenset(noticed)
+        self.noticed.update(self.roots(contracted) - (frozenset() if same else a.zero | b.zero))
+        return _Value(self.along(outs[0], sources))
 
 
 def _all(values: Sequence[_Value]) -> _Value:

@@ -148,38 +148,65 @@ def find_norms(
     Raises:
       ValueError: if the statistics of a batch norm are closed over instead of passed.
     """
-    bases: list[_Base] = []
-    uses: dict[int, int] = defaultdict(int)  # how often a leaf is read, other than inside forms
-    here: list[Frame] = [frame]
+    forms = _Forms(leaves, frame)
+    # a slice of a stacked leaf stands for the leaf: a norm with such vectors is never folded
+    control = Control(
+        join=lambda values, deciders: forms.opaque(*values, *deciders),
+        stack=forms.opaque,
+        settle=lambda carries, run: list(map(forms.opaque, carries)),
+    )
+    symbols = [
+        _Affine(None, ZERO, frozenset({((("leaf", i, 0.0),), 1.0)})) for i in range(len(leaves))
+    ]
+    variables = compat.unpack(frame.jaxpr)[0].invars[len(leaves) :]
+    operands = [*symbols, *map(forms.base, variables)]
+    seeing = control if inside_loops else None
+    for value in interpret(frame, store, operands, forms.transfer, _constant, forms.visit, seeing):
+        if value not in symbols:  # statistics that pass through unchanged
+            forms.escape(value)
+    return _match(forms.bases, forms.uses, store, leaves)
+
+
+@dataclasses.dataclass
+class _Forms:
+    """Writes values as affine forms of earlier ones, and notes who reads what.
+
+    Attributes:
+      leaves: axes of the parameter leaves.
+      here: the frame that is being interpreted.
+      bases: values that are affine in no earlier one.
+      uses: how often a leaf is read, other than inside forms.
+    """
+
+    leaves: Sequence[Axes]
+    here: Frame
+    bases: list[_Base] = dataclasses.field(default_factory=list)
+    uses: dict[int, int] = dataclasses.field(default_factory=lambda: defaultdict(int))
 
     def base(
+        self,
         variable: Var | None = None,
         kernel: tuple[int, int] | None = None,
         channel: int | None = None,
     ) -> _Affine:
-        bases.append(_Base(kernel, channel, None if variable is None else (here[0], variable)))
-        return _Affine(len(bases) - 1, ONE, ZERO)
+        self.bases.append(
+            _Base(kernel, channel, None if variable is None else (self.here, variable))
+        )
+        return _Affine(len(self.bases) - 1, ONE, ZERO)
 
-    def visit(frame: Frame, number: int) -> None:
+    def visit(self, frame: Frame, number: int) -> None:
         del number
-        here[0] = frame
+        self.here = frame
 
-    def escape(value: _Affine) -> None:
+    def escape(self, value: _Affine) -> None:
         if value.base is not None:
-            bases[value.base].seen.add(value)
+            self.bases[value.base].seen.add(value)
         else:
             for leaf in {s[1] for m, _ in value.offset for s in m}:
-                uses[leaf] += 1
-
-    def constant(value: Any) -> _Affine:
-        dtype = getattr(value, "dtype", None) or np.result_type(value)
-        is_number = jnp.issubdtype(dtype, np.number)
-        if is_number and np.ndim(value) == 0 and not isinstance(value, Tracer):
-            return _Affine(None, ZERO, frozenset({((), float(np.real(value)))}) - {((), 0.0)})
-        return _Affine(None, ZERO, frozenset({((("leaf", CONSTANT, 0.0),), 1.0)}))
+                self.uses[leaf] += 1
 
     def transfer(
-        equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Affine]
+        self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Affine]
     ) -> list[_Affine]:
         traits = traits_of(equation)
         if traits.kind == "same":
@@ -194,35 +221,26 @@ def find_norms(
             return [result]
         kernel = channel = None
         if traits.kind == "contraction":
-            kernel, channel = _kernel(equation, values, ins, leaves)
+            kernel, channel = _kernel(equation, values, ins, self.leaves)
         for i, value in enumerate(values):
             if kernel is not None and i == 1:
-                uses[kernel[0]] += 1
+                self.uses[kernel[0]] += 1
             else:
-                escape(value)
-        return [base(v, kernel, channel) for v in equation.outvars]
+                self.escape(value)
+        return [self.base(v, kernel, channel) for v in equation.outvars]
 
-    def opaque(*values: _Affine) -> _Affine:
+    def opaque(self, *values: _Affine) -> _Affine:
         for value in values:
-            escape(value)
-        return base()
+            self.escape(value)
+        return self.base()
 
-    # a slice of a stacked leaf stands for the leaf: a norm with such vectors is never folded
-    control = Control(
-        join=lambda values, deciders: opaque(*values, *deciders),
-        stack=opaque,
-        settle=lambda carries, run: list(map(opaque, carries)),
-    )
-    symbols = [
-        _Affine(None, ZERO, frozenset({((("leaf", i, 0.0),), 1.0)})) for i in range(len(leaves))
-    ]
-    variables = compat.unpack(frame.jaxpr)[0].invars[len(leaves) :]
-    operands = [*symbols, *map(base, variables)]
-    seeing = control if inside_loops else None
-    for value in interpret(frame, store, operands, transfer, constant, visit, seeing):
-        if value not in symbols:  # statistics that pass through unchanged
-            escape(value)
-    return _match(bases, uses, store, leaves)
+
+def _constant(value: Any) -> _Affine:
+    dtype = getattr(value, "dtype", None) or np.result_type(value)
+    is_number = jnp.issubdtype(dtype, np.number)
+    if is_number and np.ndim(value) == 0 and not isinstance(value, Tracer):
+        return _Affine(None, ZERO, frozenset({((), float(np.real(value)))}) - {((), 0.0)})
+    return _Affine(None, ZERO, frozenset({((("leaf", CONSTANT, 0.0),), 1.0)}))
 
 
 def _affine(equation: JaxprEqn, values: list[_Affine]) -> _Affine | None:

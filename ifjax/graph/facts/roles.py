@@ -69,75 +69,99 @@ def find_roles(
     Returns:
       The roles; a contraction outranks an elementwise use of the same axis.
     """
-    found: dict[tuple[int, int], list[Role]] = defaultdict(list)
-    position: dict[tuple[int, int], int] = {}
-    step = 0
-
-    def mark(value: _Value, axes: Sequence[int], role: Role) -> None:
-        """Gives a role to the leaf axes that lie along some axes of a value."""
-        if control.settling:  # what is carried may depend on the data after the first step
-            return
-        for key in frozenset().union(*(value.along[i] for i in axes)):
-            found[key].append(role)
-            if role == "producer":
-                position[key] = step
-
-    def transfer(
-        equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
-    ) -> list[_Value]:
-        nonlocal step
-        traits = traits_of(equation)
-        data = any(v.data for v in values)
-        leaves = _either(values)
-        if traits.kind == "contraction":
-            step += 1
-            contracted = contraction_of(equation).contracted
-            for k, (value, inside) in enumerate(zip(values, contracted, strict=False)):
-                free = [i for i in range(len(value.along)) if i not in inside]
-                if not data:  # a product of parameters: what it is used for tells about the rest
-                    mark(value, inside, "consumer" if k else "producer")
-                elif not value.data:
-                    mark(value, inside, "consumer")
-                    mark(value, free, "multiplicative" if is_depthwise(equation, k) else "producer")
-        elif traits.kind == "lookup" and data and not values[0].data:
-            along = _along(store, False, ins[:1], outs[0], values[:1])
-            carried = [i for i, p in enumerate(along) if p and not store.is_pinned(outs[0][i])]
-            if len(carried) > 1:  # kernels chosen by data: what they are used for tells the rest
-                return [_Value(leaves, False, along)]
-            step += 1
-            mark(_Value(leaves, False, along), carried, "producer")  # rows of a table
-        elif data:
-            role: Role = "additive" if traits.adds else "multiplicative"
-            for value in values:
-                if not value.data:
-                    mark(value, range(len(value.along)), role)
-        elif len(values) == 2 and traits.scales:
-            main = _carrier(equation)
-            held = frozenset().union(*values[main].along)
-            factor = values[1 - main]
-            kept = tuple(places - held for places in factor.along)
-            mark(dataclasses.replace(factor, along=kept), range(len(kept)), "multiplicative")
-            return [_Value(leaves, data, values[main].along)]
-        if data:
-            return [_Value(leaves, data) for _ in outs]
-        positional = len(values) > 1 and traits.kind != "contraction"
-        return [_Value(leaves, data, _along(store, positional, ins, out, values)) for out in outs]
-
-    control = Control(_join, _one_step, _all_steps)
+    uses = _Uses(store)
     values = [
         _Value(1 << i, False, tuple(frozenset({(i, j)}) for j in range(len(axes))))
         for i, axes in enumerate(leaves)
     ]
     values += [_Value(0, True) for _ in inputs]
-    outputs = interpret(frame, store, values, transfer, _constant, control=control)
+    outputs = interpret(frame, store, values, uses.transfer, _constant, control=uses.control)
     reached = _either(outputs)
     live = frozenset(i for i in range(len(leaves)) if reached >> i & 1)
     rank: list[Role] = ["producer", "consumer", "multiplicative", "additive"]
     of: dict[tuple[int, int], Role] = {
-        key: min(roles, key=rank.index) for key, roles in found.items()
+        key: min(roles, key=rank.index) for key, roles in uses.found.items()
     }
-    both = frozenset(key for key, roles in found.items() if {"producer", "consumer"} <= {*roles})
-    return Roles(of, position, live, both)
+    both = frozenset(
+        key for key, roles in uses.found.items() if {"producer", "consumer"} <= {*roles}
+    )
+    return Roles(of, uses.position, live, both)
+
+
+@dataclasses.dataclass
+class _Uses:
+    """Gathers what every leaf axis is used for.
+
+    Attributes:
+      store: the axis store.
+      found: roles by (leaf, axis), one per use.
+      position: the last contraction that produces with an axis.
+      step: how many contractions have been seen.
+      control: how values pass through loops and branches.
+    """
+
+    store: AxisStore
+    found: dict[tuple[int, int], list[Role]] = dataclasses.field(
+        default_factory=lambda: defaultdict(list)
+    )
+    position: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+    step: int = 0
+    control: Control = dataclasses.field(
+        default_factory=lambda: Control(_join, _one_step, _all_steps)
+    )
+
+    def mark(self, value: _Value, axes: Sequence[int], role: Role) -> None:
+        """Gives a role to the leaf axes that lie along some axes of a value."""
+        if self.control.settling:  # what is carried may depend on the data after the first step
+            return
+        for key in frozenset().union(*(value.along[i] for i in axes)):
+            self.found[key].append(role)
+            if role == "producer":
+                self.position[key] = self.step
+
+    def transfer(
+        self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
+    ) -> list[_Value]:
+        traits = traits_of(equation)
+        data = any(v.data for v in values)
+        leaves = _either(values)
+        if traits.kind == "contraction":
+            self.step += 1
+            contracted = contraction_of(equation).contracted
+            for k, (value, inside) in enumerate(zip(values, contracted, strict=False)):
+                free = [i for i in range(len(value.along)) if i not in inside]
+                if not data:  # a product of parameters: what it is used for tells about the rest
+                    self.mark(value, inside, "consumer" if k else "producer")
+                elif not value.data:
+                    self.mark(value, inside, "consumer")
+                    self.mark(
+                        value, free, "multiplicative" if is_depthwise(equation, k) else "producer"
+                    )
+        elif traits.kind == "lookup" and data and not values[0].data:
+            along = _along(self.store, False, ins[:1], outs[0], values[:1])
+            carried = [i for i, p in enumerate(along) if p and not self.store.is_pinned(outs[0][i])]
+            if len(carried) > 1:  # kernels chosen by data: what they are used for tells the rest
+                return [_Value(leaves, False, along)]
+            self.step += 1
+            self.mark(_Value(leaves, False, along), carried, "producer")  # rows of a table
+        elif data:
+            role: Role = "additive" if traits.adds else "multiplicative"
+            for value in values:
+                if not value.data:
+                    self.mark(value, range(len(value.along)), role)
+        elif len(values) == 2 and traits.scales:
+            main = _carrier(equation)
+            held = frozenset().union(*values[main].along)
+            factor = values[1 - main]
+            kept = tuple(places - held for places in factor.along)
+            self.mark(dataclasses.replace(factor, along=kept), range(len(kept)), "multiplicative")
+            return [_Value(leaves, data, values[main].along)]
+        if data:
+            return [_Value(leaves, data) for _ in outs]
+        positional = len(values) > 1 and traits.kind != "contraction"
+        return [
+            _Value(leaves, data, _along(self.store, positional, ins, out, values)) for out in outs
+        ]
 
 
 def _constant(value: Any) -> _Value:
