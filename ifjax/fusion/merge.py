@@ -174,7 +174,8 @@ def merge_leaf(
             kept = found.targets.shape[-1]
         else:
             pairs = zip(entries, found, strict=True)
-            entries = np.stack([one(x, {group: by}) for x, by in pairs])
+            merged = [one(x, {group: by}) for x, by in pairs]
+            entries = namespace(*merged).stack(merged)  # a traced array may meet given indices
             kept = found[0].targets.shape[-1]
         x = step.view.back(entries, {group: step.size if full else kept})
     return x
