@@ -67,6 +67,8 @@ FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
                 "and": np.bitwise_and,
                 "or": np.bitwise_or,
             },
+            "div": lambda x, y: np.trunc(x / np.where(y == 0, 1, y)),
+            "sign": np.sign,
             "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
         }.items()
     },

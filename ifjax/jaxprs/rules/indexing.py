@@ -9,11 +9,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Atom, Values
+from ifjax.jaxprs.rules.rearranged import Rearrangement, rearrangement
 from ifjax.jaxprs.rules.rule import Resize, Rule
 from ifjax.jaxprs.rules.shapes import slice_axis
 from ifjax.jaxprs.walk import Axes, Context
@@ -40,6 +42,28 @@ class Range:
         if self.stride > 1 or self.start == 0:
             return self.start  # what lies between two strides is pinned
         return resize.pieces(node, (self.start,))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rearranged:
+    """Noted at a gather that rearranges an axis: which, how, and the axes that it is made with."""
+
+    dim: int
+    how: Rearrangement
+    made: tuple[int, ...]
+
+
+def _rearrangement(
+    index: np.ndarray | None,
+    dims: Sequence[Any],
+    dim: int,
+    shape: Sequence[int],
+    counts: Sequence[int],
+) -> Rearrangement | None:
+    """How a static index rearranges an axis, if it takes single positions of that one alone."""
+    if index is None or index.ndim != 2 or [*map(int, dims)] != [dim] or counts[dim] != 1:
+        return None
+    return rearrangement(index[:, 0].astype(int), shape[dim])
 
 
 def _static(
@@ -101,13 +125,18 @@ def gather(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[A
         context.unify(operand[d], indices[i])
     index = None if batching else context.number(equation.invars[1])
     static = _static(index, numbers.start_index_map, shape, counts)
+    context.note = static
     rows, window = list(indices[:-1]), []
     for d, node in enumerate(operand):
         if d in batching:
             continue
         collapsed = d in numbers.collapsed_slice_dims
         part = node
-        if d in static and (rows or counts[d] != shape[d]):
+        how = None if static else _rearrangement(index, numbers.start_index_map, d, shape, counts)
+        if how is not None:
+            part, made = how.of(context, node)
+            rows, part, context.note = [part], context.store.one, Rearranged(d, how, made)
+        elif d in static and (rows or counts[d] != shape[d]):
             part = static[d].of(context, node)
             if rows:
                 rows, part = [part], context.store.one
@@ -116,7 +145,6 @@ def gather(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[A
             part = context.pinned([counts[d]], PARTLY)[0]
         if not collapsed:
             window.append(part)
-    context.note = static
     rank = len(compat.shape_of(equation.outvars[0]))
     offset = [int(i) for i in numbers.offset_dims]
     return [tuple((window if i in offset else rows).pop(0) for i in range(rank))]
@@ -133,7 +161,12 @@ def rebuild_gather(resize: Resize, equation: JaxprEqn, values: Values) -> Values
         sizes[d] = resize.size(out[int(i)])
     rows = [i for i in range(len(out)) if i not in numbers.offset_dims]
     count = resize.size(out[rows[0]]) if rows else 1
-    index = _small_index(resize, values[1], operand, numbers.start_index_map, resize.note, count)
+    note = resize.note
+    if isinstance(note, Rearranged):
+        found = note.how.small(resize, operand[note.dim], note.made)
+        index = np.asarray(found, jnp.result_type(values[1]))[:, None]
+    else:
+        index = _small_index(resize, values[1], operand, numbers.start_index_map, note, count)
     return compat.bind(equation, [values[0], index], slice_sizes=tuple(sizes))
 
 
