@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -238,11 +237,12 @@ def times(by: Any, x: Float[AnyArray, "*full"], axis: int) -> Float[AnyArray, "*
     by = by.astype(x.dtype)
     if isinstance(x, jax.Array) or isinstance(by, jax.Array):
         return ring.product(by, x, axis)
+    # One product for the whole array: begun for each of a stack, threads wait on each other.
     if axis == x.ndim - 1:
-        return (x @ by.T).astype(x.dtype, copy=False)
-    stacked = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
-    found = (by @ stacked).astype(x.dtype, copy=False)
-    return found.reshape(*x.shape[:axis], len(by), *x.shape[axis + 1 :])
+        found = (x.reshape(-1, x.shape[-1]) @ by.T).reshape(*x.shape[:-1], len(by))
+    else:
+        found = np.moveaxis(np.tensordot(by, x, (1, axis)), 0, axis)
+    return found.astype(x.dtype, copy=False)
 
 
 def _gathered(by: SparsePlan, x: Any, axis: int) -> Any:

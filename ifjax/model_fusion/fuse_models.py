@@ -256,7 +256,7 @@ def _averaged(
 def _promoted(leaves: Mapping[str, Any]) -> dict[str, Array]:
     """The floating-point leaves, at least float32."""
     floating = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    return {path: promoted(x) for path, x in floating.items()}
+    return {path: jnp.asarray(promoted(x)) for path, x in floating.items()}
 
 
 @jax.jit
