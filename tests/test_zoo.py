@@ -81,9 +81,7 @@ def test_the_checks_see_what_is_wrong(monkeypatch):
             else leaf
             for leaf in graph.structure.leaves
         ]
-        return dataclasses.replace(
-            graph, structure=dataclasses.replace(graph.structure, leaves=tuple(leaves))
-        )
+        return graph._replace(structure=dataclasses.replace(graph.structure, leaves=tuple(leaves)))
 
     monkeypatch.setattr(trace, "build", wrong)
     assert any("a permutation moves" in f for f in check(good).failures)

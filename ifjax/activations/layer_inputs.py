@@ -59,7 +59,7 @@ def readings(
       params: its full parameters.
       structure: of its graph.
       *inputs: arrays; Python values that are not arrays are static.
-      **static: keyword arguments, not traced.
+      **static: keyword arguments, not traced, but for random keys.
 
     Returns:
       One `Reading` per contraction that consumes a group, in the order of the function.
@@ -72,7 +72,7 @@ def readings(
       >>> [(r.groups, r.value.shape) for r in readings(apply, params, structure, jnp.ones((3, 4)))]
       [(('w1',), (3, 8))]
     """
-    arguments = Arguments.split(inputs)
+    arguments = Arguments.split(inputs, static)
     atoms: dict[str, int] = {}
 
     def leaf_axes(store: AxisStore, path: str, x: Any) -> Axes:

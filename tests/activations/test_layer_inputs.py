@@ -126,3 +126,17 @@ def test_what_a_loop_reads_is_not_seen_and_its_result_right():
         h = jnp.tanh(h @ w)
     for reading in found:  # none at all where the graph pins the carry
         np.testing.assert_allclose(reading.value, jnp.sin(h), atol=1e-5)
+
+
+def test_random_keys_in_keywords():
+    """Dropout by the usual keyword pins nothing that is read."""
+
+    def f(p, x, *, rngs):
+        h = jnp.tanh(x @ p["a"])
+        return (h * jax.random.bernoulli(rngs["dropout"], 0.5, h.shape)) @ p["b"]
+
+    params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
+    x, rngs = jnp.ones((4, 3)), {"dropout": jax.random.key(0)}
+    structure = ifjax.trace(f, params, x, rngs=rngs).structure
+    (found,) = readings(f, params, structure, x, rngs=rngs)
+    assert (found.groups, found.value.shape) == (("a",), (4, 8))
