@@ -1,6 +1,7 @@
 """Training and evaluation as a configuration wants them: resumable, with curves."""
 
 import contextlib
+import functools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from ifjax.training.optimizer import OptimizerConfig, make_optimizer, make_sched
 from ifjax.training.signals import deferred
 from ifjax.training.state import TrainState
 from ifjax.training.step import Prepare, TrainStep, make_train_step
+
+Test = Callable[[Any], Evaluation | list[Evaluation]]  # of variables
 
 
 class Optimization(NamedTuple):
@@ -161,6 +164,38 @@ def preparation(config: Config, dataset: data.ImageDataset) -> Prepare:
     return prepare
 
 
+class _Curves(NamedTuple):
+    """Where the points of a training go; nowhere in the processes that do not draw."""
+
+    curves: Any
+    by: Optimization
+    folds: Sequence[int]
+
+    def log(self, done: int, state: TrainState, means: Means) -> None:
+        """Loss, accuracy and learning rate of the last steps."""
+        del state
+        if self.curves is not None:
+            points = _points("train/loss", means.loss, self.folds)
+            points |= _points("train/accuracy", means.accuracy, self.folds)
+            rate = float(np.asarray(self.by.schedule(done - 1)))
+            add(self.curves, done, points | {"train/learning_rate": rate})
+
+    def measure(
+        self, test: Test, several: bool, done: int, state: TrainState, means: Means
+    ) -> None:
+        """Loss and accuracy on the test images, of every fold."""
+        del means
+        found = test(state.variables)
+        if self.curves is not None:
+            each = found if isinstance(found, list) else [found]
+            points = {}
+            for name in ("loss", "accuracy"):
+                values = [getattr(one, name) for one in each]
+                value = values if several else values[0]
+                points |= _points(f"test/{name}", value, range(len(values)))
+            add(self.curves, done, points)
+
+
 def train(
     config: Config,
     dataset: data.ImageDataset,
@@ -173,7 +208,7 @@ def train(
     until: int | None = None,
     part: str = "all",
     description: str = "train",
-    test: Callable[[Any], Evaluation | list[Evaluation]] | None = None,
+    test: Test | None = None,
     split: Split | None = None,
 ) -> TrainState:
     """Trains from a state, or from the checkpoint that an interrupted process left of this stage.
@@ -218,27 +253,10 @@ def train(
         if is_first():
             curves = stack.enter_context(open_curves(journal.logs(stage), begin + 1))
 
-        def log(done: int, state: TrainState, means: Means) -> None:
-            if curves is not None:
-                points = _points("train/loss", means.loss, folds)
-                points |= _points("train/accuracy", means.accuracy, folds)
-                rate = float(np.asarray(by.schedule(done - 1)))
-                add(curves, done, points | {"train/learning_rate": rate})
-
-        def measure(done: int, state: TrainState, means: Means) -> None:
-            assert test is not None
-            found = test(state.variables)
-            if curves is not None:
-                several = found if isinstance(found, list) else [found]
-                points = {}
-                for name in ("loss", "accuracy"):
-                    values = [getattr(one, name) for one in several]
-                    value = values if split else values[0]
-                    points |= _points(f"test/{name}", value, range(len(values)))
-                add(curves, done, points)
-
-        hooks = [Every(config.log_every, log)]
+        drawn = _Curves(curves, by, folds)
+        hooks = [Every(config.log_every, drawn.log)]
         if test is not None and config.eval_every:
+            measure = functools.partial(drawn.measure, test, split is not None)
             hooks.append(Every(config.eval_every * by.steps_per_epoch, measure))
         hooks.append(
             Every(config.checkpoint_every, lambda done, state, means: checkpoints.save(state))

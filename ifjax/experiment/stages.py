@@ -21,6 +21,7 @@ from ifjax.experiment.network import Network
 from ifjax.experiment.runner import Optimization, evaluator, train, train_step
 from ifjax.experiment.variants import METHODS, Outcome, Variant
 from ifjax.training.distributed import is_first, on_first
+from ifjax.training.state import TrainState
 
 
 class NotConverged(Exception):
@@ -114,12 +115,24 @@ def compress(job: Job, journal: Journal, origin: Origin, prefix: str = "") -> li
     return rows
 
 
+def _cut(
+    job: Job, origin: Origin, variant: Variant, state: TrainState, step: ifjax.FusionSpec
+) -> TrainState:
+    """The state at the widths of one round, with moments for its optimizer."""
+    if origin.models is None:
+        state = compression.fuse_state(state, step, origin.stats)
+    else:
+        fused = prune_and_fuse(job, origin.network, origin.models, variant)
+        state = training.create_state(fused, job.fine_tuning.optimizer, job.config.seed)
+    return jax.block_until_ready(state)
+
+
 def compress_once(
     job: Job, journal: Journal, origin: Origin, variant: Variant, stages: list[compression.Stage]
 ) -> Outcome:
     """Compresses, evaluates, fine-tunes, evaluates, saves; once, or in several rounds."""
     config, by, label = job.config, job.fine_tuning, f"{variant.label} {variant.asked:.0%}"
-    network, stats, models, spent = origin
+    network, stats, _, spent = origin
     state = training.create_state(network.variables, by.optimizer, config.seed)
     before, after, compressing = 0.0, None, 0.0
     rounds = ifjax.iterated(variant.spec, config.rounds)
@@ -130,14 +143,9 @@ def compress_once(
             stats = compression.calibrate(config, job.dataset, small, spec.step, scores)
         began = time.monotonic()
         try:
-            if models is None:
-                state = compression.fuse_state(state, spec.step, stats)
-            else:
-                fused = prune_and_fuse(job, network, models, variant)
-                state = training.create_state(fused, by.optimizer, config.seed)
+            state = _cut(job, origin._replace(stats=stats), variant, state, spec.step)
         except RuntimeError as error:
             raise NotConverged(f"{label}: {error}") from error
-        jax.block_until_ready(state)
         compressing += time.monotonic() - began
         before = stage.test(state.variables).accuracy
         if by.steps:

@@ -90,6 +90,26 @@ def _is_traced(x: Any) -> bool:
     return isinstance(x, Tracer)
 
 
+def _axes_of(leaf: Leaf, atoms: dict[str, int]) -> LeafAxes:
+    """The axes of a leaf with its groups as atoms, by name the same for all leaves."""
+
+    def axes(store: AxisStore, path: str, x: Any) -> Axes:
+        del path
+
+        def atom(a: ex.Atom) -> int:
+            if a.name not in atoms:
+                # a group that is not cut may be split or pinned by another function
+                atoms[a.name] = store.fresh(a.size)
+            return atoms[a.name]
+
+        pairs = zip(leaf.axes, x.shape, strict=True)
+        return tuple(
+            store.instantiate(e if ex.size(e) == n else ex.Pinned(n), atom) for e, n in pairs
+        )
+
+    return axes
+
+
 def _prepare(
     apply_fn: Callable[..., Any],
     structure: Structure,
@@ -108,23 +128,6 @@ def _prepare(
     atoms: dict[str, int] = {}
     follows = {s.path: s for s in structure.state if s.path in arguments.paths}
 
-    def axes_of(leaf: Leaf) -> LeafAxes:
-        def axes(store: AxisStore, path: str, x: Any) -> Axes:
-            del path
-
-            def atom(a: ex.Atom) -> int:
-                if a.name not in atoms:
-                    # a group that is not cut may be split or pinned by another function
-                    atoms[a.name] = store.fresh(a.size)
-                return atoms[a.name]
-
-            pairs = zip(leaf.axes, x.shape, strict=True)
-            return tuple(
-                store.instantiate(e if ex.size(e) == n else ex.Pinned(n), atom) for e, n in pairs
-            )
-
-        return axes
-
     arrays = [
         _full_state(follows[path], x, structure) if path in follows else x
         for path, x in zip(arguments.paths, arguments.arrays, strict=True)
@@ -140,8 +143,8 @@ def _prepare(
             full,
             dataclasses.replace(arguments, arrays=tuple(arrays)),
             static,
-            lambda store, path, x: axes_of(structure.leaf[path])(store, path, x),
-            {path: axes_of(leaf) for path, leaf in follows.items()},
+            lambda store, path, x: _axes_of(structure.leaf[path], atoms)(store, path, x),
+            {path: _axes_of(leaf, atoms) for path, leaf in follows.items()},
             lambda path: path in structure.carried,
             keep_callbacks,
             lambda store, leaves, arrays, numbers: [(small, given)] if numbers.asks else [],
