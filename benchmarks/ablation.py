@@ -32,12 +32,13 @@ from typing import Any
 import numpy as np
 import record
 
-# Network, solver, method and order.
-CASES = {
+# Network, and how it is made and fused.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet18 exact": ("resnet18", {"solver": "exact", "order": "simultaneous"}),
     "resnet18 exact, sequential": ("resnet18", {"solver": "exact"}),
     "vgg11 exact": ("vgg11", {"solver": "exact", "order": "simultaneous"}),
     "vgg11 sinkhorn": ("vgg11", {}),
+    "narrow vgg11 exact": ("vgg11", {"solver": "exact", "width": 1 / 16}),
     "densenet pruned": ("densenet", {"method": "prune"}),
 }
 LATER = 5
@@ -100,7 +101,7 @@ def child(case: str, without: str) -> dict[str, float]:
     return {"first call": times[0], "later calls": statistics.median(times[1:])}
 
 
-def job(name: str, method: dict[str, str]) -> tuple[Any, Any]:
+def job(name: str, method: dict[str, Any]) -> tuple[Any, Any]:
     """Random weights, and the spec that halves every group."""
     import speed
 
@@ -111,7 +112,7 @@ def job(name: str, method: dict[str, str]) -> tuple[Any, Any]:
     return densenet(method)
 
 
-def densenet(method: dict[str, str], layers: int = 30) -> tuple[Any, Any]:
+def densenet(method: dict[str, Any], layers: int = 30) -> tuple[Any, Any]:
     """Dense connections: every layer reads what all before it have made."""
     import jax
     import jax.numpy as jnp
@@ -150,7 +151,7 @@ def _set(module: str, name: str, value: Any) -> Callable[[], None]:
 def _whole_problems() -> None:
     """No mass is known to stay."""
     program = importlib.import_module("ifjax.fusion.program")
-    program._is_metric = lambda method: False
+    program._keeps_mass = lambda method: False
 
 
 def _ask_again() -> None:
