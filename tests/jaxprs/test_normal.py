@@ -53,6 +53,7 @@ SIDE = {
     "print of a sum": lambda h: jax.debug.print("{x}", x=h.sum()),
     "print of one neuron": lambda h: jax.debug.print("{}", h[:, 0]),
     "print of a sorted layer": lambda h: jax.debug.print("{}", jnp.sort(h, -1)),
+    "sharding": lambda h: jax.debug.inspect_array_sharding(h, callback=lambda _: None),
     "callback": lambda h: jax.debug.callback(lambda h: None, h),
     "io_callback": lambda h: io_callback(lambda h: None, None, h),
     "io_callback, ordered": lambda h: io_callback(lambda h: None, None, h, ordered=True),
