@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from ifjax.activations.batches import read_inputs
 from ifjax.graph.analysis import Analysis, analyse
 from ifjax.graph.facts.norms import Norm, find_norms
-from ifjax.jaxprs.arguments import Arguments, is_array
+from ifjax.jaxprs.arguments import Arguments
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.evaluate import Seen, evaluate
 from ifjax.jaxprs.program import flatten
@@ -46,7 +47,8 @@ def reset_statistics(
       apply_fn: the *eval-mode* function ``apply_fn(params, *inputs)``; of a network that was cut,
         what `ifjax.shrink` returns.
       params: its parameters, running statistics included.
-      batches: tuples of inputs; a few hundred examples do, in batches as large as in training.
+      batches: tuples of inputs, or another form of `ifjax.activations.batches`; a few hundred
+        examples do, in batches as large as in training.
 
     Returns:
       The parameters with other statistics; their dtypes stay.
@@ -54,7 +56,7 @@ def reset_statistics(
     Raises:
       ValueError: where there is no batch norm with running statistics or no batch; for norms inside
         of loops, or several that share their statistics; or if a statistic is not finite.
-      TypeError: for a batch that is no tuple of arrays.
+      TypeError: for a batch of another form.
 
     References:
       Jordan et al., `REPAIR: REnormalizing Permuted Activations for Interpolation Repair
@@ -68,7 +70,9 @@ def reset_statistics(
       >>> params["mean"].tolist(), params["variance"].tolist()
       ([2.0], [1.0])
     """
-    batches = checked_batches(batches)
+    batches = list(read_inputs(batches, apply_fn, params))
+    if not batches:
+        raise ValueError("expected at least one batch of inputs, got none")
     found = reset_where_any(apply_fn, params, batches)
     if found is params:
         raise ValueError(
@@ -121,21 +125,6 @@ def _pooled(a: dict[Any, Sample], b: dict[Any, Sample]) -> dict[Any, Sample]:
         return Sample(x.count + y.count, x.mean + share * apart, variance)
 
     return {key: pool(sample, b[key]) for key, sample in a.items()}
-
-
-def checked_batches(batches: Any) -> list[tuple[Any, ...]]:
-    """The batches, each a tuple of arrays (and of values that are static)."""
-    found = list(batches)
-    for batch in found:
-        arrays = is_array(batch) or not isinstance(batch, tuple | list)
-        if arrays or not any(map(is_array, jax.tree.leaves(batch))):
-            raise TypeError(
-                "expected every batch to be a tuple of what the function takes after its "
-                f"parameters, (images,) for a classifier, got {type(batch).__name__}"
-            )
-    if not found:
-        raise ValueError("expected at least one batch of inputs, got none")
-    return [tuple(batch) for batch in found]
 
 
 def _measured(

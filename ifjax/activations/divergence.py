@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ifjax.activations.batches import read_inputs
 from ifjax.jaxprs.arguments import Arguments, path_name
 from ifjax.jaxprs.evaluate import Seen, evaluate
 from ifjax.jaxprs.program import flatten
@@ -96,7 +97,7 @@ def output_divergence(
     params: PyTree,
     apply_small: Callable[..., Any],
     small: PyTree,
-    batches: Iterable[tuple[Any, ...]],
+    batches: Iterable[Any],
 ) -> dict[str, Divergence]:
     r"""Measures how far each layer of a compressed network has moved from the dense network's.
 
@@ -116,7 +117,8 @@ def output_divergence(
         params: its parameters.
         apply_small: the compressed network, as :func:`ifjax.shrink` gives it.
         small: its parameters.
-        batches: tuples of inputs; batches of one shape compile once.
+        batches: tuples of inputs, or another form of `ifjax.activations.batches`; batches of one
+            shape compile once.
 
     Returns:
         The divergence of every layer that is as wide in both, in the order of the function.
@@ -145,7 +147,7 @@ def output_divergence(
         )  # fmt: skip
 
     sums: dict[str, np.ndarray] = {}
-    for inputs in batches:
+    for inputs in read_inputs(batches, apply_fn, params):
         for name, parts in jax.device_get(products(params, small, inputs)).items():
             sums[name] = sums.get(name, np.zeros(4)) + np.array(parts, np.float64)
     if not sums:

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ifjax import importance
+from ifjax.activations.batches import count_examples, each_batch, inputs_of, pair_of, read_inputs
 from ifjax.activations.layer_inputs import Reading, readings, vary, varying
 from ifjax.graph.trace import DependencyGraph
 from ifjax.importance import GroupMetric, statistic_of
 from ifjax.importance.independence import independence
-from ifjax.jaxprs.arguments import Arguments, is_array
+from ifjax.jaxprs.arguments import Arguments
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
@@ -123,7 +124,8 @@ def collect_stats(
       params: the full parameters.
       graph: for a spec, statistics of the groups that it cuts; for a graph, of all its neurons.
       batches: yields tuples of inputs; with ``loss_fn`` pairs ``(inputs, targets)`` of such a tuple
-        and what the loss needs besides, with the examples on axis 0 of every array.
+        and what the loss needs besides, with the examples on axis 0 of every array; or another form
+        of `ifjax.activations.batches`.
       loss_fn: ``loss_fn(outputs, targets)`` is the scalar mean loss; for taylor and fisher.
       metrics: which of ``"taylor"``, ``"fisher"``, ``"chip"``, or metrics as values, to collect
         for; None for that of the spec.
@@ -167,8 +169,8 @@ def collect_stats(
         )
 
     total = None
-    for batch in batches:
-        _checked_batch(batch, loss_fn)
+    for batch in each_batch(batches) if loss_fn else read_inputs(batches, apply_fn, params):
+        _read(batch, apply_fn, params, loss_fn)
         found = step(params, batch)
         total = found if total is None else _added(total, found)
     if total is None:
@@ -218,7 +220,7 @@ def batch_stats(
     chosen = _checked_metrics(metrics, graph, loss_fn)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, or None for the whole batch; got {chunk!r}")
-    inputs, targets, count = _checked_batch(batch, loss_fn)
+    inputs, targets, count = _read(batch, apply_fn, params, loss_fn)
     leaves = checked_leaves(params, graph.structure)
     mesh_axes = varying(batch)
     params = jax.tree.map(lambda x: vary(x, mesh_axes), params)
@@ -365,31 +367,15 @@ def _checked_metrics(
     return tuple(filter(None, needs.values()))
 
 
-def _checked_batch(batch: Any, loss_fn: Any) -> tuple[tuple[Any, ...], Any, int]:
+def _read(
+    batch: Any, apply_fn: Callable[..., Any], params: PyTree, loss_fn: Any
+) -> tuple[tuple[Any, ...], Any, int]:
     """Inputs, targets and number of examples of a batch."""
-    pair = isinstance(batch, tuple | list) and len(batch) == 2
-    inputs, targets = batch if loss_fn is not None and pair else (batch, None)
-    if not isinstance(inputs, tuple | list) or (loss_fn is not None and not pair):
-        form = "a tuple of inputs" if loss_fn is None else "a pair ((input, ...), targets)"
-        got = type(batch).__name__
-        if pair:
-            got = f"({', '.join(type(x).__name__ for x in batch)})"
-        raise TypeError(f"expected a batch to be {form}, got {got}")
-    leaves = jax.tree.leaves((tuple(inputs), targets))
-    for x in leaves:
-        if not is_array(x):
-            raise TypeError(
-                f"expected arrays in a batch, got {type(x).__name__}; bind options of the function "
-                "with functools.partial"
-            )
-    sizes = {x.shape[:1] for x in leaves}
-    if len(sizes) != 1 or () in sizes or (0,) in sizes:
-        shapes = [tuple(x.shape) for x in leaves]
-        raise ValueError(
-            "expected the examples, at least one, on axis 0 of every array of a batch, got shapes "
-            f"{shapes}"
-        )
-    return tuple(inputs), targets, leaves[0].shape[0]
+    if loss_fn is None:
+        inputs, targets = inputs_of(batch, apply_fn, params), None
+    else:
+        inputs, targets = pair_of(batch)
+    return inputs, targets, count_examples(inputs, targets)
 
 
 @jax.jit

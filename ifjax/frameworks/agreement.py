@@ -51,6 +51,25 @@ def outer(axis: ex.Expression, n: int, widths: Mapping[str, int]) -> int:
     return n
 
 
+def blank_small(arrays: PyTree, spec: FusionSpec) -> PyTree:
+    """Zeros of the small shapes, to call a cut module with before anything is computed.
+
+    Args:
+      arrays: the full parameters.
+      spec: what is cut.
+
+    Returns:
+      A tree like the small parameters; what is not floating point and not cut keeps its values.
+    """
+
+    def blank(x: Any, struct: jax.ShapeDtypeStruct) -> Any:
+        floating = jnp.issubdtype(x.dtype, jnp.inexact)
+        same = not floating and x.shape == struct.shape
+        return x if same else jnp.zeros(struct.shape, struct.dtype)
+
+    return jax.tree.map(blank, arrays, spec.small_struct(arrays))
+
+
 def require_agreement(
     apply_fn: Callable[..., Any],
     apply_cut: Callable[..., Any],
@@ -63,13 +82,13 @@ def require_agreement(
     """Calls a cut module once, beside the function at the small widths.
 
     A module may read a width off its arrays that the trained network had as a number, and so run
-    and compute something else: 1 / sqrt(head_dim). Both are called on parameters in general
-    position, so that zeros hide nothing.
+    and compute something else: 1 / sqrt(head_dim). Both are called on parameters and inputs in
+    general position, so that neither zeros nor equal entries hide anything.
 
     Args:
       apply_fn: the function of the full module.
       apply_cut: that of the module with its new sizes.
-      small: the small parameters.
+      small: the small parameters; of what is floating point only shapes are read.
       spec: what was cut.
       inputs: an example.
       static: keyword arguments.
@@ -84,19 +103,45 @@ def require_agreement(
     drawn = [jnp.asarray(v, x.dtype) for v, x in zip(values, leaves.values(), strict=True)]
     params = jax.tree.unflatten(jax.tree.structure(small), drawn)
     arguments = Arguments.split(inputs)
+    rng = np.random.default_rng(1)
+    arrays = [_moved(x, rng) for x in arguments.arrays]
+
+    def called(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda p, arrays: function(p, *arguments.join(arrays), **static)
 
     def outputs(function: Callable[..., Any]) -> list[Any]:
-        called = lambda p, arrays: function(p, *arguments.join(arrays), **static)  # noqa: E731
         with jax.default_matmul_precision("highest"):
-            return jax.tree.leaves(jax.jit(called)(params, arguments.arrays))
+            return jax.tree.leaves(jax.jit(called(function))(params, arrays))
 
-    want = outputs(shrink(apply_fn, spec))
+    _check_call(called(shrink(apply_fn, spec)), params, arrays)
     try:
-        how = _difference(outputs(apply_cut), want)
+        jax.eval_shape(called(apply_cut), params, arrays)  # before anything is compiled
+        how = _difference(outputs(apply_cut), outputs(shrink(apply_fn, spec)))
     except Exception as error:
         raise _refusal(f"{type(error).__name__}: {error}", unknown) from error
     if how:
         raise _refusal(how, unknown)
+
+
+def _check_call(function: Callable[..., Any], params: PyTree, arrays: Sequence[Any]) -> None:
+    """Raises where the function that the spec is of does not take the inputs."""
+    try:
+        jax.eval_shape(function, params, arrays)
+    except Exception as error:
+        shapes = [tuple(jnp.shape(x)) for x in arrays]
+        raise ValueError(
+            f"the function of the module does not take inputs of shapes {shapes} "
+            f"({type(error).__name__}: {error}); pass the inputs and the call= that the spec was "
+            "traced with, such as call=lambda module, x: jax.vmap(module)(x) for a batch"
+        ) from error
+
+
+def _moved(x: Any, rng: np.random.Generator) -> Any:
+    """An input near the one given, of the same signs, whose entries are not equal."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    factor = jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype)
+    return jnp.where(jnp.any(x != 0), x * factor, factor)
 
 
 def _difference(got: Sequence[Any], want: Sequence[Any]) -> str:
@@ -121,7 +166,7 @@ def _refusal(how: str, unknown: Sequence[str]) -> ValueError:
     return ValueError(
         "the cut module, called itself, is not the function at the small widths, for a size or a "
         f"number that comes of one is declared or computed in a way of its own ({how}); layers "
-        f"that hold cut arrays and whose sizes are not known: {layers}. Nothing was changed: "
+        f"that may be the ones: {layers}. Nothing was changed: "
         "leave the module as it is, and call ifjax.shrink(apply_fn, spec) on "
         "ifjax.fuse_params(arrays, spec)"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from ifjax.frameworks.agreement import outer, require_agreement
+from ifjax.frameworks.agreement import blank_small, outer, require_agreement
 from ifjax.fusion.fuse import apply_maps
 from ifjax.fusion.fuse_tree import fuse_tree
 from ifjax.fusion.transport_maps import transport_maps
@@ -18,6 +18,7 @@ from ifjax.jaxprs.arguments import path_name
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
+from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.structure import Structure
 from ifjax.transport.transport import Transport
 
@@ -70,8 +71,9 @@ def cut_equinox(
     """The module with small arrays, and with the sizes that its layers declare.
 
     It is called and trained as the full one. Whether that is the function at the small widths is
-    tried out; where it is not (an attention whose head_dim was cut divides by the root of the new
-    one), the error says to call ``ifjax.shrink(apply_fn, spec)`` instead.
+    tried out before anything is computed; where it is not (an attention whose head_dim was cut
+    divides by the root of the new one), the error names the layers and says to call
+    ``ifjax.shrink(apply_fn, spec)`` instead.
 
     Sizes are known of `equinox.nn`'s Linear, Conv, ConvTranspose, MLP, Embedding, the norms,
     MultiheadAttention, GRUCell and LSTMCell; other layers must read theirs off their arrays.
@@ -103,19 +105,24 @@ def cut_equinox(
     """
     eqx = _equinox()
     apply_fn, arrays = equinox_function(module, call)
+    checked_leaves(arrays, spec.structure)
+    rest = eqx.filter(module, eqx.is_array, inverse=True)
+
+    def with_arrays(small: PyTree, unknown: list[str]) -> PyTree:
+        return _with_sizes(eqx, eqx.combine(small, rest), "", spec.structure, unknown)
+
+    unknown: list[str] = []
+    blank = blank_small(arrays, spec)
+    trial = with_arrays(blank, unknown)
+    apply_cut, _ = equinox_function(trial, call)
+    structure = jax.tree.structure(eqx.filter(trial, eqx.is_array))
+    by_sizes = lambda p, *a, **k: apply_cut(  # noqa: E731
+        jax.tree.unflatten(structure, jax.tree.leaves(p)), *a, **k
+    )
+    require_agreement(apply_fn, by_sizes, blank, spec, inputs, static, unknown)
     if maps is None:
         maps = transport_maps(arrays, spec)
-    small = apply_maps(arrays, spec, maps)
-    unknown: list[str] = []
-    rest = eqx.filter(module, eqx.is_array, inverse=True)
-    cut = _with_sizes(eqx, eqx.combine(small, rest), "", spec.structure, unknown)
-    apply_cut, _ = equinox_function(cut, call)
-    cut_arrays = eqx.filter(cut, eqx.is_array)
-    by_sizes = lambda p, *a, **k: apply_cut(  # noqa: E731
-        jax.tree.unflatten(jax.tree.structure(cut_arrays), jax.tree.leaves(p)), *a, **k
-    )
-    require_agreement(apply_fn, by_sizes, small, spec, inputs, static, unknown)
-    return cut
+    return with_arrays(apply_maps(arrays, spec, maps), [])
 
 
 @with_promotion
@@ -222,6 +229,12 @@ def _with_sizes(
     ]
     if not sizes and any(name in structure.widths for names in held for name in names):
         unknown.append(f"{at or 'the module'} ({type(tree).__name__})")
+    if isinstance(tree, eqx.nn.MultiheadAttention) and sizes["qk_size"] != tree.qk_size:
+        unknown.append(
+            f"{at or 'the module'} (MultiheadAttention, which divides by the root of its head_dim, "
+            f"{tree.qk_size} before and {sizes['qk_size']} now: leave it whole by "
+            "graph.spec(..., exclude=lambda g: g.kind == 'head_dim'))"
+        )
     return _replaced(tree, sizes) if sizes else tree
 
 

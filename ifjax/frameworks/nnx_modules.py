@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from flax import nnx
 from jaxtyping import PyTree
 
-from ifjax.frameworks.agreement import outer, require_agreement
+from ifjax.frameworks.agreement import blank_small, outer, require_agreement
 from ifjax.fusion.fuse import apply_maps
 from ifjax.fusion.fuse_tree import carry_parts
 from ifjax.fusion.part_kinds import initial_kinds
@@ -17,6 +19,7 @@ from ifjax.fusion.transport_maps import transport_maps
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
+from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.structure import Structure
 from ifjax.transport.transport import Transport
 
@@ -66,12 +69,13 @@ def cut_nnx(
     """Cuts a module in place: its arrays, the sizes that its layers declare, its optimizer's state.
 
     Afterwards the module is called and trained as before. Whether that is the function at the small
-    widths is tried out before anything is changed. Where it is not (an attention whose head_dim was
-    cut divides by the root of the new one), the module stays as it is, and the error says to call
-    ``ifjax.shrink(apply_fn, spec)``.
+    widths is tried out before anything is computed or changed. Where it is not, the module stays as
+    it is, and the error names the layers and says to call ``ifjax.shrink(apply_fn, spec)``.
 
     Sizes are known of Linear, LinearGeneral, Einsum, Conv, ConvTranspose, Embed, the norms,
-    MultiHeadAttention and the recurrent cells; other layers must read theirs off their arrays.
+    MultiHeadAttention and the recurrent cells; other layers must read theirs off their arrays. An
+    attention whose head_dim was cut would divide by the root of the new one: its ``attention_fn``
+    becomes a `ScaledAttention`, which makes up for it; a module that is built anew needs it too.
 
     Args:
       module: the module that `nnx_function` was given, in eval mode.
@@ -101,14 +105,16 @@ def cut_nnx(
       (4, (3, 2))
     """
     apply_fn, state = nnx_function(module, call)
+    checked_leaves(state, spec.structure)
+    blank = blank_small(state, spec)
+    trial = nnx.merge(nnx.graphdef(module), blank)
+    unknown = _declare_sizes(trial, spec.structure)
+    apply_cut, _ = nnx_function(trial, call)
+    require_agreement(apply_fn, apply_cut, blank, spec, inputs, static, unknown)
     if maps is None:
         maps = transport_maps(state, spec)
     small = apply_maps(state, spec, maps)
     carried = None if optimizer is None else _carried(optimizer, module, state, spec, maps)
-    trial = nnx.merge(nnx.graphdef(module), small)
-    unknown = _declare_sizes(trial, spec.structure)
-    apply_cut, _ = nnx_function(trial, call)
-    require_agreement(apply_fn, apply_cut, small, spec, inputs, static, unknown)
     nnx.update(module, small)
     _declare_sizes(module, spec.structure)
     if optimizer is not None:
@@ -143,6 +149,8 @@ def _declare_sizes(module: nnx.Module, structure: Structure) -> list[str]:
         def axes(name: str, prefix: list[str] = prefix) -> Sequence[ex.Expression]:
             return structure.leaf["/".join([*prefix, *name.split("/"), "value"])].axes
 
+        where = "/".join(prefix) or "the module"
+        unknown += _attention_hints(layer, where)
         sizes = _sizes(layer, axes, structure.widths)
         for name, size in sizes.items():
             setattr(layer, name, size)
@@ -151,6 +159,62 @@ def _declare_sizes(module: nnx.Module, structure: Structure) -> list[str]:
         if not sizes and any(name in structure.widths for names in held for name in names):
             unknown.append(f"{'/'.join(prefix) or 'the module'} ({type(layer).__name__})")
     return unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledAttention:
+    """An attention function that divides by the root of another head_dim than its arrays have.
+
+    Attributes:
+      attention_fn: divides by the root of the last size of the queries, as
+        `flax.nnx.dot_product_attention`.
+      ratio: the head_dim of the arrays over that of the full network; the queries are multiplied
+        by its root.
+    """
+
+    attention_fn: Callable[..., Any]
+    ratio: Fraction
+
+    def __call__(self, query: Any, *others: Any, **options: Any) -> Any:
+        """Calls the attention function on scaled queries."""
+        return self.attention_fn(query * math.sqrt(self.ratio), *others, **options)
+
+
+def _scaled(attention_fn: Callable[..., Any], ratio: Fraction) -> Callable[..., Any]:
+    """An attention function at another head_dim; one that is not known stays as it is."""
+    found = attention_fn
+    if isinstance(attention_fn, ScaledAttention):
+        ratio, found = ratio * attention_fn.ratio, attention_fn.attention_fn
+    if found is not nnx.dot_product_attention:
+        return attention_fn
+    return found if ratio == 1 else ScaledAttention(found, ratio)
+
+
+def _attention_hints(layer: Any, where: str) -> list[str]:
+    """An attention whose head_dim is cut as it cannot follow, and what to do.
+
+    Raises:
+      ValueError: where its queries and values are cut to different ones.
+    """
+    if not isinstance(layer, nnx.MultiHeadAttention):
+        return []
+    q, v = layer.query.kernel.shape[-1], layer.value.kernel.shape[-1]
+    leave = "leave its head_dim whole by graph.spec(..., exclude=lambda g: g.kind == 'head_dim')"
+    if q != v:
+        raise ValueError(
+            f"{where} (MultiHeadAttention): the spec cuts head_dim to {q} in its queries and keys "
+            f"and to {v} in its values, and nnx takes one for both: cut the two groups alike, "
+            f"{leave}, or call ifjax.shrink(apply_fn, spec); nothing was changed"
+        )
+    if (
+        q == layer.head_dim
+        or _scaled(layer.attention_fn, Fraction(q, layer.head_dim)) != layer.attention_fn
+    ):
+        return []
+    return [
+        f"{where} (MultiHeadAttention, whose attention_fn may divide by the root of its head_dim, "
+        f"{layer.head_dim} before and {q} now: {leave})"
+    ]
 
 
 def _sizes(layer: Any, axes: Axes, widths: Mapping[str, int]) -> dict[str, Any]:
@@ -195,7 +259,11 @@ def _sizes(layer: Any, axes: Axes, widths: Mapping[str, int]) -> dict[str, Any]:
             other, pairs, _ = layer.key.kernel.shape[-3:]
             inputs = {"in_features": d, "in_kv_features": other, "out_features": n}
             inside = {"num_heads": heads, "num_kv_heads": pairs, "head_dim": size}
-            return {**inputs, **inside, "qkv_features": math.prod((heads, size))}
+            sizes = {**inputs, **inside, "qkv_features": math.prod((heads, size))}
+            return {
+                **sizes,
+                "attention_fn": _scaled(layer.attention_fn, Fraction(size, layer.head_dim)),
+            }
         case nnx.LSTMCell():
             d, n = layer.ii.kernel.shape[-2:]
             return {"in_features": d, "hidden_features": n}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,18 +60,19 @@ def checked_stats(
     found = None if stats is None else getattr(stats, field)
     if stats is None or found is None:
         own = " or stats=ifjax.Stats(gradients=grads)" if field == "gradients" else ""
+        loss = "" if field == "chip" else ", loss_fn=loss_fn"
         raise ValueError(
             f"importance {method.importance!r} needs {field} of the network on data, and the "
             f"statistics hold none: pass stats=ifjax.collect_stats(apply_fn, params, spec, "
-            f"batches, loss_fn=loss_fn){own}"
+            f"batches{loss}){own}"
         )
     if is_concrete(stats.count) and not float(stats.count) > 0:
         raise ValueError(f"expected statistics of at least one example, got count {stats.count}")
     wanted: dict[str, tuple[tuple[int, ...], ...]]
     if field == "gradients":
         found = leaves_by_path(found)
-        kernels = (m.path for g in groups for m in _describing(g))
-        wanted = {path: (structure.leaf[path].shape,) for path in dict.fromkeys(kernels)}
+        kernels = _kernels_with_gradients(groups, found, structure, method)
+        wanted = {path: (structure.leaf[path].shape,) for path in kernels}
         hint = 'a tree like the parameters, for flax.linen {"params": grads}'
     else:
         found = dict(found)
@@ -97,6 +98,32 @@ def checked_stats(
 def _array(x: Any) -> Any:
     """An array; of numpy where it can be looked at, and is no array of jax."""
     return x if isinstance(x, jax.Array) else np.asarray(x)
+
+
+def _kernels_with_gradients(
+    groups: Sequence[Group], found: dict[str, Any], structure: Structure, method: Method
+) -> list[str]:
+    """The kernels of some groups; those without gradients get zeros, where others have some.
+
+    Adapters alone (LoRA) score the neurons that they lead to: a frozen kernel adds nothing.
+    """
+    paths = [[m.path for m in _describing(group)] for group in groups]
+    for group, kernels in zip(groups, paths, strict=True):
+        producers = [m.path for m in group.members if m.role == "producer"]
+        first = (producers or kernels)[0] if method.reduction == "first" else None
+        lacking = [path for path in kernels if path not in found]
+        if lacking and (len(lacking) == len(kernels) or first in lacking):
+            why = " (reduction='first' reads this one alone)" if first in lacking else ""
+            raise ValueError(
+                f"gradients of {first or lacking[0]}: expected shape "
+                f"{structure.leaf[first or lacking[0]].shape}, got none{why}; group {group.name} "
+                f"needs gradients of at least one of {', '.join(dict.fromkeys(kernels))}: "
+                'stats.gradients must be a tree like the parameters, for flax.linen {"params": '
+                "grads}, where leaves may be missing"
+            )
+        for path in lacking:
+            found[path] = jnp.zeros(structure.leaf[path].shape)
+    return list(dict.fromkeys(path for kernels in paths for path in kernels))
 
 
 def _describing(group: Group) -> list[Any]:

@@ -8,6 +8,9 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+from jaxtyping import Array
+
 from ifjax.graph.coupling import Coupling, PinnedAxis
 from ifjax.graph.drawing import to_mermaid
 from ifjax.graph.intersection import intersect
@@ -17,8 +20,12 @@ from ifjax.graph.width_numbers import WidthNumber
 from ifjax.spec import widths as selecting
 from ifjax.spec.budget import UNITS, groups_for
 from ifjax.spec.method import Method
+from ifjax.spec.nearest import nearest_first
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.structure import Group, Member, Structure
+
+# Of Python, numpy or jax.
+Number = int | float | np.generic | np.ndarray | Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +72,10 @@ class DependencyGraph:
 
     def spec(
         self,
-        sparsity: float | Mapping[str, float] | None = None,
+        sparsity: Number | Mapping[str, Number] | None = None,
         *,
         of: Literal["neurons", "weights", "flops"] = "neurons",
-        keep: int | Mapping[str, int] | None = None,
+        keep: Number | Mapping[str, Number] | None = None,
         include: selecting.Selector = None,
         exclude: selecting.Selector = None,
         round_to: int = 1,
@@ -104,12 +111,12 @@ class DependencyGraph:
             name that a protected leaf holds, where a positive sparsity would remove nothing, or a
             share of the weights or FLOPs that the groups do not hold.
         """
-        known = {f.name for f in dataclasses.fields(Method)}
+        known = [f.name for f in dataclasses.fields(Method)]
+        own = ["sparsity", "of", "keep", "include", "exclude", "round_to", "protect"]
         for name in method:
             if name not in known:
-                raise ValueError(
-                    f"unknown option {name!r} of spec; expected one of {', '.join(sorted(known))}"
-                )
+                options = ", ".join(nearest_first(name, [*own, *known]))
+                raise ValueError(f"unknown option {name!r} of spec; expected one of {options}")
         kept = self.couplings(protect) if protect else None
         if not self.groups and self.hints and (sparsity or keep):
             raise ValueError(

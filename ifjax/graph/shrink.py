@@ -25,7 +25,7 @@ from ifjax.jaxprs.rules import rule_of
 from ifjax.jaxprs.rules.rule import Derive, Resize
 from ifjax.jaxprs.walk import Axes, Context, Frame, constant_axes, frames_of, walk
 from ifjax.promotion import with_promotion
-from ifjax.spec.spec import FusionSpec
+from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.structure import Leaf, Structure
@@ -47,6 +47,7 @@ def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]
       ``apply_small(small_params, *inputs, **static)``.
 
     Raises:
+      TypeError: for anything but a function and a spec.
       ValueError: by the returned function, where the parameters have not the widths of the spec,
         or ``apply_fn`` couples the spec's groups in a way that the traced function did not.
 
@@ -59,6 +60,11 @@ def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]
       >>> shrink(apply, spec)(small, jnp.ones((3, 4))).shape
       (3, 2)
     """
+    check_spec(spec)
+    if not callable(apply_fn):
+        raise TypeError(
+            f"expected shrink(apply_fn, spec) with a function first, got {type(apply_fn).__name__}"
+        )
     cache: dict[Any, _Shrunk] = {}
 
     @functools.wraps(apply_fn, updated=())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from ifjax.graph.grouping import Described, Facts, build
 from ifjax.graph.hints import hints
 from ifjax.graph.twin import doubled
 from ifjax.graph.width_numbers import group_names, width_numbers
-from ifjax.jaxprs.arguments import Arguments, path_name, struct
+from ifjax.jaxprs.arguments import Arguments, is_array, path_name, struct
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
 from ifjax.promotion import with_promotion
@@ -55,8 +56,9 @@ def trace(
       error of `DependencyGraph.spec` say why and what to do; a random key that pins is warned of.
 
     Raises:
-      ValueError: if ``params`` holds no arrays, ``state`` names nothing, or a batch norm's
-        statistics are not among the parameters.
+      ValueError: if ``params`` holds no arrays, ``state`` names nothing or a carry on one side
+        only, or a batch norm's statistics are not among the parameters.
+      TypeError: for arguments in another order.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -65,6 +67,7 @@ def trace(
       >>> [(g.name, g.size) for g in graph.groups]
       [('w1', 8)]
     """
+    _check_order(apply_fn, params)
     leaves = _described(params)
 
     def fresh(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
@@ -75,23 +78,31 @@ def trace(
     arguments, is_state = Arguments.split(inputs, static), _predicate(state)
     given = [(p, struct(x)) for p, x in zip(arguments.paths, arguments.arrays, strict=True)]
     held = {path: x for path, x in given if is_state(path)}
-    carried: list[str] = []
+    outputs: dict[str, None] = {}  # in order, each once
 
     def is_carried(path: str) -> bool:
-        if is_state(path):
-            carried.append(path)
+        outputs[path] = None
         return is_state(path)
 
-    analysis = analyse(
-        *(apply_fn, params, arguments, static, fresh, dict.fromkeys(held, _fresh_state)),
-        is_carried,
-        elsewhere=doubled,
-    )
-    if state is not None and not held and not carried:
-        raise ValueError(
-            f"state={state!r} names no array among the inputs and outputs; the inputs are "
-            f"{', '.join(arguments.paths) or 'none'}"
+    try:
+        analysis = analyse(
+            apply_fn,
+            params,
+            arguments,
+            static,
+            fresh,
+            dict.fromkeys(held, _fresh_state),
+            is_carried,
+            elsewhere=doubled,
         )
+    except Exception as error:
+        _check_swapped(params, inputs, error)
+        raise
+    carried = [path for path in outputs if is_state(path)]
+    if state is not None:
+        shapes = [tuple(map(analysis.store.size, axes)) for axes in analysis.outputs]
+        after = dict(zip(outputs, shapes, strict=True))
+        _check_state(state, {path: tuple(x.shape) for path, x in given}, after, is_state)
     products = find_products(analysis.frame, analysis.store, analysis.leaves, analysis.inputs)
     follows = [
         ((path, tuple(x.shape), str(x.dtype)), axes)
@@ -114,6 +125,57 @@ def trace(
     if any(FIXED_KEY in p.reason for p in found.pinned):
         warnings.warn(said[0], stacklevel=3)
     return DependencyGraph(*found, numbers=numbers, hints=said)
+
+
+def _check_order(apply_fn: Any, params: Any) -> None:
+    """Raises TypeError where the function is not first."""
+    if callable(apply_fn) and not inspect.isroutine(params):
+        return
+    swapped = " and a function second: they are swapped" if callable(params) else ""
+    raise TypeError(
+        "expected trace(apply_fn, params, *inputs), a function and its parameters, got "
+        f"{type(apply_fn).__name__} first{swapped}"
+    )
+
+
+def _check_swapped(params: Any, inputs: Sequence[Any], error: Exception) -> None:
+    """Raises TypeError where a function failed that was given its input before its parameters."""
+    trees = [x for x in inputs if not is_array(x) and any(map(is_array, jax.tree.leaves(x)))]
+    if is_array(params) and trees:
+        raise TypeError(
+            f"apply_fn(params, *inputs) failed ({type(error).__name__}: {error}); params is one "
+            f"array of shape {tuple(params.shape)} and an input is a {type(trees[0]).__name__} of "
+            f"{len(jax.tree.leaves(trees[0]))} arrays: if these are the parameters, they come "
+            "before the inputs, trace(apply_fn, params, *inputs)"
+        ) from error
+
+
+def _check_state(
+    state: Any,
+    before: Mapping[str, tuple[int, ...]],
+    after: Mapping[str, tuple[int, ...]],
+    is_state: Callable[[str], bool],
+) -> None:
+    """Raises ValueError where state is named that is not there, or on one side only."""
+    named = [path for path in (*before, *after) if is_state(path)]
+    if not named:
+        raise ValueError(
+            f"state={state!r} names no array among the inputs and outputs; the inputs are "
+            f"{', '.join(before) or 'none'}, the outputs {', '.join(after) or 'none'}; a recurrent "
+            "carry is named on both sides, such as state=['inputs/1', 'outputs/1']"
+        )
+    for these, others in ((before, after), (after, before)):
+        if any(is_state(path) for path in others):
+            continue
+        for path, shape in these.items():
+            tail = path.split("/")[-1]
+            other = next((p for p, s in others.items() if s == shape and p.endswith(tail)), None)
+            if is_state(path) and other is not None:
+                raise ValueError(
+                    f"state={state!r} names {path} of shape {shape}, and not {other}, of the same "
+                    f"shape, which would keep its full width; a carry is named on both sides: "
+                    f"state={[path, other]!r}"
+                )
 
 
 def _described(params: Any) -> list[Described]:

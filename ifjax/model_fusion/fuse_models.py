@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ifjax.activations.batch_statistics import checked_batches, reset_where_any
+from ifjax.activations.batch_statistics import reset_where_any
+from ifjax.activations.batches import read_inputs
 from ifjax.fusion import batch_norm
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph
@@ -105,7 +106,7 @@ def fuse_models(
         raise ValueError(f"maps are given, so that {', '.join(alignment)} would not be used")
     structures, leaves = _checked_models(models, graph, specs)
     shares = _checked_weights(weights, len(models))
-    data = _checked_data(apply_fn, batches)
+    data = _checked_data(apply_fn, batches, models[0], specs)
     if maps is None:
         if alignment.get("on") == "activations":
             alignment |= data
@@ -184,7 +185,7 @@ def align_models(
     structures, leaves = _checked_models(models, graph, specs)
     _check_options(on, sweeps)
     method = _checked_method(solver, epsilon, cost_p)
-    data = _checked_data(apply_fn, batches)
+    data = _checked_data(apply_fn, batches, models[0], specs)
     if bool(data) != (on == "activations"):
         raise ValueError(
             f"on='activations' goes with apply_fn and batches; got on={on!r} "
@@ -338,7 +339,7 @@ def _checked_weights(weights: Any, count: int) -> Array:
     return weights / weights.sum()
 
 
-def _checked_data(apply_fn: Any, batches: Any) -> dict[str, Any]:
+def _checked_data(apply_fn: Any, batches: Any, params: PyTree, specs: Any) -> dict[str, Any]:
     """Function and batches, or neither."""
     if (apply_fn is None) != (batches is None):
         raise ValueError(
@@ -347,7 +348,11 @@ def _checked_data(apply_fn: Any, batches: Any) -> dict[str, Any]:
         )
     if apply_fn is None:
         return {}
-    return {"apply_fn": apply_fn, "batches": checked_batches(batches)}
+    function = _function(apply_fn, None if specs is None else specs[0])
+    found = list(read_inputs(batches, function, params))
+    if not found:
+        raise ValueError("expected at least one batch of inputs, got none")
+    return {"apply_fn": apply_fn, "batches": found}
 
 
 def _check_options(on: str, sweeps: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from ifjax import importance as importances
 from ifjax.importance import GroupMetric
 from ifjax.spec import choices
+from ifjax.spec.nearest import nearest_first
 from ifjax.structure.structure import Kind
 from ifjax.transport import solvers
 from ifjax.transport import targets as targets_
@@ -225,7 +226,7 @@ class Method:
             if name in _VALUES and isinstance(value, _VALUES[name].base):
                 continue
             if value not in allowed:
-                known = ", ".join(filter(None, allowed))
+                known = ", ".join(nearest_first(value, filter(None, allowed)))
                 own = f" (or a value, see {_VALUES[name].where})" if name in _VALUES else ""
                 raise ValueError(f"{name} must be one of {known}; got {value!r}{own}")
         if self.cost_p != "cosine" and (isinstance(self.cost_p, str) or not self.cost_p >= 1):

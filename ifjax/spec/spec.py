@@ -160,6 +160,7 @@ class FusionSpec:
 def check_spec(spec: Any) -> None:
     """Raises TypeError for anything but a spec: a graph has a structure too."""
     if not isinstance(spec, FusionSpec):
+        how = ": say how much is to go by graph.spec(0.5)" if hasattr(spec, "structure") else ""
         raise TypeError(
-            f"expected a FusionSpec, as graph.spec(...) gives it, got {type(spec).__name__}"
+            f"expected a FusionSpec, as graph.spec(...) gives it, got {type(spec).__name__}{how}"
         )

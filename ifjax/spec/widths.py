@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
 from ifjax.structure.names import older_name
 from ifjax.structure.structure import Group, Member
 
@@ -18,8 +22,8 @@ Selector = str | Iterable[str] | Callable[[Group], bool] | None
 
 def widths(
     groups: Sequence[Group],
-    sparsity: float | Mapping[str, float] | None,
-    keep: int | Mapping[str, int] | None,
+    sparsity: Any,
+    keep: Any,
     include: Selector,
     exclude: Selector,
     round_to: int,
@@ -57,7 +61,8 @@ def widths(
         raise ValueError(
             f"sparsity {sparsity!r}, keep {keep!r} removes no neuron of any selected group: the "
             "groups are too small for it, excluded, or not known to be neurons; print(graph) lists "
-            "them"
+            "them, and what is pinned by the function's inputs and outputs: a recurrent carry or a "
+            "cache goes in and out and is named by trace(..., state=['inputs/1', 'outputs/1'])"
         )
     return tuple(result)
 
@@ -66,12 +71,13 @@ def _checked_amounts(
     groups: Sequence[Group], sparsity: Any, keep: Any, round_to: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fractions to remove and numbers to keep, by pattern."""
-    if sparsity in (None, {}) and keep in (None, {}):
+    if all(x is None or (isinstance(x, Mapping) and not x) for x in (sparsity, keep)):
         raise ValueError("spec needs a sparsity or keep: nothing says how many neurons to keep")
+    round_to = _plain(round_to)
     if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
         raise ValueError(f"round_to must be a positive integer; got {round_to!r}")
-    fractions = _mapping(groups, sparsity, "sparsity")
-    counts = _mapping(groups, keep, "keep")
+    fractions = {k: _plain(v) for k, v in _mapping(groups, sparsity, "sparsity").items()}
+    counts = {k: _plain(v) for k, v in _mapping(groups, keep, "keep").items()}
     for pattern, value in fractions.items():
         if (
             isinstance(value, bool)
@@ -83,6 +89,14 @@ def _checked_amounts(
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"keep must be a positive integer; got {value!r} for {pattern!r}")
     return fractions, counts
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy or jax as one of Python: the shortest one that it is the rounding of."""
+    if isinstance(value, Tracer) or getattr(value, "shape", None) != () or value is None:
+        return value
+    number = np.asarray(value)[()]
+    return float(str(number)) if jnp.issubdtype(number.dtype, jnp.floating) else number.item()
 
 
 def _kept(

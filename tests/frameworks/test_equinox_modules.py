@@ -205,8 +205,23 @@ def test_a_cut_that_the_module_cannot_follow():
     graph = ifjax.trace(apply_fn, arrays, x)
     spec = graph.spec({"query*": 0.5})
     assert "query_proj/weight" in str(spec)
-    with pytest.raises(ValueError, match=r"outputs differ by .*ifjax.shrink"):
-        cut_equinox(model, spec, x, call=call)
+    message = (
+        r"outputs differ by .*the module \(MultiheadAttention, .*4 before and 2 now.*ifjax.shrink"
+    )
+    for given in (x, jnp.ones_like(x)):  # equal positions hide nothing
+        with pytest.raises(ValueError, match=message):
+            cut_equinox(model, spec, given, call=call)
+
+
+def test_the_call_that_was_traced_is_asked_for():
+    model = eqx.nn.MLP(4, 2, 8, 1, key=next(KEYS))
+    call = lambda m, x: jax.vmap(m)(x)  # noqa: E731
+    x = jax.random.normal(next(KEYS), (5, 4))
+    apply_fn, arrays = equinox_function(model, call)
+    spec = ifjax.trace(apply_fn, arrays, x).spec(0.5, method="prune")
+    with pytest.raises(ValueError, match=r"does not take inputs of shapes \[\(5, 4\)\] .*call="):
+        cut_equinox(model, spec, x)
+    assert cut_equinox(model, spec, x, call=call).width_size == 4
 
 
 class Declares(eqx.Module):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ from flax import nnx
 
 import ifjax
 from ifjax.frameworks import cut_nnx, nnx_function
+from ifjax.frameworks.nnx_modules import ScaledAttention
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 4)), jnp.float32)
 ROWS = X[:, 0]  # [3, 8, 4]
@@ -141,15 +145,55 @@ def test_recurrent_cells():
     assert found == [(4, 3), (3, 4), (4, 5), (5, 2)]
 
 
+def heads_of(rngs, **options):
+    return nnx.MultiHeadAttention(4, 16, decode=False, rngs=rngs, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize_qk": True}, {"num_kv_heads": 2}], ids=str)
+@pytest.mark.parametrize("method", ["prune", "fuse"])
+def test_attention_divides_by_the_root_of_the_full_head_dim(options, method):
+    model = heads_of(nnx.Rngs(0), **options)
+    x = jnp.ones((2, 5, 16))  # equal positions would hide the scale
+    cut_and_compare(model, x, sparsity=0.5, method=method, heads=method)
+    assert model.head_dim == 2
+    x = jax.random.normal(jax.random.key(1), (2, 5, 16))
+    apply_fn, _, spec = functions(heads_of(nnx.Rngs(0), **options), x, sparsity=0.5)
+    want = ifjax.shrink(apply_fn, spec)(nnx.state(model), x)
+    np.testing.assert_allclose(model(x), want, atol=1e-5)
+    if not options:  # once more: the factor is one for both cuts
+        only = {"keep": {"*": 1}, "include": lambda g: g.kind == "head_dim"}
+        cut_and_compare(model, x, **only, method="prune")
+        assert model.attention_fn == ScaledAttention(nnx.dot_product_attention, Fraction(1, 4))
+
+
 def test_a_cut_that_the_module_cannot_follow_changes_nothing():
-    model = Tokens(nnx.Rngs(0))
-    _, state, spec = functions(model, TOKENS, keep={"*": 3}, include=lambda g: g.kind == "head_dim")
+    own = lambda *args, **options: nnx.dot_product_attention(*args, **options)  # noqa: E731
+    model = nnx.Sequential(
+        nnx.Linear(4, 16, rngs=nnx.Rngs(1)), heads_of(nnx.Rngs(0), attention_fn=own)
+    )
+    _, state, spec = functions(model, ROWS, sparsity=0.5, include=lambda g: g.kind == "head_dim")
     assert spec.structure.widths
-    with pytest.raises(ValueError, match=r"outputs differ by .*Nothing was changed"):
-        cut_nnx(model, spec, TOKENS)
-    assert model.attention.head_dim == 4
+    start = time.perf_counter()
+    message = (
+        r"outputs differ by .*layers/1 \(MultiHeadAttention, .*4 before and 2 now: .*exclude=.*"
+        "Nothing was changed"
+    )
+    with pytest.raises(ValueError, match=message):
+        cut_nnx(model, spec, jnp.ones_like(ROWS))
+    assert time.perf_counter() - start < 10  # a second where nothing else runs; no solver compiled
+    assert model.layers[1].head_dim == 4
     after = nnx.state(model)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
+def test_one_head_dim_for_queries_and_values():
+    model = heads_of(nnx.Rngs(0))
+    x = jnp.ones((2, 5, 16))
+    _, _, spec = functions(model, x, sparsity=0.5, include="value*")
+    with pytest.raises(
+        ValueError, match=r"head_dim to 4 in its queries and keys and to 2 in its v"
+    ):
+        cut_nnx(model, spec, x)
 
 
 class Scaled(nnx.Module):
