@@ -31,7 +31,7 @@ def leaves_by_path(params: PyTree) -> dict[str, Any]:
 
 def check_finite(leaves: Mapping[str, Any]) -> None:
     """Raises ValueError at the first leaf that holds NaN or infinity, outside of jit."""
-    floating = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    floating = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
     for path, count in numbers_of(floating, _not_finite, _finite_sum).items():
         if count:
             raise ValueError(

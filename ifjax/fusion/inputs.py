@@ -108,6 +108,7 @@ def _kernels_with_gradients(
     Adapters alone (LoRA) score the neurons that they lead to: a frozen kernel adds nothing.
     """
     paths = [[m.path for m in _describing(group)] for group in groups]
+    zeros: dict[str, Any] = {}
     for group, kernels in zip(groups, paths, strict=True):
         producers = [m.path for m in group.members if m.role == "producer"]
         first = (producers or kernels)[0] if method.reduction == "first" else None
@@ -121,8 +122,8 @@ def _kernels_with_gradients(
                 'stats.gradients must be a tree like the parameters, for flax.linen {"params": '
                 "grads}, where leaves may be missing"
             )
-        for path in lacking:
-            found[path] = jnp.zeros(structure.leaf[path].shape)
+        zeros |= {path: jnp.zeros(structure.leaf[path].shape) for path in lacking}
+    found.update(zeros)
     return list(dict.fromkeys(path for kernels in paths for path in kernels))
 
 

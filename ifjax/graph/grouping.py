@@ -13,7 +13,15 @@ from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
 from ifjax.structure import axis as ex
 from ifjax.structure.names import group_names, naming_member, renamed
-from ifjax.structure.structure import BatchNorm, Group, Kind, Leaf, Member, Structure
+from ifjax.structure.structure import (
+    BatchNorm,
+    Group,
+    Kind,
+    Leaf,
+    Member,
+    Structure,
+    is_inexact,
+)
 
 Described = tuple[str, tuple[int, ...], str]  # path, shape, dtype
 
@@ -69,9 +77,16 @@ def build(
         for j, axis in enumerate(axes):
             for name in dict.fromkeys(ex.atoms(axis)):
                 where[name].append((i, j))
-    live = {root: at for root, at in where.items() if any(i in roles.live for i, _ in at)}
+    inexact = {i for i, (_, _, dtype) in enumerate(leaves) if is_inexact(dtype)}
+    live = {
+        root: at
+        for root, at in where.items()
+        if any(i in roles.live for i, _ in at) and any(i in inexact for i, _ in at)
+    }
     known = {str(root): mark for root, mark in marks.items()} | {root: root for root in live}
-    groups = [_group(root, at, store, facts, known, paths, exprs) for root, at in live.items()]
+    groups = [
+        _group(root, at, store, facts, known, paths, exprs, inexact) for root, at in live.items()
+    ]
 
     def frozen(axes: Sequence[ex.Expression]) -> tuple[ex.Expression, ...]:
         return tuple(_freeze(e, live) for e in axes)
@@ -104,14 +119,18 @@ def _group(
     known: Mapping[str, str],
     paths: Sequence[str],
     exprs: Sequence[tuple[ex.Expression, ...]],
+    inexact: Container[int],
 ) -> Group:
     """The group of a class, called as its representative, with the axes that batch it."""
     roles = facts.roles
+    kind = facts.kind_at(int(root), at, [exprs[i][j] for i, j in at])
+    if kind != "free" and any(i not in inexact for i, _ in at):
+        kind = "integer"
     members = tuple(
         Member(
             paths[i],
             j,
-            roles.of.get((i, j), "additive"),
+            roles.of.get((i, j), "additive") if i in inexact else "additive",
             tuple(ex.places(exprs[i][j], root)),
             roles.position.get((i, j), -1),
         )
@@ -123,7 +142,7 @@ def _group(
         name=root,
         size=size,
         kept=size,
-        kind=facts.kind_at(int(root), at, [exprs[i][j] for i, j in at]),
+        kind=kind,
         members=members,
         batch=tuple(store.size(b) for b in along),
         along=tuple(known[str(b)] for b in along),

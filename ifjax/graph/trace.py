@@ -71,8 +71,8 @@ def trace(
     leaves = _described(params)
 
     def fresh(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return tuple(store.pinned(n, "leaf is not floating point") for n in x.shape)
+        if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+            return tuple(store.pinned(n, "leaf holds random keys") for n in x.shape)
         return tuple(store.fresh(n) for n in x.shape)
 
     arguments, is_state = Arguments.split(inputs, static), _predicate(state)

@@ -81,8 +81,9 @@ class Method:
     seed: int = 0
 
     def of(self, kind: Kind) -> Method:
-        """The method for groups of a kind: heads that are not to be fused are pruned."""
-        if self.method == "fuse" and self.heads == "prune" and kind in ("head", "head_dim"):
+        """The method for groups of a kind: integers, and heads that are not fused, are pruned."""
+        heads = self.heads == "prune" and kind in ("head", "head_dim")
+        if self.method == "fuse" and (heads or kind == "integer"):
             return dataclasses.replace(self, method="prune")
         return self
 

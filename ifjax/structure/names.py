@@ -10,7 +10,13 @@ from collections.abc import Mapping, Sequence
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Group, Leaf, Member, Structure
 
-WORDS = {"neuron": "neurons", "head": "heads", "head_dim": "head_dim", "free": "free"}
+WORDS = {
+    "neuron": "neurons",
+    "head": "heads",
+    "head_dim": "head_dim",
+    "integer": "neurons",
+    "free": "free",
+}
 _PLACE = re.compile(r"(?P<from>\d+):(?P<to>\d+)(=(?P<shape>[\dx]+)\.(?P<factor>\d+)(?P<rest>.*))?")
 
 

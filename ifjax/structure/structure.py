@@ -216,11 +216,16 @@ class Structure:
 KEYS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
 
 
+def is_inexact(dtype: str) -> bool:
+    """Whether the dtype of a leaf is one of real or complex numbers, which can be averaged."""
+    return dtype[:3] != "key" and bool(jnp.issubdtype(jnp.dtype(dtype), jnp.inexact))
+
+
 def _is_float(dtype: str) -> bool:
     return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating)) if dtype[:3] != "key" else False
 
 
-Kind = Literal["neuron", "head", "head_dim", "free"]
+Kind = Literal["neuron", "head", "head_dim", "integer", "free"]
 
 
 Role = Literal["producer", "consumer", "additive", "multiplicative", "mean", "variance"]
