@@ -73,7 +73,8 @@ def inputs_of(batch: Any, apply_fn: Callable[..., Any], params: PyTree) -> tuple
       ...     inputs = inputs_of(batch, apply, np.ones((2, 4)))
       ...     assert len(inputs) == 1 and inputs[0] is x
     """
-    if _is_pair(batch) and not _takes(apply_fn, params, tuple(batch)):
+    two = _is_pair(batch) and any(map(is_array, jax.tree.leaves(batch[1])))
+    if two and not _takes(apply_fn, params, tuple(batch)):
         inputs = _inputs(batch[0])
         if _takes(apply_fn, params, inputs):
             return inputs

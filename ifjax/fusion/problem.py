@@ -113,9 +113,17 @@ def scores_of(group: GroupProblem, scored: Mapping[str, Any], given: Any, key: A
     if group.scored is not None:
         members = _spread(group.scored.parts(scored))
     arrays, axes = zip(*members, strict=True)
+    arrays = tuple(map(_real, arrays))
     return importance.score(
         method.importance_value, arrays, key, method.reduction, method.normalization, axes
     )
+
+
+def _real(x: Any) -> Any:
+    """Sizes of complex numbers, integers as real ones; the rest as it is."""
+    if np.issubdtype(x.dtype, np.complexfloating):
+        return namespace(x).abs(x)
+    return x.astype(np.float32) if x.dtype.kind in "iub" else x
 
 
 def _spread(parts: list[Part]) -> list[Part]:

@@ -143,7 +143,11 @@ def verify(
 def _numbers(function: Callable[..., Any], *args: Any) -> list[jax.Array]:
     """What a function returns, as vectors of one dtype; what is no number is left out."""
     found = (jnp.ravel(x) for x in jax.tree.leaves(function(*args)) if _counts(x))
-    return [x.astype(jnp.result_type(float)) for x in found]
+    parts = (
+        jnp.concatenate([x.real, x.imag]) if jnp.issubdtype(x.dtype, jnp.complexfloating) else x
+        for x in found
+    )
+    return [x.astype(jnp.result_type(float)) for x in parts]
 
 
 def _checked_finite(output: np.ndarray) -> np.ndarray:
@@ -162,7 +166,7 @@ def _with_noise(
     return {
         p: v * (1 + size * rng.standard_normal(np.shape(v)))
         for p, v in values.items()
-        if jnp.issubdtype(v.dtype, jnp.floating)
+        if jnp.issubdtype(v.dtype, jnp.inexact)
     }
 
 
@@ -237,10 +241,14 @@ def general_position(
     values: list[Any] = []
     for path, x in leaves.items():
         shape = tuple(x.shape)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
             values.append(_zeros(x) if isinstance(x, jax.ShapeDtypeStruct) else x)
             continue
         normal = rng.standard_normal(shape)
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            normal = normal + 1j * rng.standard_normal(shape)
+            values.append(normal / math.sqrt(max(1, math.prod(shape) // max(shape, default=1))))
+            continue
         role = roles.get(path)
         if role == "variance":
             values.append(0.5 + np.abs(normal))

@@ -81,9 +81,13 @@ class Method:
     seed: int = 0
 
     def of(self, kind: Kind) -> Method:
-        """The method for groups of a kind: integers, and heads that are not fused, are pruned."""
+        """The method for groups of a kind.
+
+        Pruned are heads that are not to be fused; integers, which cannot be averaged; and complex
+        weights, for which there are no distances yet.
+        """
         heads = self.heads == "prune" and kind in ("head", "head_dim")
-        if self.method == "fuse" and (heads or kind == "integer"):
+        if self.method == "fuse" and (heads or kind in ("integer", "complex")):
             return dataclasses.replace(self, method="prune")
         return self
 

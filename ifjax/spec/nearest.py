@@ -21,5 +21,6 @@ def nearest_first(name: object, known: Iterable[str]) -> list[str]:
       ['solver', 'epsilon', 'merge']
     """
     names = list(known)
-    close = difflib.get_close_matches(str(name).lower(), names, len(names) or 1)
+    given = name.lower() if isinstance(name, str) else ""
+    close = difflib.get_close_matches(given, names, len(names) or 1)
     return [*close, *(x for x in names if x not in close)]

@@ -68,8 +68,9 @@ class Group:
       size: number of neurons.
       kept: number of neurons that the spec keeps; ``size`` in a graph.
       kind: ``"neuron"`` where something produces and something consumes it; ``"head"`` and
-        ``"head_dim"`` in attention, see `ifjax.graph.facts.kinds`; ``"free"`` where the axis could
-        be cut but is not known to be neurons, so that it is cut only when named.
+        ``"head_dim"`` in attention, see `ifjax.graph.facts.kinds`; ``"integer"`` and
+        ``"complex"`` where a leaf of such numbers holds it; ``"free"`` where the axis could be cut
+        but is not known to be neurons, so that it is cut only when named.
       members: the axes that hold it.
       batch: sizes of the axes that number independent copies of the neurons (layers of a scan,
         experts, heads of a head_dim): a choice and a map of its own for each, `[*batch, n, m]`.
@@ -216,16 +217,19 @@ class Structure:
 KEYS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
 
 
-def is_inexact(dtype: str) -> bool:
-    """Whether the dtype of a leaf is one of real or complex numbers, which can be averaged."""
-    return dtype[:3] != "key" and bool(jnp.issubdtype(jnp.dtype(dtype), jnp.inexact))
+def number_kind(dtype: str) -> Literal["integer", "complex"] | None:
+    """What a leaf holds that is no real number, after which its groups are called; booleans too."""
+    if _is_float(dtype):
+        return None
+    complexes = dtype[:3] != "key" and jnp.issubdtype(jnp.dtype(dtype), jnp.complexfloating)
+    return "complex" if complexes else "integer"
 
 
 def _is_float(dtype: str) -> bool:
     return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating)) if dtype[:3] != "key" else False
 
 
-Kind = Literal["neuron", "head", "head_dim", "integer", "free"]
+Kind = Literal["neuron", "head", "head_dim", "integer", "complex", "free"]
 
 
 Role = Literal["producer", "consumer", "additive", "multiplicative", "mean", "variance"]

@@ -85,7 +85,6 @@ def _norms(x: Float[AnyArray, "..."], axis: int) -> Float[AnyArray, " n"]:
     if isinstance(x, np.ndarray) and x.dtype == np.float32:  # in double nothing vanishes
         return np.sqrt(np.sum(np.square(x, dtype=np.float64), others)).astype(x.dtype)
     xp = namespace(x)
-    x = xp.abs(x) if np.issubdtype(x.dtype, np.complexfloating) else x
     # The result does not depend on the scale, so neither does the gradient; squares of tiny or huge
     # weights then neither vanish nor overflow. The sum is what importance l1 reads too.
     tiny = xp.finfo(x.dtype).tiny
@@ -137,15 +136,8 @@ def cost_matrix(
     if p != "cosine" and (isinstance(p, str) or not p >= 1):
         raise ValueError(f"cost_matrix needs a norm p >= 1, inf or 'cosine', got p = {p!r}")
     dtype = jnp.result_type(jnp.float32, x, y)
-    x, y = (_as_real(z.astype(dtype), 1 - axis) for z in (x, y))
+    x, y = x.astype(dtype), y.astype(dtype)
     return _distances(x, y, p, axis)
-
-
-def _as_real(x: Array, axis: int) -> Array:
-    """Complex features as twice as many real ones."""
-    if not jnp.issubdtype(x.dtype, jnp.complexfloating):
-        return x
-    return jnp.concatenate([x.real, x.imag], axis)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
