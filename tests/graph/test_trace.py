@@ -92,13 +92,13 @@ def test_integer_scalar_empty_and_complex_leaves():
 
     p = {k: MLP[k] for k in ("w1", "w2")} | arrays(b=(5, 2), e=(0,))
     p |= {"scale": np.float64(0.5), "count": np.int32(3), "z": np.ones(5, np.complex128)}
-    graph = hold(f, p | arrays(mask=(6,)), X, groups={"w1": 6})
-    assert reasons(graph)["z", 0] == "leaf is not floating point"
-    p["mask"] = np.array([1, 0, 1, 1, 0, 1])  # a mask of integers has an index of its own
     with jax.enable_x64(True):
+        graph = ifjax.trace(f, p | arrays(mask=(6,)), X)
+        assert {g.name: g.kind for g in graph.groups} == {"w1": "neuron", "z": "complex"}
+        p["mask"] = np.array([1, 0, 1, 1, 0, 1])  # goes along, and is not averaged
         graph = ifjax.trace(f, p, X)
-    assert graph.groups == ()
-    assert reasons(graph)["w1", 1] == "leaf is not floating point"
+        graph.verify(f, p, X)
+    assert {g.name: g.kind for g in graph.groups} == {"w1": "integer", "z": "complex"}
 
 
 def test_leaves_that_reach_no_output_are_reported():
