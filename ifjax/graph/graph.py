@@ -22,6 +22,7 @@ from ifjax.spec.budget import UNITS, groups_for
 from ifjax.spec.method import Method
 from ifjax.spec.nearest import nearest_first
 from ifjax.spec.spec import FusionSpec
+from ifjax.spec.table import shortened
 from ifjax.structure.structure import Group, Member, Structure
 
 # Of Python, numpy or jax.
@@ -209,3 +210,7 @@ class DependencyGraph:
     def __str__(self) -> str:
         """A table of groups, and what is pinned."""
         return graph_table(self.coupling, self.literals, self.hints)
+
+    def __repr__(self) -> str:
+        """The same, of the first groups: what notebooks show."""
+        return shortened(str(self))

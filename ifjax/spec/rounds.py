@@ -23,6 +23,11 @@ class Round(NamedTuple):
     step: FusionSpec
     total: FusionSpec
 
+    def __repr__(self) -> str:
+        """What goes in this round, and in all so far; in a line each."""
+        step, total = (str(spec).splitlines()[0] for spec in self)
+        return f"Round\n  step: {step}\n  total: {total}"
+
 
 def iterated(spec: FusionSpec, rounds: int, kind: str = "geometric") -> tuple[Round, ...]:
     r"""Splits a spec into rounds, between which the network can be trained.

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ifjax.parallel.sharding import laid_like
 from ifjax.spec.method import Method
-from ifjax.spec.table import spec_table
+from ifjax.spec.table import shortened, spec_table
 from ifjax.structure import axis as ex
 from ifjax.structure.serialise import from_dict, to_dict
 from ifjax.structure.structure import (
@@ -155,6 +155,10 @@ class FusionSpec:
     def __str__(self) -> str:
         """Channels, weights and FLOPs of every cut group, before and after."""
         return spec_table(self.structure, self.method)
+
+    def __repr__(self) -> str:
+        """The same, of the first groups: what notebooks show."""
+        return shortened(str(self))
 
 
 def check_spec(spec: Any) -> None:

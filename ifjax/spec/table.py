@@ -29,3 +29,20 @@ def spec_table(structure: Structure, method: Method) -> str:
 
 def _fewer(before: int, after: int) -> str:
     return f"{1 - after / before:.1%} fewer" if before else "none"
+
+
+MOST_LINES = 24
+
+
+def shortened(text: str) -> str:
+    """The first lines of a table, for notebooks; ``print`` shows all of it.
+
+    Example:
+      >>> shortened("one line")
+      'one line'
+    """
+    lines = text.splitlines()
+    more = len(lines) - MOST_LINES
+    if more <= 0:
+        return text
+    return "\n".join([*lines[:MOST_LINES], f"... and {more} more lines: print(...) shows them"])

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from ifjax.namespace import AnyArray, namespace, wide
@@ -46,6 +48,21 @@ class Transport(NamedTuple):
     marginal_error: Float[AnyArray, ""]
     cost: Float[AnyArray, ""]
     potential: Float[AnyArray, " n"]
+
+    def __repr__(self) -> str:
+        """Sizes, and whether the solver converged, in a line: what notebooks show."""
+        *batch, n, m = getattr(self.map, "shape", ("?", "?"))
+        each = f"{' x '.join(map(str, batch))} times " if batch else ""
+        text = f"Transport({each}{n} -> {m}"
+        if any(isinstance(x, Tracer) or not hasattr(x, "dtype") for x in self):
+            return f"{text})"
+        if isinstance(self.converged, jax.ShapeDtypeStruct):
+            return f"{text}, abstract)"
+        found = "converged" if np.all(self.converged) else "not converged"
+        return (
+            f"{text}, {found} after {int(np.max(self.iterations))} iterations, marginal error "
+            f"{float(np.max(self.marginal_error)):.2g}, cost {float(np.sum(self.cost)):.4g})"
+        )
 
 
 @with_promotion
