@@ -15,7 +15,6 @@ their kernel, mean and variance, and the optimizer's moments of the kept neurons
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +22,6 @@ import numpy as np
 from jaxtyping import Float
 
 from ifjax.namespace import AnyArray, namespace, total
-from ifjax.parallel import threads
 from ifjax.structure.structure import BatchNorm
 
 
@@ -37,19 +35,18 @@ def fold(leaves: Mapping[str, Any], norms: Iterable[BatchNorm]) -> dict[str, Any
     Returns:
       New leaves by path. Scale and variance still hold their values, for `spread` and `refit`.
     """
-    norms = list(norms)
-
-    def one(norm: BatchNorm) -> dict[str, Any]:
-        paths = [p for p in (norm.kernel, norm.bias, norm.mean) if p is not None]
-        arrays = [leaves[p] for p in paths]
-        scaled = _scaled(arrays, leaves[norm.scale], leaves[norm.variance], norm.axis, norm.eps)
-        return dict(zip(paths, scaled, strict=True))
-
-    sizes = [leaves[norm.kernel].size for norm in norms]
     folded = dict(leaves)
-    for each in threads.each([functools.partial(one, norm) for norm in norms], sizes, leaves):
-        folded |= each
+    for norm in norms:
+        folded |= fold_one(leaves, norm)
     return folded
+
+
+def fold_one(leaves: Mapping[str, Any], norm: BatchNorm) -> dict[str, Any]:
+    """The leaves that folding one norm changes, by path."""
+    paths = [p for p in (norm.kernel, norm.bias, norm.mean) if p is not None]
+    arrays = [leaves[p] for p in paths]
+    scaled = _scaled(arrays, leaves[norm.scale], leaves[norm.variance], norm.axis, norm.eps)
+    return dict(zip(paths, scaled, strict=True))
 
 
 def _scaled(arrays: list[Any], scale: Any, variance: Any, axis: int, eps: float) -> list[Any]:

@@ -6,24 +6,21 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from ifjax.activations.statistics import Stats
 from ifjax.fusion.execution.merging import merged
-from ifjax.fusion.execution.place import is_held, run, to_devices, to_host
+from ifjax.fusion.execution.place import fused_outputs, is_held, leaf_outputs, placed, run, to_host
 from ifjax.fusion.execution.solve import solved
 from ifjax.fusion.inputs import Scores, check_converged, check_maps
 from ifjax.fusion.program import Program, compiled
 from ifjax.fusion.transport_maps import inputs_of
-from ifjax.parallel.sharding import laid_like
 from ifjax.promotion import with_promotion
-from ifjax.spec.shardings import explicit_outputs
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.structure import Structure
 from ifjax.transport.transport import Transport
-from ifjax.tree import leaves_by_path, with_leaves
+from ifjax.tree import leaves_by_path
 
 
 @with_promotion
@@ -74,11 +71,10 @@ def fuse_params(
     if not spec.structure.widths:
         return params
     _check_in_place(program, "weights")
-    small, states = run(
-        _fused, program, leaves, *given, outputs=lambda: (_outputs(program, params, leaves), P())
-    )
+    outputs = functools.partial(fused_outputs, program, params, leaves)
+    small, states = run(_fused, program, leaves, *given, outputs=outputs)
     check_converged(states, spec.method)
-    return _placed(params, small)
+    return placed(params, small)
 
 
 def _fused(program: Program, leaves: Any, scores: Any, stats: Any) -> Any:
@@ -153,9 +149,9 @@ def apply_maps(
     rest = dict.fromkeys(Transport._fields[2:])
     given = {name: maps[name]._replace(**rest) for name in structure.widths}
     small = run(
-        _APPLIED[kind], program, read, given, outputs=lambda: _outputs(program, params, read)
+        _APPLIED[kind], program, read, given, outputs=lambda: leaf_outputs(program, params, read)
     )
-    return _placed(params, small)
+    return placed(params, small)
 
 
 def _applied(program: Program, leaves: Any, maps: Any, kind: str) -> Any:
@@ -164,20 +160,6 @@ def _applied(program: Program, leaves: Any, maps: Any, kind: str) -> Any:
 
 _KINDS = ("weights", "gradients", "select")
 _APPLIED = {kind: functools.partial(_applied, kind=kind) for kind in _KINDS}
-
-
-def _placed(params: PyTree, small: Mapping[str, Any]) -> PyTree:
-    """The parameters with small leaves, where the full ones lie."""
-    leaves = leaves_by_path(params)
-    if is_held(small):
-        small = to_devices(small, leaves)
-    return laid_like(with_leaves(params, {**leaves, **small}), params)
-
-
-def _outputs(program: Program, params: PyTree, read: Mapping[str, Any]) -> dict[str, P]:
-    """The `PartitionSpec` of every merged leaf, of parameters on a mesh with explicit axes."""
-    places = leaves_by_path(explicit_outputs(program.spec, params, program.keep_shape))
-    return {path: places[path] for path in program.merges if path in read}
 
 
 def _check_in_place(program: Program, kind: str) -> None:

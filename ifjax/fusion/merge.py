@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 
 from ifjax.fusion.merge_steps import MergeStep
 from ifjax.namespace import AnyArray, namespace, put
-from ifjax.parallel import placement as mesh
-from ifjax.parallel import ring
+from ifjax.parallel import placement, ring
 from ifjax.structure import axis_arrays
 from ifjax.structure.structure import Role
 
@@ -114,7 +113,7 @@ def _lists(plan: Any, sources: int | None) -> Any:
     """The sources of every target, ``[m, k]``; None where a product is faster."""
     n, m = plan.shape
     if isinstance(plan, jax.Array):
-        if sources is None or sources * _NEURONS > n or mesh.active():
+        if sources is None or sources * _NEURONS > n or placement.active():
             return None
         return jax.lax.top_k(plan.T, sources)[1]
     target, source = np.nonzero(plan.T)
@@ -192,7 +191,7 @@ def _merged(
     for axis in step.axes:
         if not full and all(merge[name] == "select" for name, _ in axis.roles):
             chosen = {name: maps[name].targets for name, _ in axis.roles}
-            x = mesh.take(x, axis_arrays.indices(axis.where, chosen), axis.axis)
+            x = placement.take(x, axis_arrays.indices(axis.where, chosen), axis.axis)
             continue
         scales = neutral and full and x.size == x.shape[axis.axis]
         functions = {}
@@ -210,7 +209,7 @@ def _neurons(
 
     def function(x: Any, axis: int) -> Any:
         if merge == "select" and not full:
-            return mesh.take(x, by.targets, axis)
+            return placement.take(x, by.targets, axis)
         matrix = None if merge == "select" else getattr(by, matrix_for(role, merge))
         y = x if matrix is None else times(matrix, x, axis)
         if not full or (matrix is not None and not neutral):
@@ -237,7 +236,7 @@ def times(by: Any, x: Float[AnyArray, "*full"], axis: int) -> Float[AnyArray, "*
     by = by.astype(x.dtype)
     if isinstance(x, jax.Array) or isinstance(by, jax.Array):
         return ring.product(by, x, axis)
-    # One product for the whole array: begun for each of a stack, threads wait on each other.
+    # One product for the whole array: one for each of a stack is several times slower.
     if axis == x.ndim - 1:
         found = (x.reshape(-1, x.shape[-1]) @ by.T).reshape(*x.shape[:-1], len(by))
     else:

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from ifjax import importance
 from ifjax.fusion.program import GroupProblem
 from ifjax.namespace import AnyArray, namespace
-from ifjax.parallel import placement as mesh
+from ifjax.parallel import placement
 from ifjax.transport import costs, transport
 from ifjax.transport.targets import Neurons
 from ifjax.transport.transport import Transport
@@ -82,15 +82,15 @@ def problem_of(
     chosen = method.targets_value
     if isinstance(chosen, Neurons):
         order = chosen.first(scores, group.size if group.staying else m)
-        targets = mesh.settled(namespace(order).sort(order[:m]))
+        targets = placement.settled(namespace(order).sort(order[:m]))
         mass = scores[targets]
         if group.solver is None:
             return Problem(scores, targets, 0 * scores, 0 * mass)
-    factors = mesh.settled(costs.factors(_spread(parts)))
+    factors = placement.settled(costs.factors(_spread(parts)))
     if isinstance(chosen, Neurons):
         points, sources = features(parts, factors, targets), None
         if group.staying:
-            sources = mesh.settled(namespace(order).sort(order[m:]))
+            sources = placement.settled(namespace(order).sort(order[m:]))
         moving = features(parts, factors, sources)
     else:
         moving, sources = features(parts, factors, None), None
@@ -128,13 +128,13 @@ def _real(x: Any) -> Any:
 
 def _spread(parts: list[Part]) -> list[Part]:
     """Every neuron whole on one device, so that what is added up of it does not travel."""
-    return [(mesh.spread(x, at), at) for x, at in parts]
+    return [(placement.spread(x, at), at) for x, at in parts]
 
 
 def features(parts: list[Part], factors: Any, index: Any) -> Any:
     """The features of some neurons, or of all, as columns ``[d, k]``."""
     if index is not None:
-        parts = [(mesh.take(x, index, at), at) for x, at in parts]
+        parts = [(placement.take(x, index, at), at) for x, at in parts]
         factors = factors[index]
     xp = namespace(factors)
     columns = [xp.moveaxis(x, at, -1).reshape(-1, len(factors)) for x, at in _spread(parts)]

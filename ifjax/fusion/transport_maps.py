@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from ifjax.activations.statistics import Stats
-from ifjax.fusion.execution.place import is_held, run, to_host
+from ifjax.fusion.execution.place import is_held, map_outputs, run, to_host
 from ifjax.fusion.execution.solve import scored, solved
 from ifjax.fusion.inputs import (
     Scores,
@@ -21,7 +21,6 @@ from ifjax.fusion.inputs import (
 )
 from ifjax.fusion.program import Program, compiled
 from ifjax.promotion import with_promotion
-from ifjax.spec.shardings import explicit_maps
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
 from ifjax.transport.transport import Transport
@@ -73,7 +72,7 @@ def transport_maps(
       [0, 1]
     """
     program, leaves, *given = inputs_of(params, spec, scores, stats)
-    outputs = functools.partial(explicit_maps, spec.structure)
+    outputs = functools.partial(map_outputs, program)
     found = run(solved, program, leaves, *given, init, outputs=outputs)
     check_converged(found, spec.method)
     return _on_devices(found, spec)
@@ -128,7 +127,7 @@ def neuron_scores(params: PyTree, spec: FusionSpec, stats: Stats | None = None) 
     method = dataclasses.replace(spec.method, method="prune", targets="top", order="simultaneous")
     plain = dataclasses.replace(spec, method=method)
     program, leaves, _, stats = inputs_of(params, plain, None, stats)
-    outputs = functools.partial(explicit_maps, spec.structure)
+    outputs = functools.partial(map_outputs, program)
     found = run(scored, program, leaves, stats, outputs=outputs)
     return _on_devices(found, spec)
 

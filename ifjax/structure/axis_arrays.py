@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ifjax.namespace import AnyArray, namespace
-from ifjax.parallel import placement as mesh
+from ifjax.parallel import placement
 from ifjax.structure.axis import Atom, Expression, Pinned, Product, Sizes, Sum, atoms, size
 
 
@@ -88,7 +88,7 @@ def transform_all(
         return x
     if isinstance(expression, Atom):
         return functions[expression.name](x, axis)
-    x = mesh.whole(x, axis)
+    x = placement.whole(x, axis)
     match expression:
         case Product(factors):
             shape = x.shape
@@ -118,7 +118,8 @@ def rows(
     """
     found = parts(x, axis, expression, name, sizes)
     return [
-        namespace(x).moveaxis(mesh.spread(x, at), at, 0).reshape(x.shape[at], -1) for x, at in found
+        namespace(x).moveaxis(placement.spread(x, at), at, 0).reshape(x.shape[at], -1)
+        for x, at in found
     ]
 
 

@@ -14,7 +14,7 @@ from ifjax.fusion.merge import group_map, merge_leaf
 from ifjax.fusion.merge_steps import Merges
 from ifjax.fusion.program import Program, Refit
 from ifjax.parallel import threads
-from ifjax.structure.structure import Group
+from ifjax.structure.structure import BatchNorm, Group
 from ifjax.transport.transport import Transport
 from ifjax.tree import promoted
 
@@ -47,7 +47,7 @@ def merged(
     refits = program.refits if kind == "weights" else ()
     vectors = (p for r in refits for p in (r.norm.scale, r.norm.variance) if p not in work)
     work |= {path: promoted(leaves[path]) for path in vectors}
-    folded = batch_norm.fold(work, [r.norm for r in refits])
+    folded = fold(work, [r.norm for r in refits])
     neutral = kind == "weights"
     found = applied(folded, program.merges, maps, merge, program.keep_shape, neutral)
     calls = [
@@ -60,6 +60,13 @@ def merged(
         path: x.astype(jax.dtypes.canonicalize_dtype(leaves[path].dtype))
         for path, x in found.items()
     }
+
+
+def fold(leaves: Arrays, norms: Sequence[BatchNorm]) -> dict[str, Any]:
+    """`ifjax.fusion.batch_norm.fold`, the norms side by side."""
+    calls = [functools.partial(batch_norm.fold_one, leaves, norm) for norm in norms]
+    each = threads.each(calls, [leaves[norm.kernel].size for norm in norms], leaves)
+    return {**leaves, **{path: x for found in each for path, x in found.items()}}
 
 
 def group_maps(

@@ -11,11 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from ifjax.fusion.program import Program
 from ifjax.parallel.placement import on_mesh
-from ifjax.tree import is_concrete
+from ifjax.parallel.sharding import laid_like
+from ifjax.spec.shardings import explicit_maps, explicit_outputs
+from ifjax.tree import is_concrete, leaves_by_path, with_leaves
 
 
 def is_held(*trees: PyTree) -> bool:
@@ -90,3 +93,29 @@ def _eager() -> contextlib.AbstractContextManager[None]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _traced(function: Callable[..., PyTree], program: Program, *given: PyTree) -> PyTree:
     return function(program, *given)
+
+
+def placed(params: PyTree, small: Mapping[str, Any]) -> PyTree:
+    """The parameters with small leaves, where the full ones lie."""
+    leaves = leaves_by_path(params)
+    if is_held(small):
+        small = to_devices(small, leaves)
+    return laid_like(with_leaves(params, {**leaves, **small}), params)
+
+
+def leaf_outputs(program: Program, params: PyTree, read: Mapping[str, Any]) -> dict[str, P]:
+    """The `PartitionSpec` of every merged leaf, of parameters on a mesh with explicit axes."""
+    places = leaves_by_path(explicit_outputs(program.spec, params, program.keep_shape))
+    return {path: places[path] for path in program.merges if path in read}
+
+
+def map_outputs(program: Program) -> dict[str, P]:
+    """The `PartitionSpec` of what is known of every group, on a mesh with explicit axes."""
+    return explicit_maps(program.spec.structure)
+
+
+def fused_outputs(
+    program: Program, params: PyTree, read: Mapping[str, Any]
+) -> tuple[dict[str, P], P]:
+    """The `PartitionSpec` of the merged leaves, and of how their maps were solved."""
+    return leaf_outputs(program, params, read), P()

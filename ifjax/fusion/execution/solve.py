@@ -17,8 +17,7 @@ from ifjax.fusion.execution.padding import Padding, paddings, solve_padded
 from ifjax.fusion.execution.sources import Arrays, Sources, sources_of
 from ifjax.fusion.problem import Problem, completed, moving, problem_of, scores_of, selected
 from ifjax.fusion.program import GroupProblem, Level, Program
-from ifjax.parallel import placement as mesh
-from ifjax.parallel import ring, threads
+from ifjax.parallel import placement, ring, threads
 from ifjax.parallel.callback import called
 from ifjax.transport import costs
 from ifjax.transport.solvers import HostSolver
@@ -210,7 +209,7 @@ def _called(groups: Sequence[GroupProblem], problems: Sequence[Problem]) -> list
         return found
 
     wanted = [shapes(p, problem) for p, problem in zip(groups, problems, strict=True)]
-    return jax.tree.map(mesh.settled, called(solve, wanted, list(problems)))
+    return jax.tree.map(placement.settled, called(solve, wanted, list(problems)))
 
 
 def _solve_the_rest(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ifjax.fusion import batch_norm
+from ifjax.fusion.execution.merging import fold
 from ifjax.fusion.program import GroupProblem, Program
 from ifjax.importance.independence import gram_independence
 from ifjax.namespace import fixed
@@ -60,7 +60,7 @@ def sources_of(program: Program, leaves: Arrays, scores: Arrays, stats: Any) -> 
     """What the groups of a program are read from before any of them is fused."""
     spec = program.spec
     dense = {path: fixed(promoted(leaves[path])) for path in program.read}
-    folded = batch_norm.fold(dense, program.norms)
+    folded = fold(dense, program.norms)
     products, statistics = {}, dict(scores)
     reads = {p.reads for level in program.levels for p in level.problems}
     if "gradients" in reads:
