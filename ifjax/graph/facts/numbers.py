@@ -204,11 +204,11 @@ class _Search:
         del ins
         a, b = values
         sign = Fraction(-1 if equation.primitive.name == "div" else 1)
-        different = NOTHING not in (a.origin, b.origin) and a.origin != b.origin
-        return Value(
-            sums=multiplied(made_of(a.sums), powered(b.sums, sign)),
-            paired=different or a.paired or b.paired,
-        )
+        known = NOTHING not in (a.origin, b.origin)
+        sums = multiplied(made_of(a.sums), powered(b.sums, sign))
+        if known and a.origin == b.origin:  # a square
+            return Value(sums=sums)
+        return Value(sums=sums, paired=known or a.paired or b.paired)
 
     def _scaled(self, equation: JaxprEqn, ins: list[Axes], values: list[Value]) -> Value:
         """A value times a number, or divided by it, or the number divided by the value."""

@@ -184,6 +184,9 @@ BELONGING = {
     "log of the mean exponential": log_mean_exp,
     "entropy over log n": relative_entropy,
     "mean of absolute values": lambda h: h / (jnp.abs(h).sum(-1, keepdims=True) / h.shape[-1]),
+    "of a scaled layer": lambda h: (
+        lambda h: h / jnp.sqrt((h * h).sum(-1, keepdims=True)) * np.sqrt(h.shape[-1])
+    )(deviation(h) * jnp.tanh(h)),
     "in a jitted function": jax.jit(deviation),
     "in a checkpoint": jax.checkpoint(deviation),
     "mapped": jax.vmap(lambda h: deviation(h[None])[0]),
