@@ -164,7 +164,11 @@ def _find(
                 "the same to continue it, --overwrite to replace it, or another folder"
             )
     if not overwrite:
-        raise ValueError(f"{folder} is not empty; pass --overwrite or another folder")
+        finished = ""
+        if found is not None and found["finished"]:
+            same = "other" if _differences(found["settings"], settings) else "the same"
+            finished = f"; it holds a finished run of {same} settings, its table in results.json"
+        raise ValueError(f"{folder} is not empty; pass --overwrite or another folder{finished}")
     return None
 
 

@@ -162,6 +162,9 @@ def compress_once(
                 description=f"fine-tune {label}",
             )
     message = f"{label}: accuracy {before:.2%}"
+    dense = (journal.stages.get("dense") or {}).get("accuracy")
+    if dense and before < dense / 10:
+        message += f" (less than a tenth of the dense {dense:.2%}: cut less, or train on)"
     if by.steps:
         after = stages[-1].test(state.variables).accuracy
         message += f", fine-tuned {after:.2%}"

@@ -112,3 +112,11 @@ def test_the_journal_is_replaced_as_a_whole(
         with pytest.raises(ValueError, match="Out of range float"):
             journal.add("bad", float("nan"))
         assert json.loads((unfinished / "run.json").read_text())["stages"].keys() == {"dense"}
+
+
+def test_a_finished_run_says_that_it_is_finished(tmp_path):
+    with Journal(tmp_path, {"seed": 0}, None) as journal:
+        journal.finish()
+    for seed, what in ((0, "the same"), (1, "other")):
+        with pytest.raises(ValueError, match=rf"not empty; .*a finished run of {what} settings"):
+            find_run(tmp_path, {"seed": seed}, overwrite=False, resume=True)
