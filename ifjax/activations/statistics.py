@@ -232,20 +232,7 @@ def batch_stats(
             raise ValueError(f"loss_fn must return a scalar, got shape {jnp.shape(value)}")
         return value
 
-    def over_examples(function: Callable[..., Any]) -> Any:
-        """Applies a function of one example, as a batch of one, to all; stacks the results."""
-        arguments = Arguments.split((inputs, targets))
-
-        def one(arrays: Sequence[Array]) -> Any:
-            return function(*arguments.join([x[None] for x in arrays]))
-
-        try:
-            if chunk is None:
-                return jax.vmap(one)(arguments.arrays)
-            return jax.lax.map(one, arguments.arrays, batch_size=chunk)
-        except NotImplementedError:  # jax maps not every primitive: not `jax.lax.ragged_dot`
-            return jax.lax.map(one, arguments.arrays)
-
+    each = functools.partial(_over_examples, inputs, targets, chunk)
     gradients = fisher = chip = None
     if "gradients" in chosen:
         moving = {p: x for p, x in leaves_by_path(params).items() if _is_float(leaves[p])}
@@ -264,7 +251,7 @@ def batch_stats(
 
             return jax.tree.map(jnp.square, jax.grad(masked_loss)(masks))
 
-        fisher = jax.tree.map(lambda x: x.sum(0), over_examples(sensitivity))
+        fisher = jax.tree.map(lambda x: x.sum(0), each(sensitivity))
     if "chip" in chosen:
 
         def independent(inputs: Any, targets: Any) -> Any:
@@ -272,14 +259,34 @@ def batch_stats(
             seen = readings(apply_fn, params, graph.structure, *inputs)
             return {g.name: _independence(g.name, seen) for g in groups}
 
-        found = over_examples(independent)
-        chip = {}
-        for group in groups:
-            x = found[group.name]
-            x = x.sum(0) if x.ndim == 2 else jnp.einsum("bnk,bmk->nm", x, x)
-            # what its consumers read is one matrix for all entries of a batch
-            chip[group.name] = jnp.broadcast_to(x, (*group.batch, *x.shape))
+        chip = _independences(groups, each(independent))
     return Stats(gradients, fisher, chip, jnp.asarray(count, jnp.float32))
+
+
+def _over_examples(inputs: Any, targets: Any, chunk: int | None, function: Any) -> Any:
+    """A function of one example, as a batch of one, of all of them: the results stacked."""
+    arguments = Arguments.split((inputs, targets))
+
+    def one(arrays: Sequence[Array]) -> Any:
+        return function(*arguments.join([x[None] for x in arrays]))
+
+    try:
+        if chunk is None:
+            return jax.vmap(one)(arguments.arrays)
+        return jax.lax.map(one, arguments.arrays, batch_size=chunk)
+    except NotImplementedError:  # jax maps not every primitive: not `jax.lax.ragged_dot`
+        return jax.lax.map(one, arguments.arrays)
+
+
+def _independences(groups: Sequence[Group], found: dict[str, Array]) -> dict[str, Array]:
+    """Sums over the examples: of scores, or Gram matrices of single values."""
+    chip = {}
+    for group in groups:
+        x = found[group.name]
+        x = x.sum(0) if x.ndim == 2 else jnp.einsum("bnk,bmk->nm", x, x)
+        # what its consumers read is one matrix for all entries of a batch
+        chip[group.name] = jnp.broadcast_to(x, (*group.batch, *x.shape))
+    return chip
 
 
 def _independence(name: str, seen: Sequence[Reading]) -> Array:

@@ -69,12 +69,6 @@ def trace(
     """
     _check_order(apply_fn, params)
     leaves = _described(params)
-
-    def fresh(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
-        if jnp.issubdtype(x.dtype, jax.dtypes.extended):
-            return tuple(store.pinned(n, "leaf holds random keys") for n in x.shape)
-        return tuple(store.fresh(n) for n in x.shape)
-
     arguments, is_state = Arguments.split(inputs, static), _predicate(state)
     given = [(p, struct(x)) for p, x in zip(arguments.paths, arguments.arrays, strict=True)]
     held = {path: x for path, x in given if is_state(path)}
@@ -90,7 +84,7 @@ def trace(
             params,
             arguments,
             static,
-            fresh,
+            _fresh,
             dict.fromkeys(held, _fresh_state),
             is_carried,
             elsewhere=doubled,
@@ -231,6 +225,14 @@ def _predicate(state: Any) -> Callable[[str], bool]:
         return lambda path: bool(state(path))
     globs = [state] if isinstance(state, str) else list(state)
     return lambda path: any(fnmatch.fnmatchcase(path, glob) for glob in globs)
+
+
+def _fresh(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
+    """Axes of a leaf."""
+    del path
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return tuple(store.pinned(n, "leaf holds random keys") for n in x.shape)
+    return tuple(store.fresh(n) for n in x.shape)
 
 
 def _fresh_state(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:

@@ -23,18 +23,22 @@ from ifjax.fusion import batch_norm
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph
 from ifjax.model_fusion.alignment import Network, alignment_order
+from ifjax.model_fusion.inputs import (
+    Maps,
+    check_converged,
+    check_maps,
+    check_options,
+    checked_method,
+)
 from ifjax.model_fusion.matching import Order, activation_costs, align
 from ifjax.promotion import with_promotion
-from ifjax.spec.method import Method
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.resize import at_widths
 from ifjax.structure.structure import Structure
-from ifjax.transport.solvers import Solver, solver_of
+from ifjax.transport.solvers import Solver
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted, with_leaves
-
-Maps = Mapping[str, Transport]
 
 
 @with_promotion
@@ -111,7 +115,7 @@ def fuse_models(
         if alignment.get("on") == "activations":
             alignment |= data
         maps = align_models(models, graph, specs=specs, **alignment)
-    _check_maps(maps, structures)
+    check_maps(maps, structures)
     fused = with_leaves(models[0], _averaged(leaves, structures, maps, shares))
     if not data:
         return fused
@@ -183,8 +187,8 @@ def align_models(
       [1, 0]
     """
     structures, leaves = _checked_models(models, graph, specs)
-    _check_options(on, sweeps)
-    method = _checked_method(solver, epsilon, cost_p)
+    check_options(on, sweeps)
+    method = checked_method(solver, epsilon, cost_p)
     data = _checked_data(apply_fn, batches, models[0], specs)
     if bool(data) != (on == "activations"):
         raise ValueError(
@@ -213,7 +217,7 @@ def align_models(
             cost_p=cost_p,
             sweeps=sweeps,
         )
-        _check_converged(found, k, method)
+        check_converged(found, k, method)
         result.append(found)
     return tuple(result)
 
@@ -353,52 +357,6 @@ def _checked_data(apply_fn: Any, batches: Any, params: PyTree, specs: Any) -> di
     if not found:
         raise ValueError("expected at least one batch of inputs, got none")
     return {"apply_fn": apply_fn, "batches": found}
-
-
-def _check_options(on: str, sweeps: int) -> None:
-    if on not in ("weights", "activations"):
-        raise ValueError(f"on must be one of weights, activations; got {on!r}")
-    if not isinstance(sweeps, int) or sweeps < 0:
-        raise ValueError(f"sweeps must be an integer that is not negative, got {sweeps!r}")
-
-
-def _checked_method(solver: str | Solver, epsilon: float | int | None, cost_p: Any) -> Method:
-    """A method of these options, with a solver that gives every target its mass."""
-    method = Method(solver=solver_of(solver, epsilon), cost_p=cost_p)
-    if not method.solver_value.balanced:
-        raise ValueError(
-            f"solver={method.solver!r} leaves targets that no neuron is nearest to empty; networks "
-            "are aligned with 'exact', 'sinkhorn' or 'auto'"
-        )
-    return method
-
-
-def _check_maps(maps: Sequence[Maps], structures: Sequence[Structure]) -> None:
-    """Raises where a network has no map of its shape for a group."""
-    if len(maps) != len(structures) - 1:
-        raise ValueError(
-            f"expected maps for the {len(structures) - 1} networks after the first, got {len(maps)}"
-        )
-    for k, (found, structure) in enumerate(zip(maps, structures[1:], strict=True), 1):
-        for group, target in zip(structure.groups, structures[0].groups, strict=True):
-            shape = (*target.batch, group.size, target.size)
-            got = found[group.name].map.shape if group.name in found else "none"
-            if got != shape:
-                raise ValueError(
-                    f"models[{k}], group {group.name}: expected a map of shape {shape}, got {got}"
-                )
-
-
-def _check_converged(found: Maps, k: int, method: Method) -> None:
-    """Raises where a solver has not converged, outside of jit."""
-    if all(is_concrete(*t) for t in found.values()):
-        for name, t in found.items():
-            if not np.all(t.converged):
-                raise RuntimeError(
-                    f"models[{k}], group {name}: solver {method.solver!r} did not converge, "
-                    f"marginal error {float(np.max(t.marginal_error)):.2g} at epsilon "
-                    f"{method.epsilon}; use a larger epsilon, or solver='exact'"
-                )
 
 
 def _function(apply_fn: Any, spec: FusionSpec | None) -> Callable[..., Any]:
