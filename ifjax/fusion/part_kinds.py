@@ -98,7 +98,7 @@ def _kind_of(part: Part, initial: Mapping[Path, Kind]) -> Kind | None:
     found: Kind | None = next(
         (k for path, k in initial.items() if part.path[-len(path) :] == path), None
     )
-    named = kind_by_name(part.path) if place is None else None
+    named = kind_by_name(part.path, part.inside) if place is None else None
     return "weights" if found == "weights" else named or found
 
 

@@ -48,7 +48,9 @@ _STATES: dict[str, dict[str, Place]] = {
     "ProdigyState": {"grad_sum": "select", "params0": "weights"},
     "SAMState": {"steps_since_sync": "keep", "cache": "weights"},
     "ScaleByAdaDeltaState": {"e_g": "select", "e_x": "select"},
+    "ScaleByAdemamixState": {"m1": "select", "m2": "select"},
     "ScaleByAdanState": {"m": "select", "v": "select", "n": "select", "g": "gradients"},
+    "ScaleByAmsgradState": {"nu_max": "select"},
     "ScaleByDistanceOverGradientsState": {"init_params": "weights", "max_dist": "keep"},
     "ScaleByOptimisticGradientState": {"previous_gradient": "gradients"},
     "ScaleByRpropState": {"step_sizes": "select", "prev_updates": "select"},
@@ -68,6 +70,7 @@ _SIGNS = {
     "EmaState": frozenset({"count", "ema"}),
     "MuonState": frozenset({"count", "mu", "ns_coeffs"}),
     "DAdaptAdamWState": frozenset({"exp_avg", "grad_sum", "estim_lr", "numerator_weighted"}),
+    "ScaleByAdemamixState": frozenset({"count", "count_m2", "m1", "m2"}),
     "ScaleByLBFGSState": frozenset({"diff_params_memory", "diff_updates_memory"}),
     "GaLoreState": frozenset({"base_optimizer_state", "projector"}),
     "ScaleByZoomLinesearchState": frozenset({"learning_rate", "value", "grad", "info"}),
@@ -94,10 +97,13 @@ def _set(words: str) -> frozenset[str]:
 
 
 _MOMENTS = _set(
-    "mu nu m v n momentum momenta moment moments velocity velocities trace traces variance "
-    "variances sq square squares squared rms rss hessian hess fisher exp buf mask masks pruned "
-    "curvature precond preconditioner quantized quantised"
+    "momentum momenta moment moments velocity velocities trace traces variance variances square "
+    "squares squared rms rss hessian hess fisher mask masks pruned curvature precond "
+    "preconditioner quantized quantised"
 )
+# Moments where the whole name is one of them, or inside of an optimizer's state. In other names
+# they are versions, sizes and experiments: model_v2, net_m, exp1.
+_SHORT = _set("mu nu m v n sq exp buf")
 _GRADIENTS = _set("grad grads gradient gradients cotangent cotangents")
 _WEIGHTS = _set(
     "param params parameter parameters weights variables vars model models module network net "
@@ -137,40 +143,64 @@ def is_optimizer(key: str) -> bool:
     return bool(_words(key) & _OPTIMIZER)
 
 
-def kind_by_name(keys: Sequence[str]) -> Kind | None:
+def kind_by_name(keys: Sequence[str], inside: bool = False) -> Kind | None:
     """What the names on the way to a tree say that it holds, the nearest first; None for nothing.
 
-    An average is one of the weights, unless it is inside of an optimizer's state.
+    An average is one of the weights, unless it is inside of an optimizer's state. A short name of
+    moments counts alone (``v``), or inside of one (``v_hat``).
 
     Args:
       keys: the names, from the root.
+      inside: whether an optimizer's state holds the tree, though no name may say so.
 
     Example:
       >>> kind_by_name(["opt_state", "0", "mu"]), kind_by_name(["ema_params"])
       ('select', 'weights')
       >>> kind_by_name(["grads"]), kind_by_name(["state", "z"])
       ('gradients', None)
+      >>> kind_by_name(["model_v2"]), kind_by_name(["opt_state", "v_hat"])
+      ('weights', 'select')
     """
+    named = [is_optimizer(key) for key in keys]
     for i in reversed(range(len(keys))):
         words = _words(keys[i])
-        if words & _MOMENTS:
+        if _is_moment(keys[i], any(named[:i]) or (inside and not any(named))):
             return "select"
         if words & _GRADIENTS:
             return "gradients"
         if words & _WEIGHTS:
             return "weights"
         if words & _AVERAGES:
-            around = set[str]().union(*map(_words, keys[:i]))
-            if around & (_MOMENTS | _GRADIENTS | _OPTIMIZER):
-                return None
-            return "weights"
+            around = (_is_moment(key, False) or _words(key) & _GRADIENTS for key in keys[:i])
+            return None if any(named[:i]) or any(around) else "weights"
     return None
 
 
+def _is_moment(key: str, inside: bool) -> bool:
+    """Whether a name is one of moments; ``inside`` of an optimizer's state short words will do."""
+    words, exact = _words(key), _split(key)
+    if words & _MOMENTS:
+        return True
+    if inside:
+        return bool(words & _SHORT)
+    if len(exact) == 1:
+        return exact[0] in _SHORT
+    if words & _WEIGHTS:
+        return False
+    # exp_avg, exp_avg_sq, grad_sq: averages of gradients and squares, not of weights.
+    squares = "sq" in exact and words & (_AVERAGES | _GRADIENTS)
+    return bool(squares) or {"exp", "avg"} <= {*exact}
+
+
 def _words(key: str) -> set[str]:
-    """Words of a name: at underscores, at capitals, without numbers at their end."""
+    """Words of a name, without numbers at their end."""
+    return {word.rstrip("0123456789") for word in _split(key)} - {""}
+
+
+def _split(key: str) -> list[str]:
+    """A name split at underscores and at capitals."""
     split = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", key).lower()
-    return {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", split)} - {""}
+    return [word for word in re.split(r"[^a-z0-9]+", split) if word]
 
 
 def checked_kind(kind: str | Mapping[str, str] | None) -> None:

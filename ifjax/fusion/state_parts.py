@@ -349,7 +349,9 @@ def _refuse_derived(entry: Entry, known: Parameters) -> None:
 def _refuse_flat(entry: Entry, known: Parameters, place: Place | None, inside: bool) -> None:
     """Raises where one array has the place, or the size, of all parameters together."""
     names = entry.path[:-1] if entry.path[-1:] == ("value",) else entry.path
-    named = place is not None or (inside and state_kinds.kind_by_name(names[-1:]) is not None)
+    named = place is not None or (
+        inside and state_kinds.kind_by_name(names[-1:], inside) is not None
+    )
     flat = entry.value.ndim == 1 and entry.value.size in known.counts
     if entry.value.size > 1 and (named or flat):
         name = "/".join(entry.path)
