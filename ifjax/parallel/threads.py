@@ -18,6 +18,8 @@ import numpy as np
 T = TypeVar("T")
 
 _THREADS = min(os.cpu_count() or 1, 8)
+# Entries that are read sooner than another thread has begun.
+_SMALL = 2**18
 
 
 def each(
@@ -25,26 +27,26 @@ def each(
 ) -> list[T]:
     """The results of some calls, made side by side, the largest first.
 
-    One after another where an operand is an array of jax, and inside context managers that change
-    jax's configuration, of which other threads would know nothing. numpy's warnings of numbers are
-    silent, as jax's are.
+    One after another where there is little to do, where an operand is an array of jax, and inside
+    context managers that change jax's configuration, of which other threads would know nothing.
+    numpy's warnings of numbers are silent, as jax's are.
 
     Args:
       calls: without arguments; they wait on each other nowhere.
-      sizes: how long they take, in any unit; their order where it is not known.
+      sizes: how many entries they read or make; their order where it is not known.
       *operands: trees of the arrays that they read.
 
     Returns:
       The results, in the order of the calls.
 
     Example:
-      >>> each([lambda: np.ones(()), lambda: np.zeros(()) / 0], sizes=[1, 2])
+      >>> each([lambda: np.ones(()), lambda: np.zeros(()) / 0], sizes=[10**6, 10**7])
       [array(1.), np.float64(nan)]
     """
-    calls = list(calls)
-    if len(calls) < 2 or not threadable(*operands):
+    calls, largest = list(calls), dict(enumerate(sizes))
+    small = bool(largest) and sum(largest.values()) < _SMALL
+    if len(calls) < 2 or small or not threadable(*operands):
         return [_quiet(call) for call in calls]
-    largest = dict(enumerate(sizes))
     order = sorted(range(len(calls)), key=lambda i: -largest.get(i, 0))
     found = {i: _pool().submit(_quiet, calls[i]) for i in order}
     return [found[i].result() for i in range(len(calls))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -99,10 +99,8 @@ def transform_all(
             merged = math.prod(x.shape[axis : axis + len(factors)])
             return x.reshape(*shape[:axis], merged, *shape[axis + 1 :])
         case Sum(segments):
-            xp = namespace(x)
-            bounds = np.cumsum([size(s, sizes) for s in segments])[:-1].tolist()
-            parts = zip(xp.split(x, bounds, axis), segments, strict=True)
-            mapped = [transform_all(part, axis, s, functions, sizes) for part, s in parts]
+            pairs = _segments(x, axis, segments, sizes)
+            mapped = [transform_all(part, axis, s, functions, sizes) for part, s in pairs]
             return namespace(*mapped).concatenate(mapped, axis)
     raise AssertionError(expression)
 
@@ -132,11 +130,30 @@ def parts(
     >>> [(part.shape, at) for part, at in parts(jnp.zeros((6, 5)), 0, axis, "a")]
     [((2, 3, 5), 1)]
     """
-    found: list[tuple[AnyArray, int]] = []
+    if name not in set(atoms(expression)):
+        return []
+    match expression:
+        case Product(factors):
+            split = [size(f, sizes) for f in factors]
+            x = placement.whole(x, axis).reshape(*x.shape[:axis], *split, *x.shape[axis + 1 :])
+            pairs = [(x, axis + i, factor) for i, factor in enumerate(factors)]
+        case Sum(segments):
+            found = _segments(placement.whole(x, axis), axis, segments, sizes)
+            pairs = [(part, axis, segment) for part, segment in found]
+        case _:
+            return [(x, axis)]
+    return [part for y, at, e in pairs for part in parts(y, at, e, name, sizes)]
 
-    def collect(part: AnyArray, at: int) -> AnyArray:
-        found.append((part, at))
-        return part
 
-    transform(x, axis, expression, name, collect, sizes)
-    return found
+def _segments(
+    x: AnyArray, axis: int, segments: Sequence[Expression], sizes: Sizes | None
+) -> Iterator[tuple[AnyArray, Expression]]:
+    """The segments of an axis, one after another, and what lies along each."""
+    start = 0
+    for segment in segments:
+        stop = start + size(segment, sizes)
+        if isinstance(x, jax.Array):
+            yield jax.lax.slice_in_dim(x, start, stop, axis=axis), segment
+        else:
+            yield x[(slice(None),) * axis + (slice(start, stop),)], segment
+        start = stop

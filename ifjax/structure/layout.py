@@ -12,7 +12,7 @@ import jax
 from ifjax.namespace import AnyArray
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
-from ifjax.structure.batch_view import View, mentioned
+from ifjax.structure.batch_view import View
 from ifjax.structure.structure import Group, Member, Role, Structure
 
 Sizes = Mapping[str, int]
@@ -131,23 +131,41 @@ def localised(
 
 
 def _localised(e: ex.Expression, names: Collection[str], sizes: Sizes) -> ex.Expression:
-    if not any(name in names for name in mentioned(e)):
-        return ex.Pinned(ex.size(e, sizes))
     match e:
+        case ex.Pinned(n, name):
+            return e if name in names else ex.Pinned(n)
         case ex.Atom(name, n):
-            return ex.Atom(name, sizes.get(name, n))
+            size = sizes.get(name, n)
+            return ex.Atom(name, size) if name in names else ex.Pinned(size)
         case ex.Product(parts):
-            return ex.Product(tuple(_localised(p, names, sizes) for p in parts))
+            factors = tuple(_localised(p, names, sizes) for p in parts)
+            if all(isinstance(f, ex.Pinned) and f.name is None for f in factors):
+                return ex.Pinned(math.prod(map(ex.size, factors)))
+            return ex.Product(factors)
         case ex.Sum(parts):
-            joined: list[ex.Expression] = []
-            for part in (_localised(p, names, sizes) for p in parts):
-                match joined[-1:], part:
-                    case [ex.Pinned(n, None)], ex.Pinned(k, None):
-                        joined[-1] = ex.Pinned(n + k)
-                    case _:
-                        joined.append(part)
-            return ex.Sum(tuple(joined))
-    return e
+            return _joined(parts, names, sizes)
+
+
+def _joined(parts: Sequence[ex.Expression], names: Collection[str], sizes: Sizes) -> ex.Expression:
+    """Segments, neighbours that are pinned as one: there may be as many as a network has layers."""
+    joined: list[ex.Expression] = []
+    pinned: int | None = None
+    for part in parts:
+        if isinstance(part, ex.Atom | ex.Pinned) and part.name not in names:
+            n = sizes.get(part.name, part.size) if isinstance(part, ex.Atom) else part.size
+        else:
+            local = _localised(part, names, sizes)
+            if not isinstance(local, ex.Pinned) or local.name is not None:
+                joined += [local] if pinned is None else [ex.Pinned(pinned), local]
+                pinned = None
+                continue
+            n = local.size
+        pinned = n if pinned is None else pinned + n
+    if pinned is not None:
+        joined.append(ex.Pinned(pinned))
+    if len(joined) == 1 and pinned is not None:
+        return joined[0]
+    return ex.Sum(tuple(joined))
 
 
 def flat(group: Group, found: Any) -> Any:

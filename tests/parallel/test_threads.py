@@ -28,7 +28,12 @@ def test_results_are_in_the_order_of_the_calls():
         time.sleep(0.02 * (3 - i))
         return i
 
-    assert threads.each([lambda i=i: late(i) for i in range(4)], [1, 3, 2, 4]) == [0, 1, 2, 3]
+    assert threads.each([lambda i=i: late(i) for i in range(4)], [1e6, 3e6, 2e6, 4e6]) == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_the_largest_goes_first(monkeypatch):
@@ -43,8 +48,15 @@ def test_the_largest_goes_first(monkeypatch):
 
     pool = threads.concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="ifjax")
     monkeypatch.setattr(threads, "_pool", lambda: pool)
-    threads.each([lambda i=i: call(i) for i in range(4)], [1, 5, 2, 9])
+    threads.each([lambda i=i: call(i) for i in range(4)], [1e6, 5e6, 2e6, 9e6])
     assert set(begun[:2]) == {3, 1}
+
+
+def test_little_work_stays_in_this_thread():
+    name = lambda: threading.current_thread().name  # noqa: E731
+    own = threading.current_thread().name
+    assert threads.each([name, name], [100, 100], np.ones(2)) == [own, own]
+    assert own not in threads.each([name, name], [10**6, 10**6], np.ones(2))
 
 
 def test_numpy_goes_to_other_threads():
