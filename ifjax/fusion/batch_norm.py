@@ -183,4 +183,6 @@ def _along(vector: Float[AnyArray, " n"], axis: int, ndim: int) -> Any:
 
 def _row_norms(kernel: Float[AnyArray, "*shape"], axis: int) -> Float[AnyArray, " n"]:
     rest = tuple(i for i in range(kernel.ndim) if i != axis)
-    return namespace(kernel).sqrt(total(kernel * kernel, rest))
+    xp, squares = namespace(kernel), total(kernel * kernel, rest)
+    # Two choices, for the derivative of a root at zero is infinite.
+    return xp.where(squares > 0, xp.sqrt(xp.where(squares > 0, squares, 1)), 0)

@@ -16,7 +16,7 @@ from ifjax.graph.drawing import to_mermaid
 from ifjax.graph.intersection import intersect
 from ifjax.graph.printing import graph_table
 from ifjax.graph.verify import Verification, verify
-from ifjax.graph.width_numbers import WidthNumber
+from ifjax.graph.width_numbers import WidthNumber, renamed
 from ifjax.spec import widths as selecting
 from ifjax.spec.budget import UNITS, groups_for
 from ifjax.spec.method import Method
@@ -203,9 +203,12 @@ class DependencyGraph:
         """The graph that is safe for both functions of one parameter tree."""
         if not isinstance(other, DependencyGraph):
             return NotImplemented
-        numbers = tuple(dict.fromkeys(self.numbers + other.numbers))
+        found = intersect(self.coupling, other.coupling)
+        numbers = (
+            renamed(n, g.structure, found.structure) for g in (self, other) for n in g.numbers
+        )
         said = tuple(dict.fromkeys(self.hints + other.hints))
-        return DependencyGraph(*intersect(self.coupling, other.coupling), numbers, said)
+        return DependencyGraph(*found, tuple(dict.fromkeys(numbers)), said)
 
     def __str__(self) -> str:
         """A table of groups, and what is pinned."""

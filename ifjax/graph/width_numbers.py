@@ -12,6 +12,7 @@ from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes, Reason
 from ifjax.jaxprs.width_number import HALF, QUARTER, Reading, is_common
 from ifjax.structure import axis as ex
+from ifjax.structure.structure import Structure
 
 SCALES = {-HALF, -QUARTER, -2 * HALF}  # what products of queries and keys are multiplied by
 FEW = 8  # numbers up to here, and one over them, are met for other reasons than a root
@@ -37,6 +38,16 @@ class WidthNumber:
     def __str__(self) -> str:
         """The text."""
         return self.text
+
+
+def renamed(number: WidthNumber, before: Structure, after: Structure) -> WidthNumber:
+    """A number with the groups that its own have become in a finer structure of the same leaves."""
+    at = {(m.path, m.axis) for name in number.groups for m in before.group[name].members}
+    known = [name for name in number.groups if name in after.group]
+    if len(known) < len(number.groups):
+        held = (g for g in after.groups if any((m.path, m.axis) in at for m in g.members))
+        known = [g.name for g in held]
+    return dataclasses.replace(number, groups=tuple(known))
 
 
 def width_numbers(

@@ -51,6 +51,8 @@ def groups_for(
         count = small.weights() if of == "weights" else small.flops()
         return 1 - count / whole if whole else 0.0
 
+    if removed(cut(0.0)) >= share - 1e-12:
+        return cut(0.0)
     low, high = 0.0, 1 - 1e-9
     found = cut(high)
     if removed(found) < share - 1e-12:

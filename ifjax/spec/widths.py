@@ -48,15 +48,18 @@ def widths(
             places = ", ".join(f"{m.path}[{m.axis}]" for m in members[:3])
             raise ValueError(f"cutting group {name} changes protected leaves: {places}")
         left = left | {name}
+    fractions_of, counts_of = _by_group(groups, fractions), _by_group(groups, counts)
     result = []
     for group in groups:
         cuttable = group.kind != "free" or not named.isdisjoint((group.name, older_name(group)))
         kept = group.size
         if group.name in taken and group.name not in left and cuttable:
-            kept = _kept(group, fractions, counts, round_to)
+            kept = _kept(group, fractions_of, counts_of, round_to)
         result.append(dataclasses.replace(group, kept=kept))
     whole = {g.name: g.size for g in groups if g.name in taken - left}
-    wanted = any(fractions.values()) or any(_first(g, counts) not in (None, g.size) for g in groups)
+    wanted = any(fractions.values()) or any(
+        counts_of.get(g.name) not in (None, g.size) for g in groups
+    )
     if strict and (wanted or (counts and not whole)) and all(g.kept == g.size for g in result):
         raise ValueError(
             f"sparsity {sparsity!r}, keep {keep!r} removes no neuron of any selected group: the "
@@ -102,8 +105,8 @@ def _plain(value: Any) -> Any:
 def _kept(
     group: Group, fractions: Mapping[str, Any], counts: Mapping[str, Any], round_to: int
 ) -> int:
-    """How many neurons of a group stay."""
-    count, fraction = _first(group, counts), _first(group, fractions)
+    """How many neurons of a group stay, of values by group."""
+    count, fraction = counts.get(group.name), fractions.get(group.name)
     if count is not None:
         if count > group.size:
             raise ValueError(f"group {group.name} has {group.size} neurons; cannot keep {count}")
@@ -112,6 +115,7 @@ def _kept(
 
 
 def _mapping(groups: Sequence[Group], value: Any, what: str) -> dict[str, Any]:
+    """Values by pattern; those of patterns that match nothing are refused."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -121,18 +125,29 @@ def _mapping(groups: Sequence[Group], value: Any, what: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _first(group: Group, mapping: Mapping[str, Any]) -> Any:
-    return next((v for p, v in mapping.items() if _match(group, p)), None)
+def _by_group(groups: Sequence[Group], mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of the first pattern that matches, by name of the group."""
+    found: dict[str, Any] = {}
+    for pattern, value in mapping.items():
+        for name in matching(groups, pattern):
+            found.setdefault(name, value)
+    return found
 
 
-def _match(group: Group, pattern: str) -> bool:
-    """A group's own name matches it, whatever brackets it holds; and the one of schema 2."""
-    names = (group.name, older_name(group))
-    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
+def matching(groups: Sequence[Group], pattern: str) -> set[str]:
+    """Names of the groups that a pattern means: the one of that name, or those that it matches.
+
+    The names that groups had in schema 2 count too.
+    """
+    names = {g.name: (g.name, older_name(g)) for g in groups}
+    exact = {name for name, both in names.items() if pattern in both}
+    return exact or {
+        name for name, both in names.items() if any(fnmatchcase(x, pattern) for x in both)
+    }
 
 
 def _matches(groups: Sequence[Group], pattern: str, what: str) -> set[str]:
-    found = {g.name for g in groups if _match(g, pattern)}
+    found = matching(groups, pattern)
     if not found:
         names = [g.name for g in groups]
         close = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]

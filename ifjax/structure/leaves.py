@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
@@ -48,16 +49,24 @@ def checked_leaves(params: PyTree, structure: Structure) -> dict[str, Any]:
         if not hasattr(leaf, "shape") or tuple(leaf.shape) != want.shape:
             got = getattr(leaf, "shape", type(leaf).__name__)
             raise ValueError(f"{path}: expected shape {want.shape}, got {got}")
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        if floating != _is_floating(want.dtype):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{path}: expected an array, got a ShapeDtypeStruct, which has no values; "
+                "spec.small_struct(params) gives the shapes of the small parameters"
+            )
+        if _kind(str(leaf.dtype)) != _kind(want.dtype):
             raise ValueError(f"{path}: expected dtype {want.dtype}, got {leaf.dtype}")
     check_finite(leaves)
     _check_variances(leaves, structure)
     return leaves
 
 
-def _is_floating(dtype: str) -> bool:
-    return not dtype.startswith("key") and bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+def _kind(dtype: str) -> str:
+    """What may not stand for another: precisions of one kind may."""
+    if dtype.startswith("key"):
+        return "key"
+    kinds = (jnp.floating, jnp.integer, jnp.complexfloating, jnp.bool_)
+    return next(k.__name__ for k in kinds if jnp.issubdtype(jnp.dtype(dtype), k))
 
 
 def _check_variances(leaves: Mapping[str, Any], structure: Structure) -> None:

@@ -96,7 +96,6 @@ SCANNED = {"mean": jnp.zeros((2, 3)), "var": jnp.ones((2, 3))}
     [
         (lambda p, x: x * p["var"], P, [(X,)], ValueError, "batch norms .* found none"),
         (normed, P, [], ValueError, "at least one batch"),
-        (normed, P, [X], TypeError, r"\(images,\) for a classifier, got ndarray"),
         (normed, P, [(np.full_like(X, np.nan),)], ValueError, "mean: expected finite"),
         (lambda p, x: normed(p, jnp.tanh(normed(p, x))), P, [(X,)], ValueError, "one norm .* 2"),
         (
@@ -107,7 +106,7 @@ SCANNED = {"mean": jnp.zeros((2, 3)), "var": jnp.ones((2, 3))}
             "mean: the norm is inside of a loop",
         ),
     ],
-    ids=["no norm", "no batch", "no tuple", "not finite", "shared", "in a loop"],
+    ids=["no norm", "no batch", "not finite", "shared", "in a loop"],
 )
 def test_errors(apply, params, batches, error, match):
     with pytest.raises(error, match=match):

@@ -209,3 +209,24 @@ def test_channels_whose_scale_is_zero_and_kernels_of_zero_make_no_nan():
 
 def norm_of_k(eps):
     return BatchNorm("k", 0, None, "s", None, "m", "v", eps)
+
+
+def test_gradients_through_a_dead_channel_are_finite():
+    def apply(p, x):
+        h = (x @ p["w"] - p["m"]) / jnp.sqrt(p["v"] + 1e-5) * p["g"] + p["b"]
+        return jax.nn.relu(h) @ p["o"]
+
+    rng = np.random.default_rng(0)
+    p = {"w": rng.normal(size=(4, 6)), "o": rng.normal(size=(6, 3)), "v": np.ones(6)}
+    p |= {"m": np.zeros(6), "b": np.ones(6), "g": np.array([1.0, 0, 1, 2, 1, 3])}
+    p = {
+        k: jnp.asarray(x, jnp.float32).at[..., 3].set(0) if k == "w" else jnp.asarray(x, "f4")
+        for k, x in p.items()
+    }
+    spec = ifjax.trace(apply, p, jnp.ones((1, 4))).spec(0.5, solver="nearest")
+    assert spec.structure.norms
+
+    def loss(p):
+        return ifjax.shrink(apply, spec)(ifjax.fuse_params(p, spec), jnp.ones((2, 4))).sum()
+
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.grad(loss)(p).values())

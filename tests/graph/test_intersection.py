@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +100,20 @@ def test_graphs_of_other_trees_and_other_things_are_refused():
         graph & fewer
     with pytest.raises(TypeError):
         graph & 3
+
+
+def test_numbers_are_warned_of_where_the_other_function_splits_their_group():
+    def scaled(p, x):
+        h = x @ p["up"]
+        return (h * math.sqrt(h.shape[-1])) @ p["down"]
+
+    def split(p, x):
+        h = x @ p["up"]
+        return jnp.tanh(h[:, :3]) @ p["down"][:3] + h[:, 3:] @ p["down"][3:]
+
+    p, x = {"up": jnp.ones((4, 12)), "down": jnp.ones((12, 2))}, jnp.ones((2, 4))
+    both = ifjax.trace(scaled, p, x) & ifjax.trace(split, p, x)
+    assert {g.name for g in both.groups} == {"up (0:3)", "up (3:12)"}
+    assert {name for n in both.numbers for name in n.groups} <= {g.name for g in both.groups}
+    with pytest.warns(UserWarning, match="numbers that come from widths"):
+        both.spec(0.5)

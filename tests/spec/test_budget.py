@@ -74,3 +74,9 @@ def test_layers_of_a_stack_count_their_neurons_each():
 def test_what_cannot_be_is_refused(unchecked, share, of, options, message):
     with pytest.raises(ValueError, match=message):
         GRAPH.spec(share, of=of, **options)
+
+
+def test_nothing_goes_where_nothing_is_asked_for_or_enough_has_gone():
+    assert GRAPH.spec(0.0, of="flops").structure.widths == {}
+    kept = GRAPH.spec(0.01, of="weights", keep={"w0": 4})
+    assert kept.structure.widths == {"w0": 4}

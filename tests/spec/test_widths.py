@@ -145,3 +145,15 @@ def test_kept_neurons_is_the_formula(n, sparsity, round_to):
     else:
         assert kept in multiples
         assert abs(kept - m) == min(abs(k - m) for k in multiples)
+
+
+def test_an_exact_name_means_that_group_alone():
+    params = {"conv[1]": jnp.ones((3, 6)), "conv1": jnp.ones((6, 4)), "o": jnp.ones((4, 2))}
+
+    def apply(p, x):
+        return jnp.tanh(jnp.tanh(x @ p["conv[1]"]) @ p["conv1"]) @ p["o"]
+
+    graph = ifjax.trace(apply, params, jnp.ones((1, 3)))
+    assert graph.spec({"conv[1]": 0.5}).structure.widths == {"conv[1]": 3}
+    assert graph.spec(0.5, include="conv[1]").structure.widths == {"conv[1]": 3}
+    assert set(graph.spec({"conv*": 0.5}).structure.widths) == {"conv[1]", "conv1"}

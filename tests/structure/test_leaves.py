@@ -62,3 +62,14 @@ def test_a_negative_variance_is_named():
     checked_leaves(p, structure)
     with pytest.raises(ValueError, match="v: expected variances, got a negative number"):
         checked_leaves({**p, "v": -p["v"]}, structure)
+
+
+def test_structs_and_other_kinds_of_numbers_are_refused():
+    struct = jax.eval_shape(lambda: params())
+    with pytest.raises(TypeError, match=r"expected an array, got a ShapeDtypeStruct.*small_struct"):
+        checked_leaves(struct, PLAN)
+    whole = {**params(), "fc0.bias": np.zeros(4, np.int32)}
+    with pytest.raises(ValueError, match=r"fc0\.bias: expected dtype float32, got int32"):
+        checked_leaves(whole, PLAN)
+    with pytest.raises(ValueError, match=r"fc0\.bias: expected dtype float32, got complex64"):
+        checked_leaves({**whole, "fc0.bias": np.zeros(4, np.complex64)}, PLAN)
