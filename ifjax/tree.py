@@ -103,6 +103,7 @@ def promoted(x: Any) -> Any:
     return x.astype(jax.dtypes.canonicalize_dtype(wide_dtype(x.dtype)), copy=False)
 
 
+@functools.lru_cache(maxsize=256)
 def wide_dtype(dtype: Any) -> Any:
     """The dtype to compute in: at least float32. 8-bit floats have no promotion of their own."""
     if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 2:

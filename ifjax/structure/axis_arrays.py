@@ -130,19 +130,26 @@ def parts(
     >>> [(part.shape, at) for part, at in parts(jnp.zeros((6, 5)), 0, axis, "a")]
     [((2, 3, 5), 1)]
     """
-    if name not in set(atoms(expression)):
+    if isinstance(expression, Atom):
+        return [(x, axis)] if expression.name == name else []
+    if name not in atoms(expression):
         return []
+    x = placement.whole(x, axis)
     match expression:
         case Product(factors):
             split = [size(f, sizes) for f in factors]
-            x = placement.whole(x, axis).reshape(*x.shape[:axis], *split, *x.shape[axis + 1 :])
-            pairs = [(x, axis + i, factor) for i, factor in enumerate(factors)]
+            x = x.reshape(*x.shape[:axis], *split, *x.shape[axis + 1 :])
+            inner = ((x, axis + i, factor) for i, factor in enumerate(factors))
         case Sum(segments):
-            found = _segments(placement.whole(x, axis), axis, segments, sizes)
-            pairs = [(part, axis, segment) for part, segment in found]
+            inner = ((y, axis, segment) for y, segment in _segments(x, axis, segments, sizes))
         case _:
-            return [(x, axis)]
-    return [part for y, at, e in pairs for part in parts(y, at, e, name, sizes)]
+            return []
+    return [
+        part
+        for y, at, e in inner
+        if not isinstance(e, Pinned)
+        for part in parts(y, at, e, name, sizes)
+    ]
 
 
 def _segments(

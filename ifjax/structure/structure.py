@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -88,7 +89,7 @@ class Group:
     along: tuple[str, ...] = ()
     exact: bool = True
 
-    @property
+    @functools.cached_property
     def position(self) -> int:
         """Order of the last producer in the function; later groups are fused first."""
         return max((m.position for m in self.members), default=-1)
@@ -174,12 +175,15 @@ class Structure:
         cut = sorted(groups, key=lambda g: -g.position)
         ordered: list[Group] = []
         waiting = {g.name: g for g in cut}
+        inner: dict[str, list[Group]] = defaultdict(list)
+        for group in cut:
+            for name in group.along:
+                inner[name].append(group)
 
         def add(group: Group) -> None:
             if waiting.pop(group.name, None) is not None:
-                for other in cut:
-                    if group.name in other.along:
-                        add(other)
+                for other in inner[group.name]:
+                    add(other)
                 ordered.append(group)
 
         for group in cut:
