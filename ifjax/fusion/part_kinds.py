@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from ifjax.fusion.initial_state import shapes_and_copies
 from ifjax.fusion.named_tree import Node, Path, node_of, nodes_of
 from ifjax.fusion.state_kinds import Kind, is_optimizer, kind_by_name
 from ifjax.fusion.state_parts import Parameters, Part, parts_of
@@ -111,8 +110,7 @@ def initial_kinds(
 ) -> dict[Path, Kind]:
     """What an optimizer keeps, by what its ``init`` puts there.
 
-    It is tried on random numbers in the place of the parameters: where these come back there are
-    weights.
+    Where it puts the parameters there are weights, see `shapes_and_copies`.
 
     Args:
       optimizer: of optax.
@@ -122,33 +120,13 @@ def initial_kinds(
     Returns:
       A kind by path in the optimizer's state.
     """
-    found, rng = dict[Path, Kind](), np.random.default_rng(0)
-
-    def drawn(x: Any) -> Any:
-        if not jnp.issubdtype(x.dtype, jnp.inexact):
-            return x
-        return jnp.asarray(rng.standard_normal(x.shape).astype(np.float32)).astype(x.dtype)
-
-    with jax.ensure_compile_time_eval():
-        tree = jax.tree.map(drawn, params)
-        state = optimizer.init(tree)
-        leaves = [np.asarray(x) for x in _float_leaves(tree)]
-        try:
-            parts = list(parts_of(node_of(state), Parameters.of(spec.structure), lambda path: None))
-        except ValueError:  # what cannot be carried is refused where it stands in the tree
-            return {}
-        for part in parts:
-            values = [np.asarray(x.entry.value) for x in part.arrays]
-            copies = bool(values) and all(_is_one_of(x, leaves) for x in values)
-            found[part.path] = "weights" if copies else "select"
+    state, copies = shapes_and_copies(optimizer.init, params)
+    try:
+        parts = list(parts_of(node_of(state), Parameters.of(spec.structure), lambda path: None))
+    except ValueError:  # what cannot be carried is refused where it stands in the tree
+        return {}
+    found = dict[Path, Kind]()
+    for part in parts:
+        same = [i is not None and copies[i] for i in (x.entry.index for x in part.arrays)]
+        found[part.path] = "weights" if same and all(same) else "select"
     return found
-
-
-def _float_leaves(tree: PyTree) -> list[Any]:
-    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-
-
-def _is_one_of(x: np.ndarray, leaves: Iterable[np.ndarray]) -> bool:
-    """Whether an array is one of some, up to the rounding to its dtype."""
-    same = (y for y in leaves if y.shape == x.shape)
-    return any(np.array_equal(x, np.asarray(y).astype(x.dtype)) for y in same)
