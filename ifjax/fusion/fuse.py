@@ -12,7 +12,7 @@ from ifjax.activations.statistics import Stats
 from ifjax.fusion.execution.merging import merged
 from ifjax.fusion.execution.place import fused_outputs, is_held, leaf_outputs, placed, run, to_host
 from ifjax.fusion.execution.solve import solved
-from ifjax.fusion.inputs import Scores, check_converged, check_maps
+from ifjax.fusion.inputs import Scores, check_converged, checked_maps
 from ifjax.fusion.program import Program, compiled
 from ifjax.fusion.transport_maps import inputs_of
 from ifjax.promotion import with_promotion
@@ -140,7 +140,7 @@ def apply_maps(
         raise ValueError(f"kind must be one of weights, gradients, select; got {kind!r}")
     full = to_host(params) if is_held(params) else params
     leaves = checked_leaves(full, structure) if kind == "weights" else _some_leaves(full, structure)
-    check_maps(maps, structure)
+    maps = checked_maps(maps, structure)
     if not structure.widths:
         return params
     program = compiled(spec, keep_shape=keep_shape)

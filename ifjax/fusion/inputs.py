@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 from ifjax.activations.statistics import RANKS, Stats
 from ifjax.namespace import fixed, namespace, wide
 from ifjax.spec.method import Method
-from ifjax.structure.structure import Group, Structure, known_group
+from ifjax.structure.names import by_group, known_group
+from ifjax.structure.structure import Group, Structure
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, leaves_by_path
 
@@ -25,8 +26,8 @@ def checked_scores(scores: Scores | None, structure: Structure) -> dict[str, Any
     if not isinstance(scores, Mapping | None):
         raise TypeError(f"expected scores by group name, got {type(scores).__name__}")
     result = {}
-    for name, value in (scores or {}).items():
-        group = known_group(structure, name)
+    for name, value in by_group(structure, scores or {}).items():
+        group = structure.group[name]
         finite = not is_concrete(value) or bool(np.all(np.isfinite(np.asarray(value))))
         value = _array(value)
         if jnp.issubdtype(value.dtype, jnp.complexfloating):
@@ -39,6 +40,20 @@ def checked_scores(scores: Scores | None, structure: Structure) -> dict[str, Any
         value = value.astype(wide(value))
         result[name] = fixed(namespace(value).broadcast_to(value, shape))
     return result
+
+
+def checked_init(
+    init: Mapping[str, Transport] | None, structure: Structure
+) -> dict[str, Transport] | None:
+    """Earlier transports by group; those of groups that are not cut are not read."""
+    if init is None:
+        return None
+    if not isinstance(init, Mapping):
+        raise TypeError(f"expected init by group name, got {type(init).__name__}")
+    found = by_group(structure, init)
+    for name, transport in found.items():
+        _check_transport(transport, f"init of group {name}")
+    return found
 
 
 def checked_stats(
@@ -149,20 +164,25 @@ def checked_indices(structure: Structure, name: str, index: Any) -> Any:
     return index
 
 
-def check_maps(maps: Mapping[str, Transport], structure: Structure) -> None:
-    """Raises ValueError unless every group that is cut has a map of its shape."""
+def checked_maps(maps: Mapping[str, Transport], structure: Structure) -> dict[str, Transport]:
+    """Transports by group; ValueError unless every group that is cut has a map of its shape."""
+    maps = by_group(structure, maps)
     for name, found in maps.items():
-        known_group(structure, name)
-        if not isinstance(found, Transport):
-            raise TypeError(
-                f"group {name}: expected an ifjax.Transport, as ifjax.transport_maps gives it, "
-                f"got {type(found).__name__}"
-            )
+        _check_transport(found, f"group {name}")
     for name, kept in structure.widths.items():
         shape = (*structure.group[name].batch, structure.group[name].size, kept)
         if name not in maps or maps[name].map.shape != shape:
             got = maps[name].map.shape if name in maps else "none"
             raise ValueError(f"group {name}: expected a transport map of shape {shape}, got {got}")
+    return maps
+
+
+def _check_transport(found: Any, where: str) -> None:
+    if not isinstance(found, Transport):
+        raise TypeError(
+            f"{where}: expected an ifjax.Transport, as ifjax.transport_maps gives it, got "
+            f"{type(found).__name__}"
+        )
 
 
 def check_converged(maps: Mapping[str, Transport], method: Method) -> None:

@@ -81,7 +81,7 @@ def problem_of(
     parts = group.described.parts(entry)
     chosen = method.targets_value
     if isinstance(chosen, Neurons):
-        order = chosen.first(scores, group.size if group.staying else m)
+        order = _first(chosen, scores, group.size if group.staying else m, group.name)
         targets = placement.settled(namespace(order).sort(order[:m]))
         mass = scores[targets]
         if group.solver is None:
@@ -103,6 +103,58 @@ def problem_of(
     if group.solver is None:
         return Problem(scores, targets, a, b)
     return Problem(scores, targets, a, b, sources, distances(moving, points, method.cost_p))
+
+
+def _first(chosen: Neurons, scores: Any, k: int, name: str) -> Any:
+    """The k neurons that go before all others: as many integers, whoever chose them."""
+    order = chosen.first(scores, k)
+    shape, dtype = np.shape(order), getattr(order, "dtype", None)
+    if dtype is None or shape != (k,) or not np.issubdtype(dtype, np.integer):
+        raise ValueError(
+            f"targets {chosen!r} of group {name}: expected {type(chosen).__name__}.first to give "
+            f"an array of {k} integers, the indices of neurons; got "
+            f"{dtype or type(order).__name__} of shape {shape}"
+        )
+    if isinstance(order, np.ndarray):  # before it indexes anything
+        _check_neurons(chosen, order, len(scores), name)
+    return order
+
+
+def _check_neurons(chosen: Neurons, indices: np.ndarray, n: int, name: str) -> None:
+    """Raises ValueError unless indices are of different neurons, of n."""
+    if np.any((indices < 0) | (indices >= n)) or len(np.unique(indices)) < len(indices):
+        raise ValueError(
+            f"targets {chosen!r} of group {name}: expected {type(chosen).__name__}.first to give "
+            f"indices in [0, {n}), all different; got {indices.tolist()}"
+        )
+
+
+def check_problem(group: GroupProblem, problem: Problem) -> None:
+    """Refuses scores and neurons that a metric or targets of one's own should not have given.
+
+    Args:
+      group: what is static.
+      problem: its scores, targets and sources in numpy: of what is traced nothing is known.
+
+    Raises:
+      ValueError: naming the class, where scores are not finite, or neurons are out of range or
+        chosen twice.
+    """
+    check_scores(group, problem.scores)
+    chosen = group.method.targets_value
+    if isinstance(chosen, Neurons):
+        found = [x for x in (problem.targets, problem.sources) if x is not None]
+        _check_neurons(chosen, np.concatenate(found), group.size, group.name)
+
+
+def check_scores(group: GroupProblem, scores: Any) -> None:
+    """Raises ValueError for scores, in numpy, that are not finite, and names the metric."""
+    if group.reads != "given" and not np.all(np.isfinite(scores)):
+        metric = group.method.importance_value
+        raise ValueError(
+            f"importance {metric!r} of group {group.name}: expected finite scores of "
+            f"{type(metric).__name__}, got {np.asarray(scores).tolist()}"
+        )
 
 
 def scores_of(group: GroupProblem, scored: Mapping[str, Any], given: Any, key: Any) -> Any:

@@ -20,7 +20,8 @@ from ifjax.namespace import namespace
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.leaves import checked_leaves
-from ifjax.structure.structure import Group, known_group
+from ifjax.structure.names import by_group
+from ifjax.structure.structure import Group
 from ifjax.transport.transport import Transport
 from ifjax.tree import leaves_by_path, with_leaves
 
@@ -58,7 +59,8 @@ def take(
     structure = graph.structure
     full = to_host(params) if is_held(params, selections) else params
     leaves = checked_leaves(full, structure)
-    chosen = {name: checked_indices(structure, name, x) for name, x in selections.items()}
+    named = by_group(structure, selections)
+    chosen = {name: checked_indices(structure, name, x) for name, x in named.items()}
     groups = structure.in_order(
         [
             dataclasses.replace(structure.group[name], kept=index.shape[-1])
@@ -109,10 +111,8 @@ def compact(params: PyTree, spec: FusionSpec, maps: Mapping[str, Transport | Any
     """
     targets = {
         name: found.targets if isinstance(found, Transport) else jnp.asarray(found)
-        for name, found in maps.items()
+        for name, found in by_group(spec.structure, maps).items()
     }
-    for name in targets:
-        known_group(spec.structure, name)
     for name, kept in spec.structure.widths.items():
         got = targets[name].shape if name in targets else "none"
         if got[-1:] != (kept,):

@@ -16,6 +16,7 @@ from ifjax.fusion.execution.solve import scored, solved
 from ifjax.fusion.inputs import (
     Scores,
     check_converged,
+    checked_init,
     checked_scores,
     checked_stats,
 )
@@ -72,6 +73,7 @@ def transport_maps(
       [0, 1]
     """
     program, leaves, *given = inputs_of(params, spec, scores, stats)
+    init = checked_init(init, spec.structure)
     outputs = functools.partial(map_outputs, program)
     found = run(solved, program, leaves, *given, init, outputs=outputs)
     check_converged(found, spec.method)

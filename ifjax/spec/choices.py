@@ -80,10 +80,14 @@ def from_json(option: str, value: Any, registry: Mapping[str, type]) -> Any:
     """Inverse of `to_json`.
 
     Raises:
-      ValueError: for a name that is not registered.
+      ValueError: for a name that is not registered, or what is neither a name nor a value.
     """
     if not isinstance(value, dict):
         return value
+    if {*value} != {"name", "options"} or not isinstance(value["options"], dict):
+        raise ValueError(
+            f"{option}: expected a name, or an object of a name and of options by name; got {value}"
+        )
     if value["name"] not in registry:
         raise ValueError(
             f"{option}: no class is registered as {value['name']!r}; known: {', '.join(registry)}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from ifjax import importance as importances
 from ifjax.importance import GroupMetric
 from ifjax.spec import choices
+from ifjax.spec.derived import DerivedName, DerivedNumber, given
 from ifjax.spec.nearest import nearest_first
+from ifjax.spec.numbers import is_real, plain_number
 from ifjax.structure.structure import Kind
 from ifjax.transport import solvers
 from ifjax.transport import targets as targets_
@@ -40,10 +42,12 @@ class Method:
       scores_on: weights that the magnitudes (l1, l2, linf, lamp) are read from: ``"folded"`` (batch
         norm merged) or ``"raw"``. The other importances do not depend on it.
       targets: what the neurons are fused into: ``"top"``, the neurons of highest score; or
-        ``"centroids"`` of all neurons in feature space, each represented by a neuron near it. Or a
-        value, see `ifjax.transport.targets`.
+        ``"centroids"`` of all neurons in feature space, each represented by a neuron near it. The
+        name of the centroids says the same; it is kept in ``centroids``. Or a value, see
+        `ifjax.transport.targets`.
       centroids: ``"kmeans"``, the default, or ``"gaussian_mixture"``; None where ``targets`` is a
-        value of a class without a name.
+        value of a class without a name. What was not given follows from ``targets``, also where
+        `dataclasses.replace` gives others.
       cost_p: order of the norm between the neurons' features, at least 1; or ``"cosine"`` for one
         minus the cosine between them, which is no metric.
       source_marginal: mass of the neurons, ``"uniform"`` or ``"importance"``.
@@ -54,7 +58,7 @@ class Method:
         (`ifjax.transport.solvers.Auto`); `solver_for` says what. Or a value, see
         `ifjax.transport.solvers.Solver`.
       epsilon: entropic regularisation of Sinkhorn, relative to the mean cost; by default that of
-        the solver, 0.01.
+        the solver, 0.01; also where `dataclasses.replace` gives another solver as a value.
       merge: ``"reference"`` or ``"preserving"``, see `ifjax.apply_maps`.
       order: ``"sequential"`` from the output to the input, each group on weights that the earlier
         ones have changed; ``"simultaneous"``, all from the given weights.
@@ -152,19 +156,36 @@ class Method:
         return {key: "inf" if value == math.inf else value for key, value in found.items()}
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Method:
+    def from_json(cls, fields: Any) -> Method:
         """Inverse of `to_json`.
 
+        No option counts as given beside another: one that is replaced brings its own epsilon or
+        centroids along.
+
         Raises:
-          ValueError: for a choice that there is not.
+          ValueError: for a choice that there is not, or where no options by name came.
         """
+        known = [f.name for f in dataclasses.fields(cls)]
+        if not isinstance(fields, dict):
+            raise ValueError(
+                f"method: expected an object with the options {', '.join(known)}, got {fields!r}"
+            )
+        for name in fields:
+            if name not in known:
+                likely = ", ".join(nearest_first(name, known))
+                raise ValueError(f"method: expected options of {likely}; got {name!r}")
         found = dict(fields)
         for option, (_, registry, _) in _VALUES.items():
             if option in found:
                 found[option] = choices.from_json(option, found[option], registry)
-        if found["cost_p"] != "cosine":
-            found["cost_p"] = float(found["cost_p"])
-        return cls(**found)
+        cost_p = found.get("cost_p")
+        if cost_p == "inf" or is_real(cost_p):
+            found["cost_p"] = float(cost_p)
+        method = cls(**found)
+        method._keep("epsilon", DerivedNumber(method.epsilon or solvers.EPSILON))
+        if method.centroids is not None:
+            method._keep("centroids", DerivedName(method.centroids))
+        return method
 
     def __post_init__(self) -> None:
         """Checks every choice, and keeps the name of a value that has one.
@@ -175,36 +196,62 @@ class Method:
           TypeError: for a value of another type, or one that is not hashable.
         """
         self._check_names()
+        self._keep_numbers()
         metric, targets, solver = self.importance, self.targets, self.solver
         if isinstance(metric, GroupMetric):
             self._keep("importance", choices.plain_name(metric, importances.IMPORTANCES) or metric)
+        if isinstance(targets, str) and targets in targets_.centroid_names():
+            targets = targets_.targets_of(targets)
         if isinstance(targets, Targets):
             self._keep_targets(targets)
         elif self.centroids is None:
-            self._keep("centroids", "kmeans")
-        value = solvers.solver_of(solver, self.epsilon)
+            self._keep("centroids", DerivedName("kmeans"))
         if isinstance(solver, Solver):
+            epsilon = given(self.epsilon)
+            value = solvers.solver_of(solver, epsilon)
             self._keep("solver", choices.plain_name(solver, solvers.SOLVERS, "epsilon") or solver)
-        if isinstance(value, Entropic):
-            self._keep("epsilon", value.epsilon)
-        elif self.epsilon is None:
-            self._keep("epsilon", solvers.EPSILON)
+        else:
+            epsilon = self.epsilon  # a name says nothing of it, so that a derived one stays
+            value = solvers.solver_of(solver, epsilon)
+        if given(self.epsilon) is None:
+            derived = value.epsilon if isinstance(value, Entropic) else epsilon or solvers.EPSILON
+            self._keep("epsilon", DerivedNumber(derived))
 
     def _keep_targets(self, targets: Targets) -> None:
         """Names them, or leaves them as they are."""
         names = (name for name, known in targets_.TARGETS.items() if type(targets) is known)
         own, plain = next(names, None), choices.plain_name(targets, targets_.TARGETS)
         if isinstance(targets, Centroids):
-            if self.centroids not in (None, own):
+            if given(self.centroids) not in (None, own):
                 raise ValueError(
                     f"targets={targets} and centroids={self.centroids!r} are given, and disagree; "
                     "give one of the two"
                 )
-            self._keep("centroids", own)
+            if given(self.centroids) is None:
+                self._keep("centroids", own and DerivedName(own))
             self._keep("targets", targets_.CENTROIDS if plain else targets)
         else:
-            self._keep("centroids", self.centroids or "kmeans")
+            self._keep("centroids", given(self.centroids) or DerivedName("kmeans"))
             self._keep("targets", plain or targets)
+
+    def _keep_numbers(self) -> None:
+        """Keeps numbers of numpy and jax as Python's, which JSON can write, and checks them."""
+        for name in ("seed", "epsilon", "cost_p"):
+            value = plain_number(getattr(self, name))
+            if is_real(value) and not isinstance(value, int | float):
+                value = float(value)
+            if value is not getattr(self, name):
+                self._keep(name, value)
+        seed, epsilon, cost_p = self.seed, self.epsilon, self.cost_p
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"seed must be an integer; got {seed!r}")
+        cosine = isinstance(cost_p, str) and cost_p == "cosine"
+        if not cosine and not (is_real(cost_p) and cost_p >= 1):
+            raise ValueError(
+                f"cost_p must be at least 1 (inf is allowed) or 'cosine'; got {cost_p!r}"
+            )
+        if epsilon is not None and not (is_real(epsilon) and 0 < epsilon < math.inf):
+            raise ValueError(f"epsilon must be positive and finite; got {epsilon!r}")
 
     def _keep(self, option: str, value: Any) -> None:
         choices.check_hashable(option, value)
@@ -218,7 +265,7 @@ class Method:
             "normalization": importances.NORMALIZATIONS,
             "heads": ("prune", "fuse"),
             "scores_on": ("folded", "raw"),
-            "targets": tuple(targets_.names()),
+            "targets": (*targets_.names(), *targets_.centroid_names()),
             "centroids": (None, *targets_.centroid_names()),
             "source_marginal": ("uniform", "importance"),
             "target_marginal": ("uniform", "importance"),
@@ -230,16 +277,17 @@ class Method:
             value = getattr(self, name)
             if name in _VALUES and isinstance(value, _VALUES[name].base):
                 continue
-            if value not in allowed:
+            if not isinstance(value, str | None) or value not in allowed:
                 known = ", ".join(nearest_first(value, filter(None, allowed)))
                 own = f" (or a value, see {_VALUES[name].where})" if name in _VALUES else ""
+                if name in _VALUES and _is_class(value, _VALUES[name].base):
+                    own = f", a class; did you mean {value.__name__}()?"
                 raise ValueError(f"{name} must be one of {known}; got {value!r}{own}")
-        if self.cost_p != "cosine" and (isinstance(self.cost_p, str) or not self.cost_p >= 1):
-            raise ValueError(
-                f"cost_p must be at least 1 (inf is allowed) or 'cosine'; got {self.cost_p!r}"
-            )
-        if self.epsilon is not None and not 0 < self.epsilon < math.inf:
-            raise ValueError(f"epsilon must be positive and finite; got {self.epsilon!r}")
+
+
+def _is_class(value: object, base: Any) -> TypeGuard[type]:
+    """Whether a value is the class of what was wanted, instead of one of its values."""
+    return isinstance(value, type) and issubclass(value, base)
 
 
 class _Values(NamedTuple):

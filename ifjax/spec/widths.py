@@ -10,10 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-
+from ifjax.spec.numbers import plain_number
 from ifjax.structure.names import older_name
 from ifjax.structure.structure import Group, Member
 
@@ -76,11 +73,11 @@ def _checked_amounts(
     """Fractions to remove and numbers to keep, by pattern."""
     if all(x is None or (isinstance(x, Mapping) and not x) for x in (sparsity, keep)):
         raise ValueError("spec needs a sparsity or keep: nothing says how many neurons to keep")
-    round_to = _plain(round_to)
+    round_to = plain_number(round_to)
     if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
         raise ValueError(f"round_to must be a positive integer; got {round_to!r}")
-    fractions = {k: _plain(v) for k, v in _mapping(groups, sparsity, "sparsity").items()}
-    counts = {k: _plain(v) for k, v in _mapping(groups, keep, "keep").items()}
+    fractions = {k: plain_number(v) for k, v in _mapping(groups, sparsity, "sparsity").items()}
+    counts = {k: plain_number(v) for k, v in _mapping(groups, keep, "keep").items()}
     for pattern, value in fractions.items():
         if (
             isinstance(value, bool)
@@ -92,14 +89,6 @@ def _checked_amounts(
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"keep must be a positive integer; got {value!r} for {pattern!r}")
     return fractions, counts
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy or jax as one of Python: the shortest one that it is the rounding of."""
-    if isinstance(value, Tracer) or getattr(value, "shape", None) != () or value is None:
-        return value
-    number = np.asarray(value)[()]
-    return float(str(number)) if jnp.issubdtype(number.dtype, jnp.floating) else number.item()
 
 
 def _kept(

@@ -6,9 +6,12 @@ import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Group, Leaf, Member, Structure
+
+Value = TypeVar("Value")
 
 WORDS = {
     "neuron": "neurons",
@@ -79,6 +82,39 @@ def older_name(group: Group) -> str:
     """The name of a group in specs of schema 2, where a leaf holds several of them on one axis."""
     member = naming_member(group)
     return f"{member.path}@{member.where[0]}" if member.where else member.path
+
+
+def known_group(structure: Structure, name: str) -> Group:
+    """The group of a name, of today or of schema 2.
+
+    Raises:
+      ValueError: where there is none, or more than one of an older name.
+    """
+    if name in structure.group:
+        return structure.group[name]
+    older = [group for group in structure.groups if older_name(group) == name]
+    if len(older) > 1:
+        names = ", ".join(repr(group.name) for group in older)
+        raise ValueError(f"group {name!r} may be any of {names}: give one of these names")
+    if not older:
+        known = ", ".join(list(structure.group)[:5]) or "none"
+        raise ValueError(f"unknown group {name!r}; the groups are {known} ...")
+    return older[0]
+
+
+def by_group(structure: Structure, given: Mapping[str, Value]) -> dict[str, Value]:
+    """What is given by names of groups, of today or of schema 2, by those of today.
+
+    Raises:
+      ValueError: for an unknown group, or one that is given twice.
+    """
+    found: dict[str, Value] = {}
+    for name, value in given.items():
+        group = known_group(structure, name)
+        if group.name in found:
+            raise ValueError(f"group {group.name} is given twice, also as {older_name(group)!r}")
+        found[group.name] = value
+    return found
 
 
 def renamed(structure: Structure, names: Mapping[str, str]) -> Structure:

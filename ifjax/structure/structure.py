@@ -237,11 +237,3 @@ Kind = Literal["neuron", "head", "head_dim", "integer", "complex", "free"]
 
 
 Role = Literal["producer", "consumer", "additive", "multiplicative", "mean", "variance"]
-
-
-def known_group(structure: Structure, name: str) -> Group:
-    """The group of a name; ValueError where there is none."""
-    if name not in structure.group:
-        known = ", ".join(list(structure.group)[:5]) or "none"
-        raise ValueError(f"unknown group {name!r}; the groups are {known} ...")
-    return structure.group[name]

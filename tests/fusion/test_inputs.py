@@ -35,7 +35,7 @@ def test_what_is_no_spec_scores_stats_or_map_is_told_by_its_type():
             ({"w": 1}, PLAN, Method(importance="taylor"), {}),
             r"ifjax\.Stats, got dict; .* ifjax\.Stats\(gradients=grads\)",
         ),
-        (checks.check_maps, ({NAME: np.ones((N, 1))}, PLAN), f"group {NAME}: .*got ndarray"),
+        (checks.checked_maps, ({NAME: np.ones((N, 1))}, PLAN), f"group {NAME}: .*got ndarray"),
     ):
         spec = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).spec(0.5)
         arguments = tuple(spec.structure if a is PLAN else a for a in arguments)
@@ -72,11 +72,11 @@ def test_indices_are_integers_in_range(bad):
 
 def test_every_cut_group_needs_a_map_of_its_shape():
     spec = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).spec(keep={NAME: N // 2})
-    checks.check_maps({NAME: transport()}, spec.structure)
+    checks.checked_maps({NAME: transport()}, spec.structure)
     with pytest.raises(ValueError, match="got none"):
-        checks.check_maps({}, spec.structure)
+        checks.checked_maps({}, spec.structure)
     with pytest.raises(ValueError, match=r"got \(1, 1\)"):
-        checks.check_maps({NAME: transport(map=jnp.zeros((1, 1)))}, spec.structure)
+        checks.checked_maps({NAME: transport(map=jnp.zeros((1, 1)))}, spec.structure)
 
 
 def test_a_solver_that_failed_is_told_with_the_remedy():

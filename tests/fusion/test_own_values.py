@@ -114,3 +114,67 @@ def test_targets_of_ones_own_are_kept():
     few = graph.spec({"fc0*": 0.5}, targets=KMeans(starts=1), solver="nearest")
     assert few != graph.spec({"fc0*": 0.5}, targets=KMeans(), solver="nearest")
     assert ifjax.fuse_params(params, few)["fc0.weight"].shape == (4, 6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen(Neurons):
+    """The neurons that it is told, where there are as many as the group asks for or not."""
+
+    indices: tuple[float, ...]
+
+    def first(self, scores, k):
+        return jnp.asarray(self.indices)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenInNumpy(Chosen):
+    in_numpy: ClassVar[bool] = True
+
+    def first(self, scores, k):
+        return np.asarray(self.indices)
+
+
+@pytest.mark.parametrize("own", [Chosen, ChosenInNumpy])
+@pytest.mark.parametrize("method", ["prune", "fuse"])
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ((0, 1, 2), r"an array of 4 integers, .*; got int\d+ of shape \(3,\)"),
+        ((0.0, 1.0, 2.0, 3.0), r"an array of 4 integers, .*; got float\d+ of shape \(4,\)"),
+        ((0, 1, 2, 2), r"indices in \[0, 8\), all different; got \[0, 1, 2, 2\]"),
+        ((0, 1, 2, 8), r"indices in \[0, 8\), all different; got \[0, 1, 2, 8\]"),
+        ((-1, 1, 2, 3), r"indices in \[0, 8\), all different; got \[-1, 1, 2, 3\]"),
+    ],
+    ids=["number", "type", "twice", "above", "below"],
+)
+def test_neurons_that_are_none_of_the_group_are_refused(own, method, indices, message):
+    params, graph = init("mlp"), traced("mlp")
+    spec = graph.spec({"fc0*": 0.5}, targets=own(indices), method=method, solver="nearest")
+    with pytest.raises(ValueError, match=rf"targets Chosen.* of group fc0\.weight: .*{message}"):
+        ifjax.fuse_params(params, spec)
+
+
+def test_a_number_of_neurons_is_known_inside_jit():
+    spec = traced("mlp").spec({"fc0*": 0.5}, targets=Chosen((0, 1, 2)), method="prune")
+    with pytest.raises(ValueError, match=r"Chosen\.first to give an array of 4 integers"):
+        jax.eval_shape(functools.partial(ifjax.fuse_params, spec=spec), init("mlp"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(importance.Metric):
+    value: float
+
+    def member(self, x, axis):
+        return jnp.full(x.shape[axis], self.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_of_ones_own_are_finite(value):
+    params, graph = init("mlp"), traced("mlp")
+    spec = graph.spec({"fc0*": 0.5}, importance=Constant(value), normalization="none")
+    message = r"importance Constant.* of group fc0\.weight: expected finite scores of Constant"
+    for function in (ifjax.fuse_params, ifjax.neuron_scores, ifjax.transport_maps):
+        with pytest.raises(ValueError, match=message):
+            function(params, spec)
+    below = graph.spec({"fc0*": 0.5}, importance=Constant(-1.0), normalization="none")
+    assert np.all(np.isfinite(ifjax.fuse_params(params, below)["fc0.weight"]))

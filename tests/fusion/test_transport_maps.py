@@ -125,6 +125,8 @@ def test_init_warm_starts_sinkhorn():
     short = {"w1": first["w1"]._replace(potential=jnp.zeros(3))}
     with pytest.raises(ValueError, match=r"init of group w1: expected .* \(24,\), got \(3,\)"):
         ifjax.transport_maps(after, spec, init=short)
+    with pytest.raises(ValueError, match=r"unknown group 'fc9'; the groups are"):
+        ifjax.transport_maps(after, spec, init={**first, "fc9": next(iter(first.values()))})
 
 
 # Importances ------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 
 import jax.numpy as jnp
 import jaxtyping
+import numpy as np
 import pytest
 
 from ifjax import Method, importance, transport
@@ -25,7 +27,7 @@ BAD = {
     "scores_on must be one of folded, raw": {"scores_on": "both"},
     "reduction must be one of mean, sum, max, first; got 'prod'": {"reduction": "prod"},
     "normalization must be one of mean, max, sum, none; got None": {"normalization": None},
-    "targets must be one of top, centroids; got 'bottom'": {"targets": "bottom"},
+    "targets must be one of top, centroids, kmeans, .*; got 'bottom'": {"targets": "bottom"},
     "centroids must be one of kmeans, gaussian_mixture; got 'k'": {"centroids": "k"},
     "source_marginal must be one of uniform, importance": {"source_marginal": "x"},
     "target_marginal must be one of": {"target_marginal": None},
@@ -38,6 +40,15 @@ BAD = {
     "epsilon must be positive and finite; got 0": {"epsilon": 0.0},
     "epsilon must be positive and finite; got inf": {"epsilon": math.inf},
     "epsilon must be positive and finite; got nan": {"epsilon": math.nan},
+    "epsilon must be positive and finite; got 'a'": {"epsilon": "a"},
+    "cost_p must be at least 1 .* got None": {"cost_p": None},
+    "cost_p must be at least 1 .* got True": {"cost_p": True},
+    "seed must be an integer; got 'a'": {"seed": "a"},
+    "seed must be an integer; got 1.5": {"seed": 1.5},
+    "seed must be an integer; got True": {"seed": True},
+    r"importance must be one of .* did you mean L1\(\)": {"importance": importance.L1},
+    r"targets must be one of .* did you mean KMeans\(\)": {"targets": transport.KMeans},
+    r"solver must be one of .* did you mean Sinkhorn\(\)": {"solver": transport.Sinkhorn},
 }
 
 
@@ -161,6 +172,69 @@ def test_centroids_are_those_of_the_targets():
             ValueError, match="centroids='gaussian_mixture' are given, and disagree"
         ):
             Method(targets=value, centroids="gaussian_mixture")
+
+
+def test_what_nobody_gave_gives_way_to_a_value():
+    for method in (Method(), Method(solver=transport.Sinkhorn(0.02))):
+        replaced = dataclasses.replace(method, solver=transport.Sinkhorn(epsilon=0.05))
+        assert replaced == Method(solver=transport.Sinkhorn(epsilon=0.05))
+        assert (replaced.epsilon, replaced.solver_value.epsilon) == (0.05, 0.05)
+        # What follows from a solver stays with it.
+        assert dataclasses.replace(replaced, seed=1).solver_value == transport.Sinkhorn(0.05)
+        assert dataclasses.replace(replaced, solver=transport.Exact()) == Method(solver="exact")
+    mixture = Method(targets="centroids", centroids="gaussian_mixture")
+    for method in (Method(), Method(targets=transport.KMeans(starts=3))):
+        replaced = dataclasses.replace(method, targets=transport.GaussianMixture())
+        assert (replaced, hash(replaced)) == (mixture, hash(mixture))
+        assert dataclasses.replace(replaced, targets=transport.Top()) == Method()
+    # Read again, or copied, nothing is given either.
+    for method in (Method.from_json(Method().to_json()), pickle.loads(pickle.dumps(Method()))):
+        replaced = dataclasses.replace(method, solver=transport.Sinkhorn(epsilon=0.05))
+        assert replaced.epsilon == 0.05
+
+
+def test_what_was_given_stays_given():
+    method = dataclasses.replace(Method(epsilon=0.01, centroids="kmeans"), seed=1)
+    with pytest.raises(ValueError, match=r"epsilon=0\.01 is given, and a solver with another"):
+        dataclasses.replace(method, solver=transport.Sinkhorn(epsilon=0.05))
+    with pytest.raises(ValueError, match="centroids='kmeans' are given, and disagree"):
+        dataclasses.replace(method, targets=transport.GaussianMixture())
+    assert (method, hash(method)) == (Method(seed=1), hash(Method(seed=1)))
+    assert repr(method) == repr(Method(seed=1))
+
+
+@pytest.mark.parametrize("name", ["kmeans", "gaussian_mixture"])
+def test_targets_may_be_the_name_of_centroids(name):
+    assert Method(targets=name) == Method(targets="centroids", centroids=name)
+    assert Method(targets=name).targets_value == transport.targets.targets_of(name)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_are_those_of_python():
+    method = Method(
+        seed=np.int64(1), epsilon=np.float32(0.02), cost_p=jnp.float32(2), solver="exact"
+    )
+    assert method == Method(seed=1, epsilon=0.02, cost_p=2.0, solver="exact")
+    assert [type(x) for x in (method.seed, method.epsilon, method.cost_p)] == [int, float, float]
+    assert Method.from_json(json.loads(json.dumps(method.to_json()))) == method
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([1], r"method: expected an object with the options method, .*, got \[1\]"),
+        ("fuse", "method: expected an object with the options"),
+        (None, "method: expected an object with the options"),
+        ({"sovler": "exact"}, "method: expected options of solver, .*; got 'sovler'"),
+        ({"cost_p": "one"}, "cost_p must be at least 1 .* got 'one'"),
+        ({"solver": {"name": "exact"}}, "solver: expected a name, or an object of a name and of"),
+        ({"solver": {"name": "exact", "options": 3}}, "solver: expected a name, or an object"),
+    ],
+)
+def test_fields_that_are_no_method(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Method.from_json(fields)
 
 
 VALUES = {

@@ -163,6 +163,13 @@ def test_a_spec_with_a_part_missing(graph, broken):
         FusionSpec.from_json(json.dumps(value))
 
 
+@pytest.mark.parametrize("method", [[1, 2], "fuse", None, 3])
+def test_a_spec_whose_method_is_none(graph, method):
+    value = json.loads(graph.spec(0.5).to_json()) | {"method": method}
+    with pytest.raises(ValueError, match="method: expected an object with the options method, imp"):
+        FusionSpec.from_json(json.dumps(value))
+
+
 @pytest.mark.parametrize(
     ("n", "sparsity", "round_to", "kept"),
     [

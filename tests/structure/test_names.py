@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 import ifjax
-from ifjax.structure.names import group_names, older_name, renamed
+from ifjax.structure.names import by_group, group_names, known_group, older_name, renamed
 
 D, KV, GROUP, HEAD = 6, 2, 2, 3
 
@@ -58,6 +60,38 @@ def test_names_of_schema_2_and_globs_on_leaves_still_select():
     assert [older_name(GRAPH.structure.group[NAMES[i]]) for i in (0, 4, 5)] == old
     assert GRAPH.spec({"up@0:5": 0.5}).structure.widths == {"up (0:5)": 2}
     assert GRAPH.spec({"up*": 0.5}).structure.widths == {"up (0:5)": 2, "up (5:12)": 3}
+
+
+def test_a_group_is_known_by_both_of_its_names():
+    structure = GRAPH.structure
+    for name, older in (("up (0:5)", "up@0:5"), ("up (5:12)", "up@5:12"), ("v", "v")):
+        assert known_group(structure, older) is known_group(structure, name)
+        assert known_group(structure, name) is structure.group[name]
+    assert by_group(structure, {"up@0:5": 1, "v": 2}) == {"up (0:5)": 1, "v": 2}
+    with pytest.raises(ValueError, match=r"group up \(0:5\) is given twice, also as 'up@0:5'"):
+        by_group(structure, {"up@0:5": 1, "up (0:5)": 2})
+    with pytest.raises(ValueError, match="unknown group 'up@0:4'; the groups are layers/attn_q"):
+        by_group(structure, {"up@0:4": 1})
+
+
+def test_scores_init_and_take_know_names_of_schema_2():
+    rng = np.random.default_rng(0)
+    params = {k: rng.normal(size=x.shape).astype(np.float32) for k, x in PARAMS.items()}
+    spec = GRAPH.spec({"up (0:5)": 0.5}, solver="sinkhorn")
+    scores = np.arange(5.0)
+    maps = ifjax.transport_maps(params, spec, {"up (0:5)": scores})
+    init = {"up@0:5": maps["up (0:5)"]}
+    again = ifjax.transport_maps(params, spec, {"up@0:5": scores}, init=init)
+    np.testing.assert_array_equal(again["up (0:5)"].targets, maps["up (0:5)"].targets)
+    assert again["up (0:5)"].iterations < maps["up (0:5)"].iterations
+    for old, new in zip(
+        *(ifjax.take(params, GRAPH, {n: [2, 0]}).values() for n in ("up@0:5", "up (0:5)")),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(old, new)
+    small = ifjax.apply_maps(params, spec, init)
+    want = ifjax.apply_maps(params, spec, maps)
+    np.testing.assert_array_equal(small["up"], want["up"])
 
 
 def test_groups_that_nothing_tells_apart_are_numbered():

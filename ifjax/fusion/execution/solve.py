@@ -15,7 +15,16 @@ from ifjax.fusion.execution.distances import distances
 from ifjax.fusion.execution.merging import applied, group_maps
 from ifjax.fusion.execution.padding import Padding, paddings, solve_padded
 from ifjax.fusion.execution.sources import Arrays, Sources, sources_of
-from ifjax.fusion.problem import Problem, completed, moving, problem_of, scores_of, selected
+from ifjax.fusion.problem import (
+    Problem,
+    check_problem,
+    check_scores,
+    completed,
+    moving,
+    problem_of,
+    scores_of,
+    selected,
+)
 from ifjax.fusion.program import GroupProblem, Level, Program
 from ifjax.parallel import placement, ring, threads
 from ifjax.parallel.callback import called
@@ -126,6 +135,7 @@ def _one(
         problem = problem_of(p, entry, scored, given, key, distances)
     else:
         problem = jax.device_get(_compiled(p, entry, scored, given, key))
+    check_problem(p, problem)
     if p.solver is None:
         return selected(problem)
     if not isinstance(p.solver, HostSolver):
@@ -240,6 +250,7 @@ def scored(program: Program, leaves: Arrays, stats: Any) -> dict[str, Any]:
             for i in range(p.count):
                 _, *entry = _entry(p, i, {}, arrays, given, keys)
                 each.append(scores_of(p, *entry))
+                check_scores(p, each[-1])
             scores = np.stack(each)
         else:
             one = functools.partial(lambda p, _, *rest: scores_of(p, *rest), p)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import logging
+import numbers
 from typing import ClassVar
 
 import jax
@@ -106,7 +107,8 @@ def solver_of(given: str | Solver, epsilon: float | int | None = None) -> Solver
         )
     chosen = SOLVERS[given]
     if issubclass(chosen, Entropic) and epsilon is not None:
-        return chosen(epsilon=float(epsilon))
+        number = isinstance(epsilon, numbers.Real | jax.Array)
+        return chosen(epsilon=float(epsilon) if number else epsilon)
     return chosen()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ifjax.transport.solvers.base import Solver
@@ -44,7 +45,8 @@ class Entropic(Solver):
         """
         for name in ("epsilon", "tolerance", "max_iterations"):
             value = getattr(self, name)
-            if not 0 < value < math.inf:
+            number = isinstance(value, int | float | np.number | jax.Array)
+            if not number or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {value!r}")
 
 

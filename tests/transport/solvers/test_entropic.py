@@ -6,11 +6,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
 from ifjax.transport import transport
-from ifjax.transport.solvers import solver_of
+from ifjax.transport.solvers import SOLVERS, solver_of
 from tests.transport.solvers.problems import SINKHORNS, THRESHOLD, problem, sinkhorn_loop
 
 pytestmark = pytest.mark.parametrize("solver", SINKHORNS)
@@ -108,6 +109,16 @@ def test_sinkhorn_has_the_gradient_of_differences(solver):
 def test_epsilon_must_be_positive(solver, epsilon):
     with pytest.raises(ValueError, match="epsilon must be positive and finite"):
         transport.solve(*problem(0), epsilon=epsilon, solver=solver)
+
+
+@pytest.mark.parametrize("epsilon", ["a", None])
+def test_epsilon_must_be_a_number(monkeypatch, solver, epsilon):
+    """Without the type checks of the tests, which would be first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=f"epsilon must be positive and finite; got {epsilon!r}"):
+        SOLVERS[solver](epsilon=epsilon)
+    with pytest.raises(ValueError, match="epsilon must be positive and finite; got 'a'"):
+        solver_of(solver, "a")
 
 
 @pytest.mark.parametrize(("noise", "share"), [(0.0, 0.4), (1e-3, 0.5), (1e-2, 0.9)])
