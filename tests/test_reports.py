@@ -15,6 +15,10 @@ PROGRAMS = (
     "dropout_keyword_and_debug",
     "hidden_layer_taken_for_head_dim",
     "layer_norm_unbiased_std",
+    "lora",
+    "muon_state",
+    "schedule_free",
+    "strict_dtype_promotion",
 )
 
 

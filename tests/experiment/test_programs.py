@@ -35,7 +35,7 @@ def hits() -> Iterator[list[str]]:
 
     jax.monitoring.register_event_listener(listen)
     yield found
-    jax.monitoring.clear_event_listeners()
+    jax.monitoring.unregister_event_listener(listen)
 
 
 def compile_anew() -> None:
