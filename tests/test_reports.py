@@ -1,4 +1,8 @@
-"""Programs from reports of faults, each a kind: it exits 0 where all is right."""
+"""Programs from reports of faults, each a kind: it exits 0 where all is right.
+
+The one that compares times is left to `benchmarks/first_call.py`: beside other work its ratio says
+nothing.
+"""
 
 from __future__ import annotations
 

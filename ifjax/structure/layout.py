@@ -149,23 +149,24 @@ def _localised(e: ex.Expression, names: Collection[str], sizes: Sizes) -> ex.Exp
 def _joined(parts: Sequence[ex.Expression], names: Collection[str], sizes: Sizes) -> ex.Expression:
     """Segments, neighbours that are pinned as one: there may be as many as a network has layers."""
     joined: list[ex.Expression] = []
-    pinned: int | None = None
+    pinned, held = 0, False  # what has been pinned since the last segment that was not
     for part in parts:
-        if isinstance(part, ex.Atom | ex.Pinned) and part.name not in names:
-            n = sizes.get(part.name, part.size) if isinstance(part, ex.Atom) else part.size
-        else:
-            local = _localised(part, names, sizes)
-            if not isinstance(local, ex.Pinned) or local.name is not None:
-                joined += [local] if pinned is None else [ex.Pinned(pinned), local]
-                pinned = None
+        match part:
+            case ex.Atom(name, n) if name not in names:
+                pinned, held = pinned + sizes.get(name, n), True
                 continue
-            n = local.size
-        pinned = n if pinned is None else pinned + n
-    if pinned is not None:
-        joined.append(ex.Pinned(pinned))
-    if len(joined) == 1 and pinned is not None:
-        return joined[0]
-    return ex.Sum(tuple(joined))
+            case ex.Pinned(n, name) if name not in names:
+                pinned, held = pinned + n, True
+                continue
+        local = _localised(part, names, sizes)
+        if isinstance(local, ex.Pinned) and local.name is None:
+            pinned, held = pinned + local.size, True
+            continue
+        joined += [ex.Pinned(pinned), local] if held else [local]
+        pinned, held = 0, False
+    if held and not joined:
+        return ex.Pinned(pinned)
+    return ex.Sum((*joined, ex.Pinned(pinned)) if held else tuple(joined))
 
 
 def flat(group: Group, found: Any) -> Any:
