@@ -46,7 +46,7 @@ class Reading:
         return axis_arrays.rows(self.value, self.axis, self.where, name)
 
 
-def readings(
+def layer_inputs(
     apply_fn: Callable[..., Any], params: PyTree, structure: Structure, *inputs: Any, **static: Any
 ) -> list[Reading]:
     """Evaluates a function and collects what its contractions with weights read.
@@ -69,7 +69,8 @@ def readings(
       >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
       >>> apply = lambda p, x: (x @ p["w1"]) @ p["w2"]
       >>> structure = ifjax.trace(apply, params, jnp.ones((1, 4))).structure
-      >>> [(r.groups, r.value.shape) for r in readings(apply, params, structure, jnp.ones((3, 4)))]
+      >>> found = layer_inputs(apply, params, structure, jnp.ones((3, 4)))
+      >>> [(r.groups, r.value.shape) for r in found]
       [(('w1',), (3, 8))]
     """
     arguments = Arguments.split(inputs, static)

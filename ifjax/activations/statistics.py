@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 
 from ifjax import importance
 from ifjax.activations.batches import count_examples, each_batch, inputs_of, pair_of, read_inputs
-from ifjax.activations.layer_inputs import Reading, readings, vary, varying
+from ifjax.activations.layer_inputs import Reading, layer_inputs, vary, varying
 from ifjax.graph.trace import DependencyGraph
 from ifjax.importance import GroupMetric, statistic_of
 from ifjax.importance.independence import independence
@@ -256,7 +256,7 @@ def batch_stats(
 
         def independent(inputs: Any, targets: Any) -> Any:
             del targets
-            seen = readings(apply_fn, params, graph.structure, *inputs)
+            seen = layer_inputs(apply_fn, params, graph.structure, *inputs)
             return {g.name: _independence(g.name, seen) for g in groups}
 
         chip = _independences(groups, each(independent))

@@ -82,15 +82,15 @@ def problem_of(
     chosen = method.targets_value
     if isinstance(chosen, Neurons):
         order = _first(chosen, scores, group.size if group.staying else m, group.name)
-        targets = placement.settled(namespace(order).sort(order[:m]))
+        targets = placement.replicated(namespace(order).sort(order[:m]))
         mass = scores[targets]
         if group.solver is None:
             return Problem(scores, targets, 0 * scores, 0 * mass)
-    factors = placement.settled(costs.factors(_spread(parts)))
+    factors = placement.replicated(costs.factors(_spread(parts)))
     if isinstance(chosen, Neurons):
         points, sources = features(parts, factors, targets), None
         if group.staying:
-            sources = placement.settled(namespace(order).sort(order[m:]))
+            sources = placement.replicated(namespace(order).sort(order[m:]))
         moving = features(parts, factors, sources)
     else:
         moving, sources = features(parts, factors, None), None
@@ -180,7 +180,7 @@ def _real(x: Any) -> Any:
 
 def _spread(parts: list[Part]) -> list[Part]:
     """Every neuron whole on one device, so that what is added up of it does not travel."""
-    return [(placement.spread(x, at), at) for x, at in parts]
+    return [(placement.split_along(x, at), at) for x, at in parts]
 
 
 def features(parts: list[Part], factors: Any, index: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from ifjax.activations.layer_inputs import readings
+from ifjax.activations.layer_inputs import layer_inputs
 from ifjax.model_fusion.alignment import Network, describing, entries, inside, sets
 from ifjax.structure.structure import Group, Structure
 from ifjax.transport import transport
@@ -267,7 +267,7 @@ def _activations(
     """What is read of every group, ``[n, samples]``, once where several weights read the same."""
     found: dict[str, list[Array]] = {}
     done = set()
-    for reading in readings(apply_fn, params, structure, *inputs):
+    for reading in layer_inputs(apply_fn, params, structure, *inputs):
         at = (id(reading.value), reading.axis)
         if at not in done:
             done.add(at)

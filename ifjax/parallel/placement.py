@@ -53,7 +53,7 @@ def on_mesh(
       What the function returns, on the mesh of the arguments.
 
     Example:
-      >>> on_mesh(lambda x: spread(2 * x, 0), jax.numpy.ones(2), outputs=lambda: P())
+      >>> on_mesh(lambda x: split_along(2 * x, 0), jax.numpy.ones(2), outputs=lambda: P())
       Array([2., 2.], dtype=float32)
     """
     arrays = [x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array)]
@@ -128,28 +128,28 @@ def _laid(x: Array, axis: int | None) -> Array:
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
-def spread(x: AnyArray, axis: int) -> AnyArray:
+def split_along(x: AnyArray, axis: int) -> AnyArray:
     """The array with one axis over all devices and the others whole.
 
-    >>> spread(jax.numpy.ones((4, 2)), 0).shape
+    >>> split_along(jax.numpy.ones((4, 2)), 0).shape
     (4, 2)
     """
     return _laid(x, axis) if names_over(x.size) else x
 
 
-def whole(x: AnyArray, axis: int) -> AnyArray:
+def whole_along(x: AnyArray, axis: int) -> AnyArray:
     """The array with one axis whole and another one over all devices.
 
-    >>> whole(jax.numpy.ones((4, 2)), 0).shape
+    >>> whole_along(jax.numpy.ones((4, 2)), 0).shape
     (4, 2)
     """
     return _laid(x, other_axis(x.shape, axis)) if names_over(x.size) else x
 
 
-def settled(x: AnyArray) -> AnyArray:
+def replicated(x: AnyArray) -> AnyArray:
     """What came from the host to one device, or is small, on all: matrices by rows, else whole.
 
-    >>> settled(jax.numpy.ones((1, 4, 2))).shape
+    >>> replicated(jax.numpy.ones((1, 4, 2))).shape
     (1, 4, 2)
     """
     return _laid(x, x.ndim - 2 if x.ndim > 2 else None) if active() else x
@@ -172,4 +172,4 @@ def take(x: AnyArray, index: Int[AnyArray, " k"], axis: int) -> AnyArray:
     >>> take(jax.numpy.arange(4.0), jax.numpy.array([2, 0]), 0)
     Array([2., 0.], dtype=float32)
     """
-    return whole(namespace(x, index).take(whole(x, axis), index, axis), axis)
+    return whole_along(namespace(x, index).take(whole_along(x, axis), index, axis), axis)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from ifjax.parallel.placement import devices_over, names_over, other_axis, spread, whole
+from ifjax.parallel.placement import devices_over, names_over, other_axis, split_along, whole_along
 
 
 def _padded(x: Array, axis: int, k: int) -> Array:
@@ -58,7 +58,7 @@ def pairwise(
     split = _only(x, axis, names)
     # Without the check, which wants the distance to know of the mesh.
     run = jax.shard_map(local, in_specs=(split, split), out_specs=P(names), check_vma=False)
-    cost = run(_padded(spread(x, axis), axis, k), _padded(spread(y, axis), axis, k))
+    cost = run(_padded(split_along(x, axis), axis, k), _padded(split_along(y, axis), axis, k))
     return cost[:n, :m]
 
 
@@ -103,7 +103,7 @@ def _of_moving_matrix(by: Array, x: Array, axis: int, other: int, names: tuple[s
 
     split = _only(x, other, names)
     run = jax.shard_map(local, in_specs=(P(None, names), split), out_specs=split)
-    y = run(_padded(by, 1, k), _padded(_padded(whole(x, axis), axis, k), other, k))
+    y = run(_padded(by, 1, k), _padded(_padded(whole_along(x, axis), axis, k), other, k))
     return jax.lax.slice_in_dim(y, 0, x.shape[other], axis=other)
 
 
@@ -123,7 +123,7 @@ def _of_moving_sums(by: Array, x: Array, axis: int, names: tuple[str, ...]) -> A
 
     split = _only(x, axis, names)
     run = jax.shard_map(local, in_specs=(P(None, names), split), out_specs=split)
-    y = run(_padded(_padded(by, 0, k), 1, k), _padded(spread(x, axis), axis, k))
+    y = run(_padded(_padded(by, 0, k), 1, k), _padded(split_along(x, axis), axis, k))
     return jax.lax.slice_in_dim(y, 0, by.shape[0], axis=axis)
 
 

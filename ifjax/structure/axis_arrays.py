@@ -88,7 +88,7 @@ def transform_all(
         return x
     if isinstance(expression, Atom):
         return functions[expression.name](x, axis)
-    x = placement.whole(x, axis)
+    x = placement.whole_along(x, axis)
     match expression:
         case Product(factors):
             shape = x.shape
@@ -116,7 +116,7 @@ def rows(
     """
     found = parts(x, axis, expression, name, sizes)
     return [
-        namespace(x).moveaxis(placement.spread(x, at), at, 0).reshape(x.shape[at], -1)
+        namespace(x).moveaxis(placement.split_along(x, at), at, 0).reshape(x.shape[at], -1)
         for x, at in found
     ]
 
@@ -134,7 +134,7 @@ def parts(
         return [(x, axis)] if expression.name == name else []
     if name not in atoms(expression):
         return []
-    x = placement.whole(x, axis)
+    x = placement.whole_along(x, axis)
     match expression:
         case Product(factors):
             split = [size(f, sizes) for f in factors]

@@ -10,7 +10,7 @@ from jax import lax
 
 import ifjax
 from ifjax.activations.divergence import layer_outputs, output_divergence
-from ifjax.activations.layer_inputs import readings
+from ifjax.activations.layer_inputs import layer_inputs
 
 EXPERTS, TOKENS, WIDTH = 3, 7, 5
 
@@ -66,7 +66,7 @@ def test_what_the_experts_read(network):
     found = {}
     for f in (ragged, dense):
         structure = ifjax.trace(f, p, x).structure
-        for reading in readings(f, p, structure, x):
+        for reading in layer_inputs(f, p, structure, x):
             for name in reading.groups:
                 found.setdefault((f, name), []).extend(reading.rows(name))
     assert {name for _, name in found} == {"up", "down"}

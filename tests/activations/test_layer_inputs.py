@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ifjax
-from ifjax.activations.layer_inputs import readings
+from ifjax.activations.layer_inputs import layer_inputs
 
 
 def weights(seed=0, **shapes):
@@ -24,7 +24,7 @@ def seen(apply, params, *inputs):
 
 def rows_of(apply, plan, params, *inputs):
     found = {}
-    for reading in readings(apply, params, plan, *inputs):
+    for reading in layer_inputs(apply, params, plan, *inputs):
         for name in reading.groups:
             found.setdefault(name, []).extend(reading.rows(name))
     return found
@@ -120,7 +120,7 @@ def test_what_a_loop_reads_is_not_seen_and_its_result_right():
     p = weights(a=(3, 4), s=(2, 4, 4), b=(4, 2))
     x = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3)), jnp.float32)
     structure = ifjax.trace(apply, p, x).structure
-    found = readings(apply, p, structure, x)
+    found = layer_inputs(apply, p, structure, x)
     h = x @ p["a"]
     for w in p["s"]:
         h = jnp.tanh(h @ w)
@@ -138,5 +138,5 @@ def test_random_keys_in_keywords():
     params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
     x, rngs = jnp.ones((4, 3)), {"dropout": jax.random.key(0)}
     structure = ifjax.trace(f, params, x, rngs=rngs).structure
-    (found,) = readings(f, params, structure, x, rngs=rngs)
+    (found,) = layer_inputs(f, params, structure, x, rngs=rngs)
     assert (found.groups, found.value.shape) == (("a",), (4, 8))

@@ -56,8 +56,8 @@ def everything(x, y, by, leaf):
         "products": jax.vmap(lambda leaf: ring.product(by, leaf, 0))(leaf),
         "take": mesh.take(x, jnp.asarray(INDEX % len(x)), 0),
         "take of the last axis": mesh.take(leaf, jnp.asarray(INDEX % leaf.shape[2]), 2),
-        "spread": mesh.spread(leaf, 1),
-        "whole": mesh.whole(leaf, 1),
+        "spread": mesh.split_along(leaf, 1),
+        "whole": mesh.whole_along(leaf, 1),
     }
 
 
@@ -118,7 +118,7 @@ def test_axes_are_spread_over_as_many_devices_as_they_have_entries():
         found = []
 
         def f(x, axis=axis, found=found):
-            jax.debug.inspect_array_sharding(mesh.spread(x, axis), callback=found.append)
+            jax.debug.inspect_array_sharding(mesh.split_along(x, axis), callback=found.append)
             return x
 
         x = jax.device_put(jnp.ones(shape), NamedSharding(on, P()))
@@ -129,8 +129,8 @@ def test_axes_are_spread_over_as_many_devices_as_they_have_entries():
 def test_without_a_mesh_nothing_changes():
     x = jnp.asarray(LEAF)
     assert not mesh.active()
-    assert mesh.spread(x, 1) is x
-    assert mesh.whole(x, 1) is x
+    assert mesh.split_along(x, 1) is x
+    assert mesh.whole_along(x, 1) is x
     assert mesh.on_mesh(lambda x: x, x, outputs=P) is x
     np.testing.assert_array_equal(mesh.take(x, jnp.array([7, 0]), 1), LEAF[:, [7, 0]])
     a, b = jnp.asarray(X), jnp.asarray(Y)
@@ -148,7 +148,7 @@ def test_a_mesh_of_the_user_says_nothing():
     x = jnp.ones((8, 2))
     with jax.set_mesh(devices((8,), ("x",))):
         assert not mesh.active()
-        assert mesh.spread(x, 0) is x
+        assert mesh.split_along(x, 0) is x
         assert not mesh.on_mesh(lambda x: mesh.active(), x, outputs=P)
 
 
@@ -160,7 +160,7 @@ def test_the_mesh_of_the_arguments_is_ambient_within_and_forgotten_after(kind):
 
     def double(x, other):
         seen.append(mesh.active())
-        return mesh.spread(2 * x["x"], 0)
+        return mesh.split_along(2 * x["x"], 0)
 
     run = lambda x: mesh.on_mesh(double, {"x": x}, None, outputs=lambda: P("x"))  # noqa: E731
     for f in (run, jax.jit(run)):

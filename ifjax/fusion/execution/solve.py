@@ -219,7 +219,7 @@ def _called(groups: Sequence[GroupProblem], problems: Sequence[Problem]) -> list
         return found
 
     wanted = [shapes(p, problem) for p, problem in zip(groups, problems, strict=True)]
-    return jax.tree.map(placement.settled, called(solve, wanted, list(problems)))
+    return jax.tree.map(placement.replicated, called(solve, wanted, list(problems)))
 
 
 def _solve_the_rest(
