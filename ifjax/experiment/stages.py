@@ -115,6 +115,14 @@ def compress(job: Job, journal: Journal, origin: Origin, prefix: str = "") -> li
     return rows
 
 
+def _draw(journal: Journal, variant: Variant, before: float, after: float | None) -> None:
+    """The accuracy over the sparsity, as a curve of the run."""
+    percent = round(100 * variant.asked)
+    with open_curves(journal.logs(f"{variant.method}-{variant.importance}"), percent) as curves:
+        tuned = {} if after is None else {"sparsity/fine-tuned": after}
+        add(curves, percent, {"sparsity/accuracy": before} | tuned)
+
+
 def _cut(
     job: Job, origin: Origin, variant: Variant, state: TrainState, step: ifjax.FusionSpec
 ) -> TrainState:
@@ -170,10 +178,7 @@ def compress_once(
         message += f", fine-tuned {after:.2%}"
     save(journal.folder / variant.name, state.variables, variant.spec)
     print(message, flush=True)
-    percent = round(100 * variant.asked)
-    with open_curves(journal.logs(f"{variant.method}-{variant.importance}"), percent) as curves:
-        tuned = {} if after is None else {"sparsity/fine-tuned": after}
-        add(curves, percent, {"sparsity/accuracy": before} | tuned)
+    _draw(journal, variant, before, after)
     (_, weights), (_, flops) = variant.spec.weights(), variant.spec.flops()
     seconds = None
     if spent is not None:
