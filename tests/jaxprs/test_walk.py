@@ -5,12 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs import walk as flow
 from ifjax.jaxprs.axis_store import AxisStore
-from ifjax.jaxprs.interpret import interpret
 from ifjax.jaxprs.rules import rule_of
 from ifjax.jaxprs.walk import Context, Frame, Reason, constant_axes, walk
 from ifjax.structure import axis as ex
@@ -63,25 +61,6 @@ def test_walking_relates_the_outputs_to_the_inputs():
     _, store, [x, w], [y] = walked(lambda x, w: jax.jit(jnp.tanh)(x @ w), (2, 3), (3, 4))
     assert store.find(x[1]) == store.find(w[0])
     assert [store.find(a) for a in y] == [store.find(x[0]), store.find(w[1])]
-
-
-@pytest.mark.parametrize(
-    "wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["flat", "jit", "remat"]
-)
-def test_interpreting_follows_calls(wrap):
-    """Counting contractions on the way: an abstract value is how many lie behind it."""
-
-    def f(x, w):
-        return wrap(lambda x: jnp.tanh(x @ w) @ w)(x) + x
-
-    frame, store, _, _ = walked(f, (2, 3), (3, 3))
-
-    def transfer(equation, ins, outs, values):
-        assert len(ins) == len(values)
-        dot = equation.primitive.name == "dot_general"
-        return [max(values) + dot] * len(outs)
-
-    assert interpret(frame, store, [0, 0], transfer, lambda _: 0) == [2]
 
 
 def test_a_reason_names_the_line_of_the_innermost_call_that_has_one():

@@ -11,7 +11,7 @@ import pytest
 import ifjax
 from ifjax.structure import axis as ex
 from tests import reference
-from tests.spec.test_rounds import split, split_params
+from tests.graph.test_onward import split, split_params
 
 WIDTHS = {"mlp": (12, 9), "vgg": (6, 10), "res": (4, 8)}
 MODELS = ("mlp", "vgg", "res", "split")
