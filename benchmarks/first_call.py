@@ -186,7 +186,8 @@ def network(name: str) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
 
     module = create(name)
     x = jax.ShapeDtypeStruct((1, 8, 8, 1) if name == "cnn" else (1, 32, 32, 3), "float32")
-    struct = jax.eval_shape(lambda key: module.init(key, x, train=False), jax.random.key(0))
+    key = jax.random.key(0)
+    struct = jax.eval_shape(lambda key, x: module.init(key, x, train=False), key, x)
     return lambda v, x: module.apply(v, x, train=False), struct, (x,)
 
 

@@ -134,7 +134,7 @@ def split_along(x: AnyArray, axis: int) -> AnyArray:
     >>> split_along(jax.numpy.ones((4, 2)), 0).shape
     (4, 2)
     """
-    return _laid(x, axis) if names_over(x.size) else x
+    return _laid(x, axis) if isinstance(x, jax.Array) and names_over(x.size) else x
 
 
 def whole_along(x: AnyArray, axis: int) -> AnyArray:
@@ -143,7 +143,9 @@ def whole_along(x: AnyArray, axis: int) -> AnyArray:
     >>> whole_along(jax.numpy.ones((4, 2)), 0).shape
     (4, 2)
     """
-    return _laid(x, other_axis(x.shape, axis)) if names_over(x.size) else x
+    if not isinstance(x, jax.Array) or not names_over(x.size):
+        return x
+    return _laid(x, other_axis(x.shape, axis))
 
 
 def replicated(x: AnyArray) -> AnyArray:
