@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ifjax.jaxprs import axis_store as axes
@@ -25,6 +25,13 @@ from ifjax.structure import axis_arrays
 
 # the checks of argument types cost thirty times what the store itself does
 pytestmark = pytest.mark.usefixtures("unchecked")
+
+# On a busy machine drawing examples is slow, which says nothing of what is tested.
+STEADY = {
+    "deadline": None,
+    "derandomize": True,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 
 
 def product_positions(parts: list[np.ndarray], sizes: list[int]) -> np.ndarray:
@@ -185,13 +192,13 @@ def build(recipe: list[Step], limit: int = 72) -> Ledger:
     return ledger
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500, **STEADY)
 @given(steps(20))
 def test_a_class_of_neurons_is_a_symmetry_of_every_equation(recipe):
     build(recipe).check_all()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, **STEADY)
 @given(steps(16), st.integers(0, 12))
 def test_running_out_of_fuel_pins_and_never_couples_wrongly(recipe, fuel):
     ledger = build(recipe)
@@ -213,7 +220,7 @@ def test_running_out_of_fuel_pins_and_never_couples_wrongly(recipe, fuel):
     stated.check_all()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, **STEADY)
 @given(steps(8), st.randoms(use_true_random=False))
 def test_the_order_of_the_equations_does_not_matter(recipe, random):
     """Free positions are the same in any order, unless coprime parts were pinned in between."""
@@ -443,7 +450,7 @@ def test_an_axis_cut_too_often_is_pinned(monkeypatch):
     assert all(store.is_pinned(part) for pair in parts for part in pair)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, **STEADY)
 @given(steps(8))
 def test_instantiating_a_resolved_axis_gives_the_same_axis(recipe):
     ledger = build(recipe)
