@@ -12,7 +12,7 @@ import numpy as np
 
 from ifjax.graph.analysis import Analysis
 from ifjax.graph.facts.numbers import Numbers
-from ifjax.graph.shrink import _Shrunk
+from ifjax.graph.resized import Resized
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import struct
 from ifjax.jaxprs.axis_store import AxisStore
@@ -112,7 +112,7 @@ class Walked:
     def small(self, selections: Any) -> list[Any]:
         """The function rebuilt at the widths of a selection, of the selected arguments."""
         widths = {int(name): len(k) for name, k in selections.items()}
-        shrunk = _Shrunk(self.analysis, Structure((), (), (), ()), atoms={}, widths=widths)
+        shrunk = Resized(self.analysis, Structure((), (), (), ()), atoms={}, widths=widths)
         run = jax.jit(lambda *args: shrunk.evaluate(self.frame, args))
         return run(*self.indexed(self.args, self.inputs, selections))
 
