@@ -11,6 +11,7 @@ from types import ModuleType
 
 from ifjax.activations.batch_statistics import reset_statistics
 from ifjax.activations.statistics import Stats, batch_stats, collect_stats
+from ifjax.activations.synthesis import synthesize
 from ifjax.checkpoint import load, save
 from ifjax.fusion.fuse import apply_maps, fuse_params
 from ifjax.fusion.fuse_tree import fuse_tree, kept_mask
@@ -54,6 +55,7 @@ __all__ = [
     "save",
     "shrink",
     "small_shardings",
+    "synthesize",
     "take",
     "trace",
     "transport_maps",
