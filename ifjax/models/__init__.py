@@ -1,7 +1,12 @@
-"""flax.linen networks; every width is an argument, so that a compressed one is ordinary again."""
+"""flax.linen networks, and a decoder of language on bare arrays.
+
+Every width is an argument or a shape, so that a compressed network is ordinary again.
+"""
 
 from ifjax.models.cifar_resnet import CifarResNet
 from ifjax.models.cnn import SmallCNN
+from ifjax.models.decoder import DecoderConfig, Rotary, decoder
+from ifjax.models.decoder_widths import DecoderWidths, decoder_shapes, init_decoder
 from ifjax.models.mlp import MLP
 from ifjax.models.registry import NAMES, create
 from ifjax.models.resnet import ResNet
@@ -18,11 +23,17 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "CifarResNet",
+    "DecoderConfig",
+    "DecoderWidths",
     "EncoderBlock",
     "ResNet",
     "ResNetWidths",
+    "Rotary",
     "SmallCNN",
     "ViT",
     "ViTWidths",
     "create",
+    "decoder",
+    "decoder_shapes",
+    "init_decoder",
 ]

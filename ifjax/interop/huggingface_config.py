@@ -1,0 +1,344 @@
+"""Hugging Face's config.json of a decoder: what it says, and what it has to say after a cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ifjax.models.decoder import DecoderConfig, FrequencyScaling, Rotary
+from ifjax.models.decoder_widths import DecoderWidths
+
+
+class Family(NamedTuple):
+    """What a model type means where its config says nothing.
+
+    Attributes:
+      defaults: of keys that may be absent.
+      gemma: norms of 1 + weight and embeddings times the root of the width.
+      post_norms: norms on what attention and feed-forward part give.
+      qk_norm: norms of queries and keys.
+      biases: of query, key and value, whatever the config says.
+      head_check: whether transformers 5 wants the hidden size to be a multiple of the heads.
+    """
+
+    defaults: Mapping[str, Any]
+    gemma: bool = False
+    post_norms: bool = False
+    qk_norm: bool = False
+    biases: bool = False
+    head_check: bool = False
+
+
+_GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "head_dim": 256}
+_GEMMA23 = _GEMMA | {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+FAMILIES = {
+    "llama": Family({}, head_check=True),
+    "mistral": Family({"sliding_window": 4096, "num_key_value_heads": 8}),
+    "qwen2": Family({"num_attention_heads": 32, "num_key_value_heads": 32}, biases=True),
+    "qwen3": Family(
+        {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128}, qk_norm=True
+    ),
+    "gemma2": Family(
+        _GEMMA23 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        gemma=True,
+        post_norms=True,
+        head_check=True,
+    ),
+    "gemma3_text": Family(
+        _GEMMA23
+        | {"vocab_size": 262_208, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
+        | {"sliding_window_pattern": 6},
+        gemma=True,
+        post_norms=True,
+        qk_norm=True,
+        head_check=True,
+    ),
+}
+"""The model types that are read and written."""
+
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
+
+
+def text_config(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config.json that is about the text decoder.
+
+    Raises:
+      ValueError: for a model type that is not known.
+
+    Example:
+      >>> text_config({"model_type": "gemma3", "text_config": {"hidden_size": 8}})["model_type"]
+      'gemma3_text'
+    """
+    found = dict(source)
+    if isinstance(source.get("text_config"), Mapping):
+        inner = dict(source["text_config"])
+        found = inner | {"model_type": inner.get("model_type", f"{source.get('model_type')}_text")}
+    if found.get("model_type") not in FAMILIES:
+        raise ValueError(
+            f"model_type: expected one of {', '.join(FAMILIES)}, got {found.get('model_type')!r}"
+        )
+    return found
+
+
+def family(source: Mapping[str, Any]) -> Family:
+    """What the model type of a text config means."""
+    return FAMILIES[source["model_type"]]
+
+
+def value(source: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """A key of a text config, or what its absence means."""
+    found = source.get(key)
+    if found is None and key not in source:
+        found = family(source).defaults.get(key)
+    return default if found is None else found
+
+
+def widths_in(source: Mapping[str, Any]) -> DecoderWidths:
+    """The widths that a text config says.
+
+    Raises:
+      ValueError: naming a key that is missing or no positive number.
+
+    Example:
+      >>> source = {"model_type": "llama", "vocab_size": 11, "hidden_size": 8}
+      >>> source |= {"intermediate_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
+      >>> widths_in(source).head_dim
+      2
+    """
+
+    def number(key: str, default: int | None = None) -> int:
+        found = value(source, key, default)
+        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+            raise ValueError(f"{key}: expected a positive integer, got {found!r}")
+        return found
+
+    hidden, heads = number("hidden_size"), number("num_attention_heads")
+    return DecoderWidths(
+        vocabulary=number("vocab_size"),
+        hidden=hidden,
+        ffn=number("intermediate_size"),
+        query_heads=heads,
+        kv_heads=number("num_key_value_heads", heads),
+        head_dim=number("head_dim", hidden // heads),
+        layers=number("num_hidden_layers"),
+    )
+
+
+def extra_leaves(source: Mapping[str, Any]) -> tuple[str, ...]:
+    """The optional leaves of a decoder that a text config means."""
+    kind, found = family(source), []
+    if kind.biases or value(source, "attention_bias"):
+        found += ["query_bias", "key_bias", "value_bias"]
+    if value(source, "attention_bias") and not kind.biases:
+        found.append("out_bias")
+    if value(source, "mlp_bias"):
+        found += ["gate_bias", "up_bias", "down_bias"]
+    if kind.qk_norm:
+        found += ["query_norm", "key_norm"]
+    if kind.post_norms:
+        found += ["attention_post_norm", "ffn_post_norm"]
+    return tuple(found)
+
+
+def decoder_config(source: Mapping[str, Any], dtype: Any = np.float32) -> DecoderConfig:
+    """The numbers of a decoder that a text config says.
+
+    Args:
+      source: the text config.
+      dtype: of the weights; transformers rounds Gemma's embedding factor to it.
+
+    Returns:
+      The config.
+
+    Raises:
+      ValueError: for an activation or a kind of rotary positions that is not known.
+
+    Example:
+      >>> source = {"model_type": "llama", "vocab_size": 11, "hidden_size": 8, "rope_theta": 100.0}
+      >>> source |= {"intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+      >>> decoder_config(source).logit_scale
+      0.5
+    """
+    kind, widths = family(source), widths_in(source)
+    activation = value(source, "hidden_activation" if kind.gemma else "hidden_act", "silu")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"hidden_act: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}"
+        )
+    windowed = _windowed(source, widths.layers)
+    gemma3 = source["model_type"] == "gemma3_text"
+    cap = value(source, "attn_logit_softcapping") if source["model_type"] == "gemma2" else None
+    return DecoderConfig(
+        logit_scale=logit_scale(source, widths.head_dim),
+        eps=float(value(source, "rms_norm_eps", 1e-6)),
+        norm_offset=1.0 if kind.gemma else 0.0,
+        embedding_scale=embedding_scale(source, widths.hidden, dtype),
+        activation="gelu" if _ACTIVATIONS[activation] == "gelu" else "silu",
+        rotary=_rotary(source, "full_attention"),
+        local_rotary=_rotary(source, "sliding_attention") if gemma3 else None,
+        window=value(source, "sliding_window") if any(windowed) else None,
+        windowed=windowed,
+        attention_cap=cap,
+        output_cap=value(source, "final_logit_softcapping") if kind.gemma else None,
+    )
+
+
+def logit_scale(source: Mapping[str, Any], head_dim: int) -> float:
+    """What transformers multiplies the products of queries and keys by."""
+    scalar = value(source, "query_pre_attn_scalar") if family(source).gemma else None
+    return float(scalar or head_dim) ** -0.5
+
+
+def embedding_scale(source: Mapping[str, Any], hidden: int, dtype: Any) -> float:
+    """What transformers multiplies embeddings by, in the dtype of the weights."""
+    return float(np.asarray(math.sqrt(hidden)).astype(dtype)) if family(source).gemma else 1.0
+
+
+def _windowed(source: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
+    types = source.get("layer_types")
+    if types is not None:
+        unknown = {*types} - {"full_attention", "sliding_attention"}
+        if unknown or len(types) != layers:
+            raise ValueError(
+                f"layer_types: expected full_attention or sliding_attention of {layers} layers, "
+                f"got {len(types)} of {sorted(set(types))}"
+            )
+        found = tuple(t == "sliding_attention" for t in types)
+    else:
+        found = tuple(_is_windowed(source, i) for i in range(layers))
+    return found if any(found) and value(source, "sliding_window") else ()
+
+
+def _is_windowed(source: Mapping[str, Any], i: int) -> bool:
+    match source["model_type"]:
+        case "mistral":
+            return True
+        case "qwen2" | "qwen3":
+            return bool(value(source, "use_sliding_window")) and i >= int(
+                value(source, "max_window_layers", 28)
+            )
+        case "gemma2":
+            return i % 2 == 0
+        case "gemma3_text":
+            return (i + 1) % int(value(source, "sliding_window_pattern")) != 0
+        case _:
+            return False
+
+
+def _rotary(source: Mapping[str, Any], layer_type: str) -> Rotary:
+    """Rotary positions of one kind of layers, by the keys of transformers 4 or 5."""
+    given = source.get("rope_parameters")
+    if given is not None:
+        scaling = dict(given.get(layer_type, given))
+        base = scaling.get("rope_theta")
+    else:
+        local = layer_type == "sliding_attention"
+        base = value(source, "rope_local_base_freq" if local else "rope_theta")
+        scaling = {} if local else dict(source.get("rope_scaling") or {})
+    base = float(base or value(source, "rope_theta", 10_000.0))
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    partial = scaling.get("partial_rotary_factor", source.get("partial_rotary_factor"))
+    if partial not in (None, 1, 1.0):
+        raise ValueError(f"partial_rotary_factor: expected 1, got {partial!r}")
+    match kind:
+        case "default":
+            return Rotary(base)
+        case "linear":
+            return Rotary(base, factor=float(scaling["factor"]))
+        case "llama3":
+            return Rotary(
+                base,
+                scaling=FrequencyScaling(
+                    float(scaling["factor"]),
+                    float(scaling["low_freq_factor"]),
+                    float(scaling["high_freq_factor"]),
+                    int(scaling["original_max_position_embeddings"]),
+                ),
+            )
+        case _:
+            raise ValueError(f"rope_type: expected default, linear or llama3, got {kind!r}")
+
+
+def cut_config(
+    source: Mapping[str, Any],
+    widths: DecoderWidths,
+    windowed: Sequence[bool] = (),
+    tied: bool | None = None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """The text config of the network at other widths: nothing but these changes.
+
+    Args:
+      source: the text config before.
+      widths: of the small network.
+      windowed: whether each of its layers has the window; () for none.
+      tied: whether the head is the embedding; None to leave it.
+      dtype: of the weights, or None to leave it.
+
+    Returns:
+      The config.
+
+    Raises:
+      ValueError: for widths that the format cannot say, with the numbers that would do.
+
+    Example:
+      >>> source = {"model_type": "llama", "vocab_size": 11, "hidden_size": 8}
+      >>> source |= {"intermediate_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
+      >>> small = cut_config(source, DecoderWidths(11, 8, 12, 2, 2, 2, 2))
+      >>> overrides(source, small)
+      {'intermediate_size': 12, 'num_attention_heads': 2, 'head_dim': 2, 'num_key_value_heads': 2}
+    """
+    _check_widths(source, widths)
+    found = dict(source) | {
+        "hidden_size": widths.hidden,
+        "intermediate_size": widths.ffn,
+        "num_attention_heads": widths.query_heads,
+        "num_key_value_heads": widths.kv_heads,
+        "head_dim": widths.head_dim,
+        "num_hidden_layers": widths.layers,
+        "vocab_size": widths.vocabulary,
+    }
+    reads_types = source["model_type"] not in ("llama", "mistral")
+    if found.get("layer_types") is not None or (any(windowed) and reads_types):
+        local = list(windowed) or [False] * widths.layers
+        found["layer_types"] = ["sliding_attention" if w else "full_attention" for w in local]
+    if value(source, "use_sliding_window"):
+        full = [i for i, w in enumerate(windowed) if not w]
+        found["max_window_layers"] = full[-1] + 1 if full else 0
+    if tied is not None:
+        found["tie_word_embeddings"] = tied
+    if dtype is not None:
+        found["dtype" if "dtype" in found else "torch_dtype"] = dtype
+    return found
+
+
+def overrides(source: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a config that have other values than before, in the order of the first."""
+    order = [k for k in source if k in small] + [k for k in small if k not in source]
+    return {k: small[k] for k in order if k not in source or source[k] != small[k]}
+
+
+def _check_widths(source: Mapping[str, Any], widths: DecoderWidths) -> None:
+    if widths.value_dim != widths.head_dim:
+        raise ValueError(
+            f"value_dim {widths.value_dim} and head_dim {widths.head_dim}: a config.json has one "
+            f"head_dim for queries, keys and values; keep {widths.head_dim} values of every head"
+        )
+    hidden, heads = widths.hidden, widths.query_heads
+    if family(source).head_check and hidden % heads:
+        would = [h for h in range(1, hidden + 1) if hidden % h == 0 and h % widths.kv_heads == 0]
+        near = ", ".join(map(str, sorted(sorted(would, key=lambda h: abs(h - heads))[:2])))
+        below, above = hidden // heads * heads, -(-hidden // heads) * heads
+        raise ValueError(
+            f"hidden width {hidden} and {heads} query heads: transformers loads a "
+            f"{source['model_type']} only where the heads divide the hidden width; keep a hidden "
+            f"width of {' or '.join(str(x) for x in (below, above) if x)}, or {near} heads"
+        )
