@@ -84,7 +84,7 @@ def read_checkpoint(
         tensors,
         widths,
         leaves,
-        post_norms=hf.family(source).post_norms,
+        post_norms=hf.FAMILIES[source["model_type"]].post_norms,
         tied=tied,
         scan=scan,
         dtype=None if dtype is None else jnp.dtype(dtype),
@@ -288,7 +288,7 @@ def _parts(
     stacked = isinstance(layers, Mapping)
     first = layers if stacked else layers[0]
     change = _changes(config, params, source)
-    post = hf.family(source).post_norms
+    post = hf.FAMILIES[source["model_type"]].post_norms
     if post != ("ffn_post_norm" in first):
         raise ValueError(f"the leaves are not those of a {source['model_type']}: {list(first)}")
     for place in places(first.keys(), widths.layers, post, "head" not in params):

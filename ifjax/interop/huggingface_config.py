@@ -88,16 +88,11 @@ def text_config(source: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def family(source: Mapping[str, Any]) -> Family:
-    """What the model type of a text config means."""
-    return FAMILIES[source["model_type"]]
-
-
 def value(source: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """A key of a text config, or what its absence means."""
     found = source.get(key)
     if found is None and key not in source:
-        found = family(source).defaults.get(key)
+        found = FAMILIES[source["model_type"]].defaults.get(key)
     return default if found is None else found
 
 
@@ -134,7 +129,7 @@ def widths_in(source: Mapping[str, Any]) -> DecoderWidths:
 
 def extra_leaves(source: Mapping[str, Any]) -> tuple[str, ...]:
     """The optional leaves of a decoder that a text config means."""
-    kind, found = family(source), []
+    kind, found = FAMILIES[source["model_type"]], []
     if kind.biases or value(source, "attention_bias"):
         found += ["query_bias", "key_bias", "value_bias"]
     if value(source, "attention_bias") and not kind.biases:
@@ -167,7 +162,7 @@ def decoder_config(source: Mapping[str, Any], dtype: Any = np.float32) -> Decode
       >>> decoder_config(source).logit_scale
       0.5
     """
-    kind, widths = family(source), widths_in(source)
+    kind, widths = FAMILIES[source["model_type"]], widths_in(source)
     activation = value(source, "hidden_activation" if kind.gemma else "hidden_act", "silu")
     if activation not in _ACTIVATIONS:
         raise ValueError(
@@ -193,13 +188,19 @@ def decoder_config(source: Mapping[str, Any], dtype: Any = np.float32) -> Decode
 
 def logit_scale(source: Mapping[str, Any], head_dim: int) -> float:
     """What transformers multiplies the products of queries and keys by."""
-    scalar = value(source, "query_pre_attn_scalar") if family(source).gemma else None
+    scalar = (
+        value(source, "query_pre_attn_scalar") if FAMILIES[source["model_type"]].gemma else None
+    )
     return float(scalar or head_dim) ** -0.5
 
 
 def embedding_scale(source: Mapping[str, Any], hidden: int, dtype: Any) -> float:
     """What transformers multiplies embeddings by, in the dtype of the weights."""
-    return float(np.asarray(math.sqrt(hidden)).astype(dtype)) if family(source).gemma else 1.0
+    return (
+        float(np.asarray(math.sqrt(hidden)).astype(dtype))
+        if FAMILIES[source["model_type"]].gemma
+        else 1.0
+    )
 
 
 def _windowed(source: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
@@ -294,7 +295,7 @@ def cut_config(
       >>> source |= {"intermediate_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
       >>> small = cut_config(source, DecoderWidths(11, 8, 12, 2, 2, 2, 2))
       >>> overrides(source, small)
-      {'intermediate_size': 12, 'num_attention_heads': 2, 'head_dim': 2, 'num_key_value_heads': 2}
+      {'intermediate_size': 12, 'num_attention_heads': 2, 'num_key_value_heads': 2, 'head_dim': 2}
     """
     _check_widths(source, widths)
     found = dict(source) | {
@@ -333,7 +334,7 @@ def _check_widths(source: Mapping[str, Any], widths: DecoderWidths) -> None:
             f"head_dim for queries, keys and values; keep {widths.head_dim} values of every head"
         )
     hidden, heads = widths.hidden, widths.query_heads
-    if family(source).head_check and hidden % heads:
+    if FAMILIES[source["model_type"]].head_check and hidden % heads:
         would = [h for h in range(1, hidden + 1) if hidden % h == 0 and h % widths.kv_heads == 0]
         near = ", ".join(map(str, sorted(sorted(would, key=lambda h: abs(h - heads))[:2])))
         below, above = hidden // heads * heads, -(-hidden // heads) * heads
