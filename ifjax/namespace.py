@@ -42,6 +42,17 @@ def total(x: Any, axes: int | Sequence[int]) -> Any:
     return np.sum(x, axes, dtype=np.promote_types(x.dtype, np.float64)).astype(x.dtype)
 
 
+def as_reals(x: Any) -> Any:
+    """Complex numbers as real and imaginary part, along a new last axis; the rest as it is.
+
+    >>> as_reals(np.array([1 + 2j, 3])).tolist()
+    [[1.0, 2.0], [3.0, 0.0]]
+    """
+    if not np.issubdtype(x.dtype, np.complexfloating):
+        return x
+    return namespace(x).stack([x.real, x.imag], -1)
+
+
 def fixed(x: Any) -> Any:
     """The array as a constant: no gradient flows through it."""
     return jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x

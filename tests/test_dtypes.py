@@ -76,11 +76,10 @@ def case(name):
         case "fourier":
             p = {"lift": w(6, 8), "w0": complexes(3, 8, 7), "w1": complexes(3, 7, 9), "s0": w(8, 7)}
             p |= {"s1": w(7, 9), "f": w(9, 10), "o": w(10, 2)}
-            kinds = {8: "complex", 7: "complex", 9: "complex", 10: "neuron"}
-            return fourier, p, w(2, 8, 6), kinds
+            return fourier, p, w(2, 8, 6), dict.fromkeys((8, 7, 9, 10), "neuron")
         case "complex":
             p = {"a": complexes(6, 8), "b": complexes(8, 3)}
-            return lambda p, x: jnp.abs(jnp.tanh(x @ p["a"]) @ p["b"]), p, X, {8: "complex"}
+            return lambda p, x: jnp.abs(jnp.tanh(x @ p["a"]) @ p["b"]), p, X, {8: "neuron"}
         case "counter":
             p = {"a": w(6, 8), "b": w(8, 3), "n": jnp.zeros((8,), jnp.int32)}
             return lambda p, x: relu(x @ p["a"]) @ p["b"] + p["n"][:3] * 0.0, p, X, {8: "neuron"}
@@ -132,7 +131,7 @@ def test_what_cannot_be_averaged_is_selected_under_fusion_too(name, method):
     assert np.isfinite(np.asarray(ifjax.shrink(f, spec)(small, x))).all()
     maps = ifjax.transport_maps(p, spec)
     for group in spec.structure.in_order():
-        if kinds[group.size] in ("integer", "complex"):
+        if kinds[group.size] == "integer":
             only = graph.spec(keep={group.name: group.kept}, method="prune")
             want = ifjax.fuse_params(p, only)
             got = ifjax.take(p, graph, {group.name: np.asarray(maps[group.name].targets)})

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import jax
 from jax.extend.core import JaxprEqn
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Inexact, PyTree
 
 from ifjax.graph.analysis import analyse
 from ifjax.jaxprs.arguments import Arguments
@@ -41,7 +41,7 @@ class Reading:
     where: ex.Expression
     equation: JaxprEqn
 
-    def rows(self, name: str) -> list[Float[Array, "n _"]]:
+    def rows(self, name: str) -> list[Inexact[Array, "n _"]]:
         """The activations of every neuron of a group, one matrix per occurrence on the axis."""
         return axis_arrays.rows(self.value, self.axis, self.where, name)
 

@@ -22,6 +22,7 @@ from ifjax.graph.trace import DependencyGraph
 from ifjax.importance import GroupMetric, statistic_of
 from ifjax.importance.independence import independence
 from ifjax.jaxprs.arguments import Arguments
+from ifjax.namespace import as_reals
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
@@ -235,7 +236,8 @@ def batch_stats(
     each = functools.partial(_over_examples, inputs, targets, chunk)
     gradients = fisher = chip = None
     if "gradients" in chosen:
-        moving = {p: x for p, x in leaves_by_path(params).items() if _is_float(leaves[p])}
+        given = leaves_by_path(params)
+        moving = {p: x for p, x in given.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
         found = jax.grad(
             lambda moving: loss(with_leaves(params, leaves | moving), inputs, targets)
         )(moving)
@@ -243,6 +245,7 @@ def batch_stats(
         gradients = with_leaves(params, dict.fromkeys(leaves) | sums)
     if "fisher" in chosen:
         ones = {g.name: jnp.ones((*g.batch, g.size), _wide(*_kernels(g, leaves))) for g in groups}
+        ones = {name: x.real for name, x in ones.items()}
         masks = {name: vary(x, mesh_axes) for name, x in ones.items()}
 
         def sensitivity(inputs: Any, targets: Any) -> Any:
@@ -303,7 +306,8 @@ def _independence(name: str, seen: Sequence[Reading]) -> Array:
             "none of them is a contraction with a weight outside of a loop; choose another "
             "importance, exclude the group, or pass scores"
         )
-    maps = jnp.concatenate([x.astype(_wide(x)) for x in found], axis=1)
+    reals = [as_reals(x.astype(_wide(x))).reshape(len(x), -1) for x in found]
+    maps = jnp.concatenate(reals, axis=1)
     return maps if all(x.shape[1] == 1 for x in found) else independence(maps)
 
 
@@ -388,10 +392,6 @@ def _read(
 @jax.jit
 def _added(a: Stats, b: Stats) -> Stats:
     return a + b
-
-
-def _is_float(x: Any) -> bool:
-    return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def _wide(*arrays: Any) -> Any:

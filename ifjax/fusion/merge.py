@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Inexact, Int
 
 from ifjax.fusion.merge_steps import MergeStep
 from ifjax.namespace import AnyArray, namespace, put
@@ -225,7 +225,7 @@ def _along(vector: Any, ndim: int, axis: int) -> Any:
     return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
-def times(by: Any, x: Float[AnyArray, "*full"], axis: int) -> Float[AnyArray, "*small"]:
+def times(by: Any, x: Inexact[AnyArray, "*full"], axis: int) -> Inexact[AnyArray, "*small"]:
     """Neurons along one axis times a matrix in full precision: out_j = sum_i by_ji x_i.
 
     >>> times(np.array([[0.5, 0.5]]), np.array([[1.0, 3.0]]), 1).tolist()

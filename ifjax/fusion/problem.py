@@ -1,9 +1,10 @@
 r"""The transport problem of one group, as the paper writes it.
 
 Of n neurons m are kept. Neuron i is described by f_i = (out_i, in_i) / ||.||_2, its rows of every
-producer and its columns of every consumer kernel, batch norms folded in. The targets are the m
-neurons of highest score, or centroids of all. Moving neuron i to target j costs ||f_i - f_j||_p;
-sources and targets have the mass that their marginals give them.
+producer and its columns of every consumer kernel, batch norms folded in; a complex number is two
+features, its real and its imaginary part. The targets are the m neurons of highest score, or
+centroids of all. Moving neuron i to target j costs ||f_i - f_j||_p; sources and targets have the
+mass that their marginals give them.
 
 Where source and target marginal are of one kind, a target receives at least the mass that it had.
 If the cost is a metric, an optimal plan then leaves that mass where it is (by the triangle
@@ -25,7 +26,7 @@ from jaxtyping import Float, Int
 
 from ifjax import importance
 from ifjax.fusion.program import GroupProblem
-from ifjax.namespace import AnyArray, namespace
+from ifjax.namespace import AnyArray, as_reals, namespace
 from ifjax.parallel import placement
 from ifjax.transport import costs, transport
 from ifjax.transport.targets import Neurons
@@ -78,7 +79,7 @@ def problem_of(
     """
     method, m = group.method, group.kept
     scores = scores_of(group, scored, scores, key)
-    parts = group.described.parts(entry)
+    parts = [(as_reals(x), at) for x, at in group.described.parts(entry)]
     chosen = method.targets_value
     if isinstance(chosen, Neurons):
         order = _first(chosen, scores, group.size if group.staying else m, group.name)

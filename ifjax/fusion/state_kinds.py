@@ -105,10 +105,11 @@ _MOMENTS = _set(
 # they are versions, sizes and experiments: model_v2, net_m, exp1.
 _SHORT = _set("mu nu m v n sq exp buf")
 _GRADIENTS = _set("grad grads gradient gradients cotangent cotangents")
-_WEIGHTS = _set(
-    "param params parameter parameters weights variables vars model models module network net "
-    "backbone"
-)
+_PARAMETERS = _set("param params parameter parameters weights variables vars")
+# Where a name ends with one, that is what it names: a momentum encoder, a variance network.
+_MODELS = _set("model models module network net backbone")
+_NETWORKS = _MODELS | _set("encoder decoder actor critic policy generator discriminator")
+_WEIGHTS = _PARAMETERS | _MODELS
 # Of the weights where nothing around says that it is of something else.
 _AVERAGES = _set(
     "ema swa avg average averages averaged polyak shadow slow target teacher student online anchor "
@@ -160,15 +161,23 @@ def kind_by_name(keys: Sequence[str], inside: bool = False) -> Kind | None:
       ('gradients', None)
       >>> kind_by_name(["model_v2"]), kind_by_name(["opt_state", "v_hat"])
       ('weights', 'select')
+      >>> kind_by_name(["momentum_encoder"]), kind_by_name(["encoder_momentum"])
+      ('weights', 'select')
     """
     named = [is_optimizer(key) for key in keys]
     for i in reversed(range(len(keys))):
         words = _words(keys[i])
+        if words & _MOMENTS and not (any(named[: i + 1]) or (inside and not any(named))):
+            last = _split(keys[i])[-1].rstrip("0123456789")
+            if last in _NETWORKS:
+                return "weights"
+            if "momentum" in words and last in _PARAMETERS:
+                return None  # their moments, or their average over the steps
         if _is_moment(keys[i], any(named[:i]) or (inside and not any(named))):
             return "select"
         if words & _GRADIENTS:
             return "gradients"
-        if words & _WEIGHTS:
+        if words & _WEIGHTS and not named[i]:
             return "weights"
         if words & _AVERAGES:
             around = (_is_moment(key, False) or _words(key) & _GRADIENTS for key in keys[:i])

@@ -20,7 +20,7 @@ from ifjax.structure.structure import (
     Leaf,
     Member,
     Structure,
-    number_kind,
+    is_integer,
 )
 
 Described = tuple[str, tuple[int, ...], str]  # path, shape, dtype
@@ -77,18 +77,15 @@ def build(
         for j, axis in enumerate(axes):
             for name in dict.fromkeys(ex.atoms(axis)):
                 where[name].append((i, j))
-    numbers: dict[int, Kind] = {}
-    for i, (_, _, dtype) in enumerate(leaves):
-        if (number := number_kind(dtype)) is not None:
-            numbers[i] = number
+    integers = frozenset(i for i, (_, _, dtype) in enumerate(leaves) if is_integer(dtype))
     live = {
         root: at
         for root, at in where.items()
-        if any(i in roles.live for i, _ in at) and any(numbers.get(i) != "integer" for i, _ in at)
+        if any(i in roles.live for i, _ in at) and any(i not in integers for i, _ in at)
     }
     known = {str(root): mark for root, mark in marks.items()} | {root: root for root in live}
     groups = [
-        _group(root, at, store, facts, known, paths, exprs, numbers) for root, at in live.items()
+        _group(root, at, store, facts, known, paths, exprs, integers) for root, at in live.items()
     ]
 
     def frozen(axes: Sequence[ex.Expression]) -> tuple[ex.Expression, ...]:
@@ -122,19 +119,18 @@ def _group(
     known: Mapping[str, str],
     paths: Sequence[str],
     exprs: Sequence[tuple[ex.Expression, ...]],
-    numbers: Mapping[int, Kind],
+    integers: Container[int],
 ) -> Group:
     """The group of a class, called as its representative, with the axes that batch it."""
     roles = facts.roles
     kind: Kind = facts.kind_at(int(root), at, [exprs[i][j] for i, j in at])
-    if kind != "free":
-        found: Kind | None = next((numbers[i] for i, _ in at if i in numbers), None)
-        kind = found or kind  # those cannot be fused
+    if kind != "free" and any(i in integers for i, _ in at):
+        kind = "integer"  # those cannot be fused
     members = tuple(
         Member(
             paths[i],
             j,
-            "additive" if numbers.get(i) == "integer" else roles.of.get((i, j), "additive"),
+            "additive" if i in integers else roles.of.get((i, j), "additive"),
             tuple(ex.places(exprs[i][j], root)),
             roles.position.get((i, j), -1),
         )

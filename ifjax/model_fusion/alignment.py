@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ifjax.namespace import as_reals
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import View, mentioned
@@ -212,7 +213,11 @@ def _entries(x: Array, view: View, name: str, axis: int, sizes: Sizes) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("axis", "where"))
 def _rows(x: Array, axis: int, where: ex.Expression) -> Array:
-    return jax.vmap(lambda x: jnp.concatenate(axis_arrays.rows(x, axis, where, SELF), axis=1))(x)
+    def rows(x: Array) -> Array:
+        found = axis_arrays.rows(x, axis, where, SELF)
+        return jnp.concatenate([as_reals(r).reshape(len(r), -1) for r in found], axis=1)
+
+    return jax.vmap(rows)(x)
 
 
 def sets(

@@ -259,8 +259,8 @@ def _averaged(
 
 
 def _promoted(leaves: Mapping[str, Any]) -> dict[str, Array]:
-    """The floating-point leaves, at least float32."""
-    floating = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    """The real and complex leaves, at least float32."""
+    floating = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
     return {path: jnp.asarray(promoted(x)) for path, x in floating.items()}
 
 

@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Inexact, Int
 from scipy.optimize import linear_sum_assignment
 
 from ifjax.activations.layer_inputs import layer_inputs
 from ifjax.model_fusion.alignment import Network, describing, entries, inside, sets
+from ifjax.namespace import as_reals
 from ifjax.structure.structure import Group, Structure
 from ifjax.transport import transport
 from ifjax.transport.costs import cost_matrix
@@ -276,8 +277,8 @@ def _activations(
     return found
 
 
-def _moments(x: Float[Array, "n s"], y: Float[Array, "m s"]) -> Moments:
-    x, y = promoted(x), promoted(y)
+def _moments(x: Inexact[Array, "n s"], y: Inexact[Array, "m s"]) -> Moments:
+    x, y = (as_reals(promoted(z)).reshape(len(z), -1) for z in (x, y))
     means = x.mean(1), y.mean(1)
     x, y = x - means[0][:, None], y - means[1][:, None]
     products = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from ifjax.parallel.placement import devices_over, names_over, other_axis, split_along, whole_along
 
@@ -62,7 +62,7 @@ def pairwise(
     return cost[:n, :m]
 
 
-def product(by: Float[Array, "m n"], x: Array, axis: int) -> Array:
+def product(by: Inexact[Array, "m n"], x: Array, axis: int) -> Array:
     """An axis of a leaf multiplied by a matrix that is spread along its n columns.
 
     What goes round the devices is the smaller: partial sums of the result, or the matrix, a block

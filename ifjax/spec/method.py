@@ -87,11 +87,10 @@ class Method:
     def of(self, kind: Kind) -> Method:
         """The method for groups of a kind.
 
-        Pruned are heads that are not to be fused; integers, which cannot be averaged; and complex
-        weights, for which there are no distances yet.
+        Pruned are heads that are not to be fused, and integers, which cannot be averaged.
         """
         heads = self.heads == "prune" and kind in ("head", "head_dim")
-        if self.method == "fuse" and (heads or kind in ("integer", "complex")):
+        if self.method == "fuse" and (heads or kind == "integer"):
             return dataclasses.replace(self, method="prune")
         return self
 

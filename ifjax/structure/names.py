@@ -18,7 +18,6 @@ WORDS = {
     "head": "heads",
     "head_dim": "head_dim",
     "integer": "neurons",
-    "complex": "neurons",
     "free": "free",
 }
 _PLACE = re.compile(r"(?P<from>\d+):(?P<to>\d+)(=(?P<shape>[\dx]+)\.(?P<factor>\d+)(?P<rest>.*))?")

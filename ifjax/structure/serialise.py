@@ -62,6 +62,8 @@ def from_dict(value: Mapping[str, Any]) -> Structure:
 
 
 def _group(value: Mapping[str, Any]) -> Group:
+    if value["kind"] == "complex":  # a kind of its own while such groups could only be pruned
+        value = {**value, "kind": "neuron"}
     members = tuple(Member(**{**m, "where": tuple(m["where"])}) for m in value["members"])
     tuples = {name: tuple(value[name]) for name in ("batch", "along")}
     return Group(**{**value, **tuples, "members": members})

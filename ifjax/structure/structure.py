@@ -69,9 +69,9 @@ class Group:
       size: number of neurons.
       kept: number of neurons that the spec keeps; ``size`` in a graph.
       kind: ``"neuron"`` where something produces and something consumes it; ``"head"`` and
-        ``"head_dim"`` in attention, see `ifjax.graph.facts.kinds`; ``"integer"`` and
-        ``"complex"`` where a leaf of such numbers holds it; ``"free"`` where the axis could be cut
-        but is not known to be neurons, so that it is cut only when named.
+        ``"head_dim"`` in attention, see `ifjax.graph.facts.kinds`; ``"integer"`` where a leaf of
+        integers or booleans holds it; ``"free"`` where the axis could be cut but is not known to be
+        neurons, so that it is cut only when named.
       members: the axes that hold it.
       batch: sizes of the axes that number independent copies of the neurons (layers of a scan,
         experts, heads of a head_dim): a choice and a map of its own for each, `[*batch, n, m]`.
@@ -206,11 +206,14 @@ class Structure:
         return sum(map(count, self.groups))
 
     def weights(self, widths: Mapping[str, int] | None = None) -> int:
-        """Number of parameters at the given widths, running statistics and counters left out."""
+        """Number of parameters at the given widths, running statistics and counters left out.
+
+        A complex number is one parameter.
+        """
         skip = {m.path for g in self.groups for m in g.members if m.role in ("mean", "variance")}
         skip |= {p for n in self.norms for p in (n.mean, n.variance)}
         leaves = (x for x in self.leaves if x.path not in skip)
-        return sum(math.prod(self.shape(x.path, widths)) for x in leaves if _is_float(x.dtype))
+        return sum(math.prod(self.shape(x.path, widths)) for x in leaves if not is_integer(x.dtype))
 
     def flops(self, widths: Mapping[str, int] | None = None) -> int:
         """Two per multiply-accumulate of all contractions, for the inputs that were traced."""
@@ -221,19 +224,12 @@ class Structure:
 KEYS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
 
 
-def number_kind(dtype: str) -> Literal["integer", "complex"] | None:
-    """What a leaf holds that is no real number, after which its groups are called; booleans too."""
-    if _is_float(dtype):
-        return None
-    complexes = dtype[:3] != "key" and jnp.issubdtype(jnp.dtype(dtype), jnp.complexfloating)
-    return "complex" if complexes else "integer"
+def is_integer(dtype: str) -> bool:
+    """Whether a leaf holds what cannot be averaged: integers, booleans, random keys."""
+    return dtype[:3] == "key" or not jnp.issubdtype(jnp.dtype(dtype), jnp.inexact)
 
 
-def _is_float(dtype: str) -> bool:
-    return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating)) if dtype[:3] != "key" else False
-
-
-Kind = Literal["neuron", "head", "head_dim", "integer", "complex", "free"]
+Kind = Literal["neuron", "head", "head_dim", "integer", "free"]
 
 
 Role = Literal["producer", "consumer", "additive", "multiplicative", "mean", "variance"]

@@ -20,8 +20,12 @@ from ifjax.fusion.state_kinds import kind_by_name, state_of
 
 NAMED = (
     "model_v2 net_v1 best_model_v3 target_v2 student_v1 teacher_n model_nu model_m params_v2 "
-    "paramsV2 weights_n ema_v2 ema_m swa_n0 avg_mu net_exp model_buf sq_net netN model_v"
+    "paramsV2 weights_n ema_v2 ema_m swa_n0 avg_mu net_exp model_buf sq_net netN model_v "
+    # networks that are called after what they do
+    "momentum_encoder momentumEncoder momentum_encoder2 variance_net velocity_model trace_network "
+    "mask_generator momentum_backbone hessian_critic"
 )
+AMBIGUOUS = "momentum_params momentum_variables paramsMomentumWeights"
 # Nothing in them is known: they are the parameters where they stand alone beside an optimizer.
 UNNAMED = "resnet_v2 ensemble_m0 generator_m exp1 exp_3 vN v2 m0 n_1 critic_v nu_net1x buf0"
 MOMENTS = (
@@ -46,6 +50,18 @@ def test_a_short_word_in_a_name_says_nothing(name: str) -> None:
 def test_moments_are_selected(name: str) -> None:
     assert kind_by_name([name]) == "select"
     assert kind_by_name([name, "ema"]) is None
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS.split())
+def test_momentum_of_parameters_may_be_their_average(name: str) -> None:
+    assert kind_by_name([name]) is None
+    assert kind_by_name(["opt_state", name]) == "select"
+
+
+@pytest.mark.parametrize("name", ["encoder_momentum", "model_velocity", "critic_variance", "mask"])
+def test_moments_of_a_network_are_moments(name: str) -> None:
+    assert kind_by_name([name]) == "select"
+    assert kind_by_name(["encoder", name, "encoder"]) == "select"
 
 
 def test_gradients_with_a_version_are_gradients() -> None:

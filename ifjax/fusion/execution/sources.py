@@ -64,7 +64,7 @@ def sources_of(program: Program, leaves: Arrays, scores: Arrays, stats: Any) -> 
     products, statistics = {}, dict(scores)
     reads = {p.reads for level in program.levels for p in level.problems}
     if "gradients" in reads:
-        products = {path: dense[path] * g for path, g in stats.gradients.items()}
+        products = {path: (dense[path] * g).real for path, g in stats.gradients.items()}
     if "statistic" in reads:
         values = getattr(stats, program.statistic or "")
         for group in spec.structure.in_order():

@@ -239,5 +239,5 @@ def _is_within(name: str, axes: Sequence[ex.Expression], inexact: Collection[int
 
 def joint_kind(kinds: Collection[Kind]) -> Kind:
     """The kind of what several functions hold: free only where none of them knows better."""
-    order: list[Kind] = ["integer", "complex", "head", "head_dim", "neuron", "free"]
+    order: list[Kind] = ["integer", "head", "head_dim", "neuron", "free"]
     return min(kinds, key=order.index)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -27,6 +28,7 @@ from ifjax.graph.facts.sums import (
     ARITHMETIC,
     ROOTS,
     Of,
+    Scaling,
     Sum,
     Value,
     added,
@@ -98,6 +100,7 @@ class _Search:
         self.kept: dict[tuple[int, int], Kept] = {}
         self.asks: set[int] = set()
         self.wonders: set[int] = set()
+        self.uses: dict[int, Counter[Any]] = {}
 
     def run(self, frame: Frame, inputs: int) -> Numbers:
         control: Control[Value] = Control(
@@ -136,14 +139,29 @@ class _Search:
         self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[Value]
     ) -> list[Value]:
         if traits_of(equation).kind == "same":
-            return values
+            return [self._used_once(v, equation) for v in values]
         name = equation.primitive.name
         origins = self.origins.of(equation, [v.origin for v in values])
         if len(outs) == 1:
             found = self._result(name, equation, ins, values)
             if found is not None:
-                return [dataclasses.replace(found, origin=origins[0])]
+                found = dataclasses.replace(found, origin=origins[0])
+                return [self._used_once(found, equation)]
         return [Value(origin=o) for o in origins]
+
+    def _used_once(self, value: Value, equation: JaxprEqn) -> Value:
+        """The value, scaled by a number that is to be told only where nothing else reads it."""
+        if value.scaling is None:
+            return value
+        assert self.here is not None
+        jaxpr = self.here[0].jaxpr
+        if id(jaxpr) not in self.uses:
+            read = (v for e in jaxpr.eqns for v in e.invars)
+            atoms = [v for v in (*read, *jaxpr.outvars) if not isinstance(v, Literal)]
+            self.uses[id(jaxpr)] = Counter(atoms)
+        if any(self.uses[id(jaxpr)][v] != 1 for v in equation.outvars):
+            return dataclasses.replace(value, scaling=None)
+        return value
 
     def _result(
         self, name: str, equation: JaxprEqn, ins: list[Axes], values: list[Value]
@@ -203,9 +221,13 @@ class _Search:
         """A product or quotient of two values."""
         del ins
         a, b = values
-        sign = Fraction(-1 if equation.primitive.name == "div" else 1)
+        divided = equation.primitive.name == "div"
+        sign = Fraction(-1 if divided else 1)
         known = NOTHING not in (a.origin, b.origin)
         sums = multiplied(made_of(a.sums), powered(b.sums, sign))
+        for one, by in ((a.scaling, 1), (b.scaling, -1 if divided else 1)):
+            if one is not None:
+                sums = self._scaled_before(one, sums, by)
         if known and a.origin == b.origin:  # a square
             return Value(sums=sums)
         return Value(sums=sums, paired=known or a.paired or b.paired)
@@ -217,15 +239,27 @@ class _Search:
         sums = powered(value.sums, Fraction(-1)) if divided and i == 0 else value.sums
         sign = -1 if divided and i == 1 else 1
         followed = self._decide(equation, i, values[i], sums, sign, ins[1 - i])
+        scaling = None
         if followed is not None:
-            own = [s for s in sums if s.over == followed.over and s.of != "a contraction"]
-            degree = sign * followed.reading.degree
-            changes = [Sum(s.over, degree, s.of) for s in own if not s.log]
-            if own:
-                sums = multiplied(sums, tuple(changes))
-            else:  # several sums together
-                sums = tuple(dataclasses.replace(s, degree=Fraction(0)) for s in sums)
-        return Value(sums=sums, paired=value.paired)
+            sums = _changed(sums, followed, sign)
+        elif not (divided and i == 0) and self.here is not None:
+            scaling = Scaling(*self.here, i, values[i], sign, ins[1 - i])
+        return Value(sums=sums, paired=value.paired, scaling=scaling)
+
+    def _scaled_before(self, scaling: Scaling, sums: tuple[Sum, ...], by: int) -> tuple[Sum, ...]:
+        """The sums of a quotient whose upper side was multiplied with a number first.
+
+        ``h * sqrt(n) / norm(h)`` is ``h / norm(h) * sqrt(n)``.
+        """
+        here, sign = self.here, by * scaling.sign
+        self.here = (frame, i) = (scaling.frame, scaling.index)
+        given = (frame.jaxpr.eqns[i], scaling.operand, scaling.number, sums, sign, scaling.axes)
+        followed = self._decide(*given, belated=True)
+        self.here = here
+        if followed is None:
+            return sums
+        self.kept.pop((id(frame), i), None)
+        return _changed(sums, followed, sign)
 
     def _beside(self, name: str, equation: JaxprEqn, ins: list[Axes], values: list[Value]) -> Value:
         """A sum of values; a number beside a logarithm may be that of a width."""
@@ -248,11 +282,12 @@ class _Search:
         sums: tuple[Sum, ...],
         sign: int,
         axes: Axes,
+        belated: bool = False,
     ) -> Followed | None:
         """Notes a number that follows, or one that stays though it seems to come from a width.
 
         It is multiplied with a value of these sums and axes where ``sign`` is one, divides it where
-        it is minus one, and is added to it where it is zero.
+        it is minus one, and is added to it where it is zero; where ``belated``, it was told before.
         """
         number, dtype = value.number, compat.dtype_of(equation.outvars[0])
         assert number is not None
@@ -278,6 +313,8 @@ class _Search:
         if found is not None:
             self.followed[id(frame), i] = (frame, i, found)
             return found
+        if belated:
+            return None
         if changed is not True and self._is_explained(abs(number), sums, sign, tolerance):
             return None
         near = (*axes, *(node for place in places for node in place.over))
@@ -348,3 +385,12 @@ class _Search:
 
     def _size(self, nodes: Axes) -> int:
         return math.prod(map(self.store.size, nodes))
+
+
+def _changed(sums: tuple[Sum, ...], followed: Followed, sign: int) -> tuple[Sum, ...]:
+    """The sums of a value after a number that follows: their degrees are undone."""
+    own = [s for s in sums if s.over == followed.over and s.of != "a contraction"]
+    degree = sign * followed.reading.degree
+    if own:
+        return multiplied(sums, tuple(Sum(s.over, degree, s.of) for s in own if not s.log))
+    return tuple(dataclasses.replace(s, degree=Fraction(0)) for s in sums)  # several together

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ifjax.graph.facts.origins import NOTHING
-from ifjax.jaxprs.walk import Axes
+from ifjax.jaxprs.walk import Axes, Frame
 from ifjax.jaxprs.width_number import HALF
 
 Of = Literal["one value", "two values", "a contraction"]
@@ -64,6 +64,27 @@ class Sum:
         return (self.over, self.of, self.log)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scaling:
+    """A number that a value was multiplied with before anything was summed that it belongs to.
+
+    Attributes:
+      frame: the frame of the equation.
+      index: its number there.
+      operand: which operand the number is.
+      number: the number.
+      sign: 1 where it multiplies, -1 where it divides.
+      axes: of what it is applied to.
+    """
+
+    frame: Frame
+    index: int
+    operand: int
+    number: Value
+    sign: int
+    axes: Axes
+
+
 @dataclasses.dataclass(frozen=True)
 class Value:
     """What is known of a value.
@@ -74,6 +95,8 @@ class Value:
       sums: the sums that it is made of.
       paired: whether it is the product of two different values.
       origin: the features it is made from, see `Origins`.
+      scaling: a number that it was scaled by, and that belongs to nothing so far; None where the
+        value is used more than once.
     """
 
     number: float | None = None
@@ -81,6 +104,7 @@ class Value:
     sums: tuple[Sum, ...] = ()
     paired: bool = False
     origin: int = NOTHING
+    scaling: Scaling | None = None
 
     def summed(self, over: Axes, of: Of | None = None) -> Value:
         """The sum of the value over some axes."""

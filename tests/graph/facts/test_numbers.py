@@ -171,6 +171,22 @@ BELONGING = {
     "rsqrt of the sum": lambda h: (
         h * jax.lax.rsqrt((h * h).sum(-1, keepdims=True)) * np.sqrt(h.shape[-1])
     ),
+    "sqrt(n) before the norm": lambda h: (
+        h * np.sqrt(h.shape[-1]) / jnp.linalg.norm(h, axis=-1, keepdims=True)
+    ),
+    "root of jax before the norm": lambda h: (
+        jnp.sqrt(jnp.float64(h.shape[-1])) * h / jnp.linalg.norm(h, axis=-1, keepdims=True)
+    ),
+    "over 1 / sqrt(n) before the norm": lambda h: (
+        (h / h.shape[-1] ** -0.5) * jax.lax.rsqrt((h * h).sum(-1, keepdims=True))
+    ),
+    "n before the sum": lambda h: h.shape[-1] * h / jnp.abs(h).sum(-1, keepdims=True),
+    "before the norm, turned": lambda h: (
+        ((h * np.sqrt(h.shape[-1])).T / jnp.linalg.norm(h, axis=-1)[None]).T
+    ),
+    "before the norm of a called function": lambda h: (
+        h * np.sqrt(h.shape[-1]) / jax.jit(lambda h: jnp.linalg.norm(h, axis=-1))(h)[:, None]
+    ),
     "squares by einsum": lambda h: (
         h * jax.lax.rsqrt(jnp.einsum("bi,bi->b", h, h) / h.shape[-1])[:, None]
     ),
@@ -273,6 +289,9 @@ STAYING = {
     "an offset": lambda h: jnp.tanh(h) + np.log(h.shape[-1]),
     "a temperature": lambda h: jax.nn.softmax(h / h.shape[-1] ** 0.3),
     "a power": lambda h: jnp.abs(h) ** (1 / h.shape[-1]),
+    "before the norm and beside it": lambda h: (
+        lambda z: z / jnp.linalg.norm(h, axis=-1, keepdims=True) + jnp.tanh(z)
+    )(h * np.sqrt(h.shape[-1])),
 }
 
 
