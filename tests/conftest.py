@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -51,4 +52,31 @@ def unchecked():
     """Without type checks at run time: wrong arguments reach our own errors, loops run at speed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield
+
+
+# Packages whose tests run where a caller's code base promotes neither dtypes nor ranks.
+STRICT = ("activations", "importance", "jaxprs", "spec", "structure")
+    "activations",
+    "fusion",
+    "graph",
+    "importance",
+    "jaxprs",
+    "spec",
+    "structure",
+    "transport",
+]
+
+
+@pytest.fixture(autouse=True)
+def _strict(request: pytest.FixtureRequest):
+    """Promotes nothing by itself in the core's tests, but what a test's own functions promote."""
+    package = request.path.relative_to(Path(__file__).parent).parts[0]
+    marker = request.node.get_closest_marker("promotes")
+    lifted = {} if marker is None else marker.kwargs
+    with contextlib.ExitStack() as stack:
+        if package in STRICT and "dtypes" not in lifted:
+            stack.enter_context(jax.numpy_dtype_promotion("strict"))
+        if package in STRICT and "ranks" not in lifted:
+            stack.enter_context(jax.numpy_rank_promotion("raise"))
         yield

@@ -25,12 +25,13 @@ import pytest
 
 import ifjax
 from ifjax import data, importance, models
-from ifjax.experiment import stages
+from ifjax.experiment import compression, stages
 from ifjax.experiment.config import Importance
 from ifjax.experiment.curves import read
 from ifjax.experiment.network import create
 from ifjax.experiment.options import parse
 from ifjax.experiment.runner import evaluator
+from ifjax.training.evaluate import Evaluation
 
 SCRIPT = Path(__file__).parents[1] / "train.py"
 
@@ -155,6 +156,38 @@ def test_a_checkpoint_takes_the_place_of_training(tiny_run: Run, tmp_path: Path)
     dense, fused = train.main(config)
     assert dense == tiny_run.rows[0]
     assert fused == dataclasses.replace(tiny_run.rows[2], fine_tuned=None)
+
+
+def test_a_cut_that_leaves_next_to_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the method that fell below a tenth of the dense accuracy alone, and once."""
+    found = iter([0.01, 0.5])
+    monkeypatch.setattr(
+        compression,
+        "evaluator",
+        lambda *_: lambda variables: Evaluation(next(found), loss=1.0, count=1),
+    )
+    config = dataclasses.replace(TINY, epochs=1, fine_tune_epochs=0.0, out=tmp_path)
+    (dense, *_) = train.main(config)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "less than a tenth" in line]
+    assert lines == [
+        "plain pruning 50%: accuracy 1.00% (less than a tenth of the dense "
+        f"{dense.accuracy:.2%}: cut less, or train on)"
+    ]
+    with pytest.raises(train.UserError, match="holds a finished run of the same settings"):
+        train.main(config)
+
+
+def test_batch_norms_that_have_not_settled_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(
+        TINY, model="cnn", epochs=1, batch_size=64, fine_tune_epochs=0.0, out=tmp_path
+    )
+    train.main(config)
+    printed = capsys.readouterr().out
+    assert printed.count("of the running statistics is what they began with") == 1
 
 
 @pytest.mark.slow

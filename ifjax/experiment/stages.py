@@ -20,6 +20,7 @@ from ifjax.experiment.journal import Journal
 from ifjax.experiment.network import Network
 from ifjax.experiment.runner import Optimization, evaluator, train, train_step
 from ifjax.experiment.variants import METHODS, Outcome, Variant
+from ifjax.models.layers import MOMENTUM
 from ifjax.training.distributed import is_first, on_first
 from ifjax.training.state import TrainState
 
@@ -80,7 +81,8 @@ def train_dense(job: Job, journal: Journal) -> tuple[Network, Outcome]:
     whole = job.graph.spec(0.0)
     accuracy = test(network.variables).accuracy
     save(folder, network.variables, whole)
-    print(f"dense: accuracy {accuracy:.2%}", flush=True)
+    steps = job.training.steps if config.checkpoint is None and job.graph.structure.norms else None
+    print(f"dense: accuracy {accuracy:.2%}{said_of_norms(steps)}", flush=True)
     row = Outcome(
         0.0,
         "dense" if job.folds is None else "all data",
@@ -113,6 +115,47 @@ def compress(job: Job, journal: Journal, origin: Origin, prefix: str = "") -> li
                 journal.add(variant.name, dataclasses.asdict(row))
             rows.append(Outcome(**journal.stages[variant.name]))
     return rows
+
+
+def said_of_collapse(accuracy: float, dense: float | None) -> str:
+    """What is said of a network of which a cut leaves next to nothing.
+
+    Args:
+        accuracy: of the compressed network.
+        dense: of the dense one, where it is known.
+
+    Returns:
+        A remark, or nothing.
+
+    Example:
+        >>> said_of_collapse(0.0912, 0.95), said_of_collapse(0.5, 0.95)
+        (' (less than a tenth of the dense 95.00%: cut less, or train on)', '')
+    """
+    if not dense or accuracy >= dense / 10:
+        return ""
+    return f" (less than a tenth of the dense {dense:.2%}: cut less, or train on)"
+
+
+def said_of_norms(steps: int | None) -> str:
+    """What is said of batch norms that have not settled.
+
+    A step of training leaves nine tenths of the running statistics as they were; they have settled
+    where a hundredth at most is of what the network began with, after 44 steps.
+
+    Args:
+        steps: steps of training; None where there are no batch norms or the network was given.
+
+    Returns:
+        A remark, or nothing.
+
+    Example:
+        >>> said_of_norms(10), said_of_norms(44), said_of_norms(None)
+        (' (35% of the running statistics is what they began with: train longer)', '', '')
+    """
+    left = 0.0 if steps is None else MOMENTUM**steps
+    if left < 0.01:
+        return ""
+    return f" ({left:.0%} of the running statistics is what they began with: train longer)"
 
 
 def _draw(journal: Journal, variant: Variant, before: float, after: float | None) -> None:
@@ -169,10 +212,8 @@ def compress_once(
                 part=f"round-{number}",
                 description=f"fine-tune {label}",
             )
-    message = f"{label}: accuracy {before:.2%}"
     dense = (journal.stages.get("dense") or {}).get("accuracy")
-    if dense and before < dense / 10:
-        message += f" (less than a tenth of the dense {dense:.2%}: cut less, or train on)"
+    message = f"{label}: accuracy {before:.2%}{said_of_collapse(before, dense)}"
     if by.steps:
         after = stages[-1].test(state.variables).accuracy
         message += f", fine-tuned {after:.2%}"

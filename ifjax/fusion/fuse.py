@@ -58,6 +58,10 @@ def fuse_params(
       ImportError: for ``solver="exact"`` without POT.
       RuntimeError: if a Sinkhorn solver did not converge (outside of jit).
 
+    Warns:
+      UserWarning: where running statistics are still those that a network begins with, means 0 and
+        variances 1 (or 0): no data has been seen in train mode.
+
     Example:
       >>> import ifjax, jax, jax.numpy as jnp
       >>> params = {"w1": jnp.eye(4, 8), "w2": jnp.ones((8, 2))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,9 @@ from ifjax.activations.statistics import RANKS, Stats
 from ifjax.namespace import fixed, namespace, wide
 from ifjax.spec.method import Method
 from ifjax.structure.names import by_group, known_group
-from ifjax.structure.structure import Group, Structure
+from ifjax.structure.structure import BatchNorm, Group, Structure
 from ifjax.transport.transport import Transport
-from ifjax.tree import is_concrete, leaves_by_path
+from ifjax.tree import is_concrete, leaves_by_path, numbers_of
 
 Scores = Mapping[str, ArrayLike]
 
@@ -183,6 +184,40 @@ def _check_transport(found: Any, where: str) -> None:
             f"{where}: expected an ifjax.Transport, as ifjax.transport_maps gives it, got "
             f"{type(found).__name__}"
         )
+
+
+def warn_of_unsettled(leaves: Mapping[str, Any], norms: Sequence[BatchNorm]) -> None:
+    """Warns where running statistics are still those that a network begins with.
+
+    Of every batch norm that is folded: all means zero, and all variances one, or zero. No data has
+    been seen in train mode since, or what it left was not kept; the fold then divides by spreads
+    that the network has not. Not seen inside of jit.
+    """
+    vectors = {path: leaves[path] for norm in norms for path in (norm.mean, norm.variance)}
+    least, most = numbers_of(vectors, _least), numbers_of(vectors, _most)
+    first = [
+        norm
+        for norm in norms
+        if least.get(norm.mean) == most.get(norm.mean) == 0
+        and least.get(norm.variance) == most.get(norm.variance)
+        and most[norm.variance] in (0, 1)
+    ]
+    if first:
+        warnings.warn(
+            f"the running statistics of {len(first)} of {len(norms)} batch norms, first "
+            f"{first[0].mean}, are those that a network begins with, means 0 and variances "
+            f"{most[first[0].variance]:g}: they have not settled. Train first, or find them by "
+            "ifjax.reset_statistics(apply_fn, params, batches)",
+            stacklevel=5,
+        )
+
+
+def _least(numpy: Any, x: Any) -> Any:
+    return numpy.min(x)
+
+
+def _most(numpy: Any, x: Any) -> Any:
+    return numpy.max(x)
 
 
 def check_converged(maps: Mapping[str, Transport], method: Method) -> None:

@@ -19,6 +19,7 @@ from ifjax.fusion.inputs import (
     checked_init,
     checked_scores,
     checked_stats,
+    warn_of_unsettled,
 )
 from ifjax.fusion.program import Program, compiled
 from ifjax.promotion import with_promotion
@@ -96,6 +97,7 @@ def inputs_of(
     scores = checked_scores(scores, spec.structure)
     stats = checked_stats(stats, spec.structure, spec.method, scores)
     program = compiled(spec, given=scores, keep_shape=keep_shape)
+    warn_of_unsettled(leaves, program.norms)
     return program, {path: leaves[path] for path in program.read}, scores, stats
 
 

@@ -47,6 +47,10 @@ def conv(
     )
 
 
+MOMENTUM = 0.9
+"""How much of the running statistics of a batch norm a step of training leaves."""
+
+
 def batch_norm(train: bool, *, dtype: Any = None, name: str | None = None) -> nn.BatchNorm:
     """A batch norm with torch's momentum and epsilon.
 
@@ -63,5 +67,5 @@ def batch_norm(train: bool, *, dtype: Any = None, name: str | None = None) -> nn
         1e-05
     """
     return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
+        use_running_average=not train, momentum=MOMENTUM, epsilon=1e-5, dtype=dtype, name=name
     )

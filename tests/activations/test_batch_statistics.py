@@ -44,6 +44,7 @@ def test_one_batch_makes_eval_mode_what_train_mode_is(residual):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again, got)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_batches_of_several_sizes_are_pooled(residual):
     """Of the first norm, whose input no other norm changes: the moments of all values together."""
     module, variables, x = residual

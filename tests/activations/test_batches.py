@@ -82,6 +82,7 @@ def test_a_dictionary_is_one_input():
     assert stats.gradients["a"].shape == (4, 8)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_two_inputs_stay_two():
     both = lambda p, x, y: network(p, x) + y  # noqa: E731
     for batch in ((X, Y), [X, Y], ((X, Y), Y)):
@@ -91,6 +92,7 @@ def test_two_inputs_stay_two():
         assert found[1] is Y
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_the_function_is_traced_once_for_a_form():
     calls = []
 

@@ -29,6 +29,7 @@ def network():
     return module.apply, module.init(jax.random.key(0), x), x
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_outputs_are_those_of_the_modules(network):
     apply, variables, x = network
     found = layer_outputs(apply, variables, x)

@@ -61,6 +61,7 @@ def network():
     return p, x
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_what_the_experts_read(network):
     p, x = network
     found = {}

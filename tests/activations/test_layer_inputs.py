@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import ifjax
 from ifjax.activations.layer_inputs import layer_inputs
@@ -128,6 +129,7 @@ def test_what_a_loop_reads_is_not_seen_and_its_result_right():
         np.testing.assert_allclose(reading.value, jnp.sin(h), atol=1e-5)
 
 
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_random_keys_in_keywords():
     """Dropout by the usual keyword pins nothing that is read."""
 

@@ -70,6 +70,7 @@ def masked(params, group, mask):
 
 
 @pytest.mark.parametrize("model", SHAPE)
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_gradients_are_those_of_the_mean_loss(model):
     """Scaling what a neuron's consumers read by 1 + h changes the loss by h times its score."""
     stats, (x, y) = collected(model), data(model, 6, np.float64)
@@ -90,6 +91,7 @@ def test_gradients_are_those_of_the_mean_loss(model):
 
 
 @pytest.mark.parametrize("model", SHAPE)
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_fisher_is_the_sum_of_squares_of_every_example_s_derivative(model):
     stats, (x, y) = collected(model), data(model, 6, np.float64)
     with jax.enable_x64(True):
@@ -113,6 +115,7 @@ def test_fisher_is_the_sum_of_squares_of_every_example_s_derivative(model):
         np.testing.assert_allclose(stats.fisher[name], value, rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_fisher_of_queries_and_keys_counts_their_biases():
     """Nothing consumes the dimensions of a head: the mask is on both factors of the scores."""
     rng = np.random.default_rng(3)
@@ -152,6 +155,7 @@ def drops(maps):
     return np.array(result)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_chip_is_the_mean_drop_of_the_nuclear_norm_of_every_example_s_maps():
     """The group of conv0 is read by conv1, after pooling: 4 x 4 positions."""
     stats, (x, _), p = collected("vgg"), data("vgg", 6), init("vgg")
@@ -166,6 +170,7 @@ def test_chip_is_the_mean_drop_of_the_nuclear_norm_of_every_example_s_maps():
 
 
 @pytest.mark.parametrize(("model", "name"), [("mlp", "fc0.weight"), ("vgg", "conv1.weight")])
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_chip_of_one_value_per_example_is_over_the_examples(model, name):
     stats, (x, _), p = collected(model), data(model, 6), init(model)
     if model == "mlp":

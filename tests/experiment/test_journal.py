@@ -75,8 +75,10 @@ def test_a_finished_run_is_not_touched(unfinished: Path) -> None:
     with Journal(unfinished, SETTINGS, find(unfinished)) as journal:
         journal.finish()
         assert not journal.checkpoints("fuse").exists()
-    with pytest.raises(ValueError, match="not empty; pass --overwrite"):
+    with pytest.raises(ValueError, match=r"not empty; .*finished run of the same settings"):
         find(unfinished)
+    with pytest.raises(ValueError, match=r"not empty; .*finished run of other settings"):
+        find(unfinished, SETTINGS | {"seed": 1})
     assert find(unfinished, overwrite=True) is None
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ifjax
 from ifjax import Stats
 from ifjax.fusion import inputs as checks
 from ifjax.spec.method import Method
@@ -130,3 +132,37 @@ def test_no_gradient_flows_into_statistics():
         return stats_of("fisher", Stats(fisher={NAME: x})).fisher[NAME].sum()
 
     np.testing.assert_array_equal(jax.grad(total)(jnp.ones(N)), 0)
+
+
+NORMED = reference.init("vgg", 0, (4, 6, 5))
+STATISTICS = [(norm.mean, norm.variance) for norm in reference.trace("vgg", NORMED).structure.norms]
+
+
+@pytest.mark.parametrize("function", [ifjax.fuse_params, ifjax.transport_maps])
+def test_statistics_that_a_network_begins_with_are_told(function):
+    """All of them, some of them; not where a single mean or variance has moved."""
+    spec = reference.trace("vgg", NORMED).spec(0.5, method="prune")
+    begun = dict(NORMED)
+    for mean, var in STATISTICS:
+        begun |= {mean: jnp.zeros_like(NORMED[mean]), var: jnp.ones_like(NORMED[var])}
+    with pytest.warns(UserWarning, match=r"have not settled.*ifjax\.reset_statistics") as found:
+        function(begun, spec)
+    assert len(found) == 1
+    assert f"of {len(STATISTICS)} of {len(STATISTICS)} batch norms" in str(found[0].message)
+    mean, var = STATISTICS[0]
+    with pytest.warns(UserWarning, match=f"of 1 of {len(STATISTICS)} batch norms, first {mean}"):
+        function(NORMED | {mean: begun[mean], var: begun[var]}, spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        function(NORMED, spec)
+        function(NORMED | {mean: begun[mean].at[0].set(1e-6), var: begun[var]}, spec)
+        function(NORMED | {mean: begun[mean], var: begun[var].at[1].set(0.5)}, spec)
+        jax.jit(function, static_argnames="spec")(begun, spec=spec)  # nothing is seen there
+
+
+def test_averages_that_begin_with_zeros_are_told():
+    """As haiku's, of variances too."""
+    norms = reference.trace("vgg", NORMED).structure.norms
+    zeros = {path: jnp.zeros_like(NORMED[path]) for norm in STATISTICS for path in norm}
+    with pytest.warns(UserWarning, match="means 0 and variances 0"):
+        checks.warn_of_unsettled(zeros, norms)

@@ -30,6 +30,9 @@ COMPUTED = {
 
 
 @pytest.mark.parametrize("name", COMPUTED)
+@pytest.mark.promotes(
+    dtypes="its functions mix dtypes", ranks="its networks add vectors to matrices"
+)
 def test_values_are_those_of_jax(name):
     f = COMPUTED[name]
     walked = Walked(lambda x: jnp.sum(x) + f(), np.zeros(2))
@@ -37,6 +40,7 @@ def test_values_are_those_of_jax(name):
     assert any(np.array_equal(x, f()) and x.dtype == f().dtype for x in found)
 
 
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_what_depends_on_data_is_unknown():
     def f(x, n):
         positions = jnp.argsort(x) + n

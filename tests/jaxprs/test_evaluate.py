@@ -22,11 +22,13 @@ def run(program, *args, **options):
 
 
 @pytest.mark.parametrize("program", both(calls, *ARGS, data=[False, False, True]))
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_through_every_kind_of_call(program):
     for got, want in zip(run(program, *ARGS), calls(*ARGS), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_calls_may_stay_whole():
     (program, _) = both(calls, *ARGS, calls=False)
     assert {*names(program.steps)} & {"pjit", "jit"}
@@ -77,6 +79,7 @@ def test_parameters_alone_determine_a_part():
     np.testing.assert_allclose(values[kernel], 2 * np.sin(w), rtol=1e-6)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_segment_by_segment():
     x = ARGS
     (program, _) = both(calls, *x)

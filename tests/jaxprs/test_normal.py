@@ -31,6 +31,7 @@ def names(f, *args, **options):
     return list(inside(normalised(jax.make_jaxpr(f)(*args), **options)))
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_dead_equations_go_wherever_they_stand():
     def inner(x):
         return jnp.sin(x), jnp.cos(x)

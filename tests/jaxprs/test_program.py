@@ -67,6 +67,7 @@ def test_calls_are_taken_apart(program):
     assert sorted([*program.inputs, *program.constants, *made]) == [*range(len(program.data))]
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_numbers_of_a_walked_function_name_its_variables():
     frame = as_frame(calls, *ARGS)
     program = flatten(frame, [True] * 3)
@@ -89,6 +90,7 @@ def test_named_scopes_reach_through_calls():
     assert [len(step.callers) for step in steps] == [1, 0, 0]
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_as_many_flags_as_inputs():
     with pytest.raises(ValueError, match="each of 3 inputs, got 1"):
         flatten(as_jaxpr(calls, *ARGS), [True])

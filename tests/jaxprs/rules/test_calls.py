@@ -72,6 +72,7 @@ def test_the_derivative_of_relu_at_zero_is_kept():
     np.testing.assert_array_equal(gradient["a"], 0)  # 0.5 x where max is differentiated instead
 
 
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_custom_derivatives_with_integer_operands_and_constants():
     table = jnp.array([0.5, 2.0, 3.0])
 
@@ -166,6 +167,7 @@ CUSTOM = {
 
 
 @pytest.mark.parametrize("call", CUSTOM)
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_both_halves_of_a_custom_vjp_are_rewritten(call):
     f, p, x = between(CUSTOM[call], 6)
     f = jax.jit(f)
@@ -204,6 +206,7 @@ crooked_forward.defvjp(lambda h: (2 * h, h * jnp.arange(6.0)), lambda kept, g: (
 
 
 @pytest.mark.parametrize("rule", [crooked, crooked_forward])
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_a_derivative_rule_that_depends_on_the_index_leaves_the_function_alone(rule):
     f, p, x = between(rule, 6)
     graph = hold(jax.jit(f), p, x, groups={"a": 6})
@@ -283,6 +286,7 @@ SHARDED = {
 
 
 @pytest.mark.parametrize("form", SHARDED)
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_sharded_functions_are_seen_through(form):
     f, p, x = between(SHARDED[form], 6)
     hold(jax.jit(f), p, x, groups={"a": 6})
@@ -302,6 +306,7 @@ def test_sharded_functions_are_seen_through(form):
     ],
     ids=["batch", "neurons", "permuted", "gathered"],
 )
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_shards_are_cut_alike(spec, body, groups):
     if jax.device_count() < 2:
         pytest.skip("needs 2 devices; leave XLA_FLAGS to tests/conftest.py")

@@ -73,6 +73,7 @@ FORMS = SMOOTH | FORWARD
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_the_group_passes_and_gradients_are_kept(form):
     f, p, x = between(FORMS[form], 6)
     f = jax.jit(f)
@@ -144,6 +145,7 @@ def test_work_of_the_heaviest_branch_counts_and_that_of_a_while_once():
 
 
 @pytest.mark.parametrize(("time", "batch"), [(1, 4), (2, 1), (7, 3)])
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_other_batch_sizes_and_lengths(rnn_graph, time, batch):
     small = jax.tree.map(jnp.float32, ifjax.take(RNN, rnn_graph, {"x": kept(8)}))
     x = jnp.float32(array(time, batch, 3, seed=1))
@@ -200,6 +202,7 @@ LAYERS = arrays(up=(3, 6, 8), b=(3, 8), down=(3, 8, 6))
 STACKED = {**arrays(**{"in": (4, 6), "out": (6, 2)}), "layers": LAYERS}
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_one_group_spans_all_stacked_layers():
     graph = hold(jax.jit(stacked), STACKED, array(5, 4), groups={"in": 6, "layers/up": 8})
     stream, hidden = (graph.structure.group[name] for name in ("in", "layers/up"))
@@ -218,6 +221,7 @@ def test_one_group_spans_all_stacked_layers():
     assert graph.spec(0.0).flops() == (flops, flops)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_stacked_layers_are_the_same_function_as_their_unrolled_form():
     def unrolled(p, x):
         h, seen = x @ p["in"], 0
@@ -265,6 +269,9 @@ UNSOUND = {
 
 @pytest.mark.filterwarnings("ignore:random numbers are drawn with a constant key")
 @pytest.mark.parametrize("form", UNSOUND)
+@pytest.mark.promotes(
+    dtypes="its functions mix dtypes", ranks="its networks add vectors to matrices"
+)
 def test_what_depends_on_the_order_is_pinned(form):
     f, p, x = between(UNSOUND[form], 6)
     hold(jax.jit(f), p, x, power=False)
@@ -349,6 +356,7 @@ def normalise(y, scale, offset, mean, variance):
 NORM = ("scale", "offset", "mean", "variance")
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_batch_norms_with_stacked_statistics_are_not_folded():
     def f(p, x):
         def block(h, layer):
@@ -366,6 +374,7 @@ def test_batch_norms_with_stacked_statistics_are_not_folded():
 
 
 @pytest.mark.parametrize("leak", [False, True])
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_a_batch_norm_of_a_shared_block_is_folded_unless_a_branch_reads_before_it(leak):
     def f(p, x):
         def step(h, _):
@@ -397,6 +406,7 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize("cell", [nn.GRUCell, nn.OptimizedLSTMCell])
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_recurrent_cells_of_flax(cell):
     x = array(2, 4, 3)
     with jax.enable_x64(True):
@@ -508,6 +518,7 @@ def random_function(rng, depth=0):
 
 
 @pytest.mark.parametrize("seed", range(10))
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_random_loops(seed):
     body = random_function(np.random.default_rng(seed))
 

@@ -24,10 +24,12 @@ from tests.graph.laws import array, arrays, between, hold
     ],
     ids=["unary", "special", "select", "rounding", "logic", "complex", "identity"],
 )
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_elementwise_steps_pass_the_group(function):
     hold(*between(function), groups={"a": 8})
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_operands_of_full_rank_are_tied():
     def f(p, x):
         return ((x @ p["a"]) * (x @ p["c"]) + p["s"] * (x @ p["d"]) / jnp.exp(p["v"])) @ p["b"]

@@ -184,6 +184,7 @@ def test_random_indices(drawn, mode):
 # Models
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_embeddings_follow_their_width_and_pin_the_vocabulary():
     def f(p, tokens):
         return jnp.tanh(p["table"][tokens] + p["position"][jnp.arange(5)]) @ p["b"]
@@ -247,6 +248,7 @@ def test_expert_kernels_chosen_by_data_keep_their_roles():
     }
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_class_tokens():
     def f(p, x):
         h = x @ p["a"]
@@ -355,6 +357,7 @@ ROTARY = {
 
 @pytest.mark.parametrize("name", ROTARY)
 @pytest.mark.parametrize("frequencies", ["one", "many"])
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_rotary_embeddings(name, frequencies):
     """Pairs are turned by an angle that depends on the pair: pinned; heads are free.
 

@@ -19,6 +19,7 @@ def roles(graph: ifjax.DependencyGraph, name: str) -> set[tuple[str, int, str]]:
 # Matrix products
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_dense_layers():
     def f(p, x):
         return jnp.tanh(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]

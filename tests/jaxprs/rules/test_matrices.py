@@ -10,6 +10,7 @@ from jax import lax
 from tests.graph.laws import array, arrays, between, hold, reasons
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_whitening_within_every_channel():
     """One positive definite matrix per neuron: the neurons are free, the positions are not."""
 

@@ -24,6 +24,7 @@ OVER = {
 
 
 @pytest.mark.parametrize("primitive", OVER)
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_over_the_neurons_pins(primitive):
     graph = hold(*between(OVER[primitive]), groups={})
     assert reasons(graph)["a", 1].startswith(f"{primitive}: ")
@@ -44,6 +45,9 @@ ACROSS = {
 
 
 @pytest.mark.parametrize("case", ACROSS)
+@pytest.mark.promotes(
+    dtypes="its functions mix dtypes", ranks="its networks add vectors to matrices"
+)
 def test_across_the_neurons_passes_the_group(case):
     hold(*between(ACROSS[case]), groups={"a": 8})
 

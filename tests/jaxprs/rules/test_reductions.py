@@ -10,6 +10,7 @@ import ifjax
 from tests.graph.laws import array, arrays, between, hold
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_across_the_neurons_passes_the_group():
     def across(h):
         return h.sum(0, keepdims=True) + h.prod(0) + h.max(0) - h.min(0)
@@ -28,6 +29,7 @@ REDUCED = {
 
 
 @pytest.mark.parametrize("case", REDUCED)
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_over_the_neurons_keeps_the_group(case):
     (group,) = hold(*between(REDUCED[case]), groups={"a": 8}).groups
     assert group.exact == (case == "sum")

@@ -129,6 +129,9 @@ INERT = {"first quarter": ("a (2:8)",), "a slice in the middle": ("a (0:2)", "a 
 
 
 @pytest.mark.parametrize("case", MIDDLE)
+@pytest.mark.promotes(
+    dtypes="its functions mix dtypes", ranks="its networks add vectors to matrices"
+)
 def test_between_two_dense_layers(case):
     middle, width, out, groups = MIDDLE[case]
     f, p, x = between(middle, width, out)
@@ -256,6 +259,7 @@ def test_empty_arrays_pin_and_pass():
     hold(f, p, array(4, 3), groups={"a": 4})
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_kernels_of_their_own_per_sample():
     """`jax.vmap` of a convolution transposes inside of its reshapes."""
 
