@@ -23,6 +23,7 @@ from ifjax.spec.method import Method
 from ifjax.spec.nearest import nearest_first
 from ifjax.spec.spec import FusionSpec
 from ifjax.spec.table import shortened
+from ifjax.spec.uniform import Uniform, check_uniform
 from ifjax.structure.structure import Group, Member, Structure
 
 # Of Python, numpy or jax.
@@ -81,6 +82,7 @@ class DependencyGraph:
         exclude: selecting.Selector = None,
         round_to: int = 1,
         protect: str | Sequence[str] = (),
+        uniform: Uniform = False,
         **method: Any,
     ) -> FusionSpec:
         """Says how many neurons of which groups are to be kept, and how they are computed.
@@ -101,6 +103,9 @@ class DependencyGraph:
           round_to: kept neurons are the nearest positive multiple of it that is not above n.
           protect: globs on leaf paths; groups that any of these leaves holds are not cut, see
             `couplings`.
+          uniform: globs on group names: what one of them matches has to have one width, as stacked
+            layers and exported configurations want it; True for all groups whose names differ in
+            numbers alone. Other widths are refused.
           **method: fields of `ifjax.Method`.
 
         Returns:
@@ -108,12 +113,13 @@ class DependencyGraph:
 
         Raises:
           ValueError: for a pattern that matches nothing, a sparsity outside [0, 1), a number of
-            neurons that the group does not have, an unknown method option, a group asked for by
+            neurons that the group does not have, different widths under ``uniform``, an unknown
+            method option, a group asked for by
             name that a protected leaf holds, where a positive sparsity would remove nothing, or a
             share of the weights or FLOPs that the groups do not hold.
         """
         known = [f.name for f in dataclasses.fields(Method)]
-        own = ["sparsity", "of", "keep", "include", "exclude", "round_to", "protect"]
+        own = ["sparsity", "of", "keep", "include", "exclude", "round_to", "protect", "uniform"]
         for name in method:
             if name not in known:
                 options = ", ".join(nearest_first(name, [*own, *known]))
@@ -133,6 +139,7 @@ class DependencyGraph:
             )
 
         groups = cut(sparsity) if of == "neurons" else self._fitted(sparsity, of, cut)
+        check_uniform(groups, uniform)
         self._warn_of_numbers({g.name for g in groups if g.kept != g.size})
         return FusionSpec(dataclasses.replace(self.structure, groups=groups), Method(**method))
 

@@ -13,6 +13,12 @@ from ifjax.interop.huggingface import (
     overrides_for,
     save_huggingface,
 )
+from ifjax.interop.maxtext import (
+    from_maxtext,
+    maxtext_config,
+    maxtext_overrides,
+    to_maxtext,
+)
 from ifjax.interop.resnet import (
     cifar_resnet_from_torch,
     cifar_resnet_to_torch,
@@ -27,14 +33,18 @@ __all__ = [
     "Checkpoint",
     "cifar_resnet_from_torch",
     "cifar_resnet_to_torch",
+    "from_maxtext",
     "load_gguf",
     "load_huggingface",
     "load_safetensors",
     "load_tokenizer",
+    "maxtext_config",
+    "maxtext_overrides",
     "overrides_for",
     "resnet_from_torch",
     "resnet_to_torch",
     "save_huggingface",
+    "to_maxtext",
     "vgg_from_torch",
     "vgg_to_torch",
     "vit_from_torch",

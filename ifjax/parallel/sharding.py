@@ -54,8 +54,13 @@ def sharding_of(name: str, x: Any) -> Any:
     return found
 
 
-def divided(full: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """The shardings without the mesh axes that do not divide the shapes; warns of these."""
+def divided(
+    full: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], strict: bool = False
+) -> dict[str, Any]:
+    """The shardings without the mesh axes that do not divide the shapes; warns of these.
+
+    With ``strict`` they are an error, which names the widths that would do.
+    """
     result, dropped = {}, []
     for name, sharding in full.items():
         result[name] = sharding
@@ -70,10 +75,14 @@ def divided(full: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dic
             parts.append(part if kept == names else kept or None)
             if kept != names:
                 count = math.prod(mesh.shape[a] for a in names)
-                dropped.append(
-                    f"{name}, axis {axis}: width {width} over {', '.join(names)} ({count} "
-                    f"devices), avoided by round_to={count}"
-                )
+                place = f"{name}, axis {axis}: width {width} over {', '.join(names)} ({count} "
+                if strict:
+                    near = [x for x in (width // count * count, -(-width // count) * count) if x]
+                    raise ValueError(
+                        f"{place}devices) does not divide: keep {' or '.join(map(str, near))}, or "
+                        f"give round_to={count}"
+                    )
+                dropped.append(f"{place}devices), avoided by round_to={count}")
         result[name] = NamedSharding(mesh, P(*parts), memory_kind=sharding.memory_kind)
     if dropped:
         warnings.warn(

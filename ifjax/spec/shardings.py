@@ -14,7 +14,7 @@ from ifjax.tree import leaves_by_path
 
 
 @with_promotion
-def small_shardings(spec: FusionSpec, params: PyTree) -> PyTree:
+def small_shardings(spec: FusionSpec, params: PyTree, *, strict: bool = False) -> PyTree:
     """Where the small parameters lie: every leaf as the full one does, as far as widths divide.
 
     For ``jax.jit(..., out_shardings=...)`` of `ifjax.fuse_params`, and for `ifjax.load`. Where the
@@ -25,12 +25,14 @@ def small_shardings(spec: FusionSpec, params: PyTree) -> PyTree:
     Args:
       spec: the spec.
       params: the full parameters, their structs, or their shardings.
+      strict: refuse a width that is no multiple of its mesh axes instead.
 
     Returns:
       A tree of the same structure with a `jax.sharding.Sharding` per leaf.
 
     Raises:
-      ValueError: for a leaf that the spec has not.
+      ValueError: for a leaf that the spec has not; with ``strict`` for a width that does not
+        divide, with those that would.
       TypeError: for a leaf without a sharding, or with one that is neither a `NamedSharding` nor
         whole on every device; for arrays of a jitted function whose mesh is not explicit.
 
@@ -53,7 +55,7 @@ def small_shardings(spec: FusionSpec, params: PyTree) -> PyTree:
         if name not in spec.structure.leaf:
             raise ValueError(f"{name}: not a leaf of the network this spec was made for")
     full = {name: sharding_of(name, x) for name, x in leaves.items()}
-    small = divided(full, {name: spec.structure.shape(name) for name in leaves})
+    small = divided(full, {name: spec.structure.shape(name) for name in leaves}, strict)
     return jax.tree.unflatten(jax.tree.structure(params), list(small.values()))
 
 

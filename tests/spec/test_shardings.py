@@ -447,6 +447,14 @@ def test_the_warning_says_how_to_avoid_it():
     assert small_shardings(dense(10, round_to=4), params)["w2"].spec == P("y")
 
 
+def test_a_width_that_does_not_divide_is_refused_with_those_that_would():
+    params = {"w1": placed((8, 24), "x", "y"), "w2": placed((24, 8), "y")}
+    wanted = r"w1, axis 1: width 10 over y \(4 devices\) .* keep 8 or 12, or give round_to=4"
+    with pytest.raises(ValueError, match=wanted):
+        small_shardings(dense(10), params, strict=True)
+    assert small_shardings(dense(12), params, strict=True) == small_shardings(dense(12), params)
+
+
 def test_leaves_without_a_place():
     spec, whole = dense(12), SingleDeviceSharding(jax.devices()[0])
     params = {"w1": jnp.ones((8, 24)), "w2": jnp.ones((24, 8))}
