@@ -46,6 +46,17 @@ def save(path: str | os.PathLike[str], params: PyTree, spec: FusionSpec) -> None
       ValueError: if the parameters have not the widths of the spec, or are not finite, or a process
         other than 0 would write alone; nothing is written then.
       FileExistsError: if ``path`` exists.
+
+    Example:
+      >>> import ifjax, tempfile, jax.numpy as jnp
+      >>> params = {"w1": jnp.eye(4), "w2": jnp.ones((4, 2))}
+      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
+      >>> spec = graph.spec(0.5, method="prune")
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(f"{folder}/small", ifjax.fuse_params(params, spec), spec)
+      ...     small, same = load(f"{folder}/small")
+      >>> small["w1"].shape, same == spec
+      ((4, 2), True)
     """
     params = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.numpy.asarray(x), params)
     check_small(params, spec.structure)
@@ -117,6 +128,17 @@ def load(
       FileNotFoundError: if there is no such directory.
       ValueError: if it is not a complete checkpoint of `save`, or if ``like`` or ``sharding`` has
         other leaves.
+
+    Example:
+      >>> import ifjax, tempfile, jax.numpy as jnp
+      >>> params = [jnp.eye(4), jnp.ones((4, 2))]
+      >>> graph = ifjax.trace(lambda p, x: x @ p[0] @ p[1], params, jnp.ones((1, 4)))
+      >>> spec = graph.spec(0.5, method="prune")
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(f"{folder}/small", ifjax.fuse_params(params, spec), spec)
+      ...     small, spec = load(f"{folder}/small", like=params)
+      >>> [x.shape for x in small]
+      [(4, 2), (2, 2)]
     """
     path = Path(path).absolute()
     if not path.is_dir():
@@ -200,8 +222,8 @@ def _checkpointer(alone: bool) -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=processes)
 
 
-def _restore(reader: ocp.Checkpointer, path: Path, sharding: Any) -> dict[str, Any]:
-    """The parameters as nested dicts, every array on a sharding that exists on this machine."""
+def _restore(reader: ocp.Checkpointer, path: Path, sharding: Any) -> PyTree:
+    """The parameters as nested dicts or lists, on shardings that exist on this machine."""
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     one = isinstance(sharding, jax.sharding.Sharding | None)
     places = {} if one else leaves_by_path(sharding)

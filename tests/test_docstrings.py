@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+import ifjax
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "ifjax").rglob("*.py"), ROOT / "train.py"])
@@ -38,3 +41,14 @@ def test_docstrings_say_what_is_done() -> None:
 def test_an_order_is_found() -> None:
     assert list(orders('def f():\n    """Draw the graph.\n\n    More."""')) == ["Draw the graph."]
     assert list(orders('def f():\n    """Draws the graph."""\nclass A:\n    pass')) == []
+
+
+def test_every_public_function_has_an_example():
+    without = [name for name in ifjax.__all__ if ">>>" not in (getattr(ifjax, name).__doc__ or "")]
+    for package in set(dir(ifjax)) - {*ifjax.__all__, "__doc__", "__name__", "__version__"}:
+        module = getattr(ifjax, package)
+        for name in module.__all__ if package != "interop" else ():  # needs files of others
+            public = getattr(module, name)
+            if inspect.isfunction(public) and ">>>" not in (public.__doc__ or ""):
+                without.append(f"{package}.{name}")
+    assert without == []

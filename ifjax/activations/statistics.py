@@ -59,6 +59,16 @@ class Stats:
         neuron has one value per example, the Gram matrix of these values over the examples,
         ``[n, n]``.
       count: number of examples; ``gradients / count`` is the gradient of their mean loss.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = {"w1": jnp.eye(4), "w2": jnp.ones((4, 2))}
+      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
+      >>> grads = {"w1": jnp.diag(jnp.array([1.0, 4.0, 2.0, 3.0])), "w2": jnp.zeros((4, 2))}
+      >>> spec = graph.spec(0.5, importance="taylor", solver="nearest")
+      >>> maps = ifjax.transport_maps(params, spec, stats=Stats(gradients=grads))
+      >>> maps["w1"].targets.tolist()
+      [1, 3]
     """
 
     gradients: Any = None

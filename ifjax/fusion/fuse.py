@@ -31,9 +31,10 @@ def fuse_params(
     stats: Stats | None = None,
     keep_shape: bool = False,
 ) -> PyTree:
-    """The small parameters: `transport_maps` and `apply_maps` together.
+    """The parameters at the small widths of a spec: neurons fused into fewer, or pruned.
 
-    Pure; ``spec`` and ``keep_shape`` are static, so that it can be jitted with
+    First `transport_maps` finds which neurons stay and where the others go, then `apply_maps`
+    merges them. Pure; ``spec`` and ``keep_shape`` are static, so that it can be jitted with
     ``static_argnames=("spec", "keep_shape")`` and compiles once for one spec.
 
     Args:
@@ -137,6 +138,15 @@ def apply_maps(
     Raises:
       ValueError: as `fuse_params`; or if a group has no map, or one of a wrong shape.
       TypeError: for a spec or a map that is none.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = {"w1": jnp.eye(4), "w2": jnp.ones((4, 2))}
+      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
+      >>> spec = graph.spec(0.5, solver="nearest")
+      >>> maps = ifjax.transport_maps(params, spec)
+      >>> ifjax.apply_maps(params, spec, maps)["w1"].shape
+      (4, 2)
     """
     check_spec(spec)
     structure = spec.structure

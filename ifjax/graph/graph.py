@@ -44,6 +44,17 @@ class DependencyGraph:
         cut, or random numbers are drawn with a constant key.
       unused: paths of leaves that reach no output; they are cut with their group where they share
         one with a leaf that does.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
+      >>> print(ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4))))
+      DependencyGraph: 1 groups, 48 weights, 96 FLOPs
+        group  size    kind      members  weights  FLOPs
+        w1        8  neuron  2 in 2 leaves       48     96
+      pinned: 2 axes
+        w1[0]: an axis of the function's inputs
+        w2[1]: an axis of the function's outputs
     """
 
     structure: Structure

@@ -114,6 +114,7 @@ def decoder_shapes(
       ValueError: for an unknown name in ``extra``.
 
     Example:
+      >>> from ifjax.models import DecoderWidths, decoder_shapes
       >>> shapes = decoder_shapes(DecoderWidths(11, 8, 16, 4, 2, 4, layers=3))
       >>> shapes["layers"]["key"].shape
       (3, 8, 2, 4)
@@ -152,6 +153,12 @@ def init_decoder(
 
     Returns:
       The tree.
+
+    Example:
+      >>> from ifjax.models import DecoderWidths, init_decoder
+      >>> params = init_decoder(jax.random.key(0), DecoderWidths(11, 8, 16, 4, 2, 4, layers=3))
+      >>> params["layers"]["gate"].shape
+      (3, 8, 16)
     """
     shapes = decoder_shapes(widths, **options)
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
@@ -185,6 +192,7 @@ def layer_widths(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
       ValueError: naming the leaf that is missing, unknown, or does not fit to the others.
 
     Example:
+      >>> from ifjax.models import DecoderWidths, decoder_shapes
       >>> shapes = decoder_shapes(DecoderWidths(11, 8, 16, 4, 2, 4, layers=3))
       >>> layer_widths(shapes)["ffn"]
       (16, 16, 16)
@@ -237,6 +245,7 @@ def _checked(
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """The tree with a list of layers instead of stacked leaves; numpy arrays become views.
 
+    >>> from ifjax.models import DecoderWidths, decoder_shapes
     >>> shapes = decoder_shapes(DecoderWidths(5, 2, 2, 1, 1, 2, layers=3), scan=False)
     >>> unstack_layers(shapes) is not shapes
     True

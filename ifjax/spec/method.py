@@ -65,6 +65,10 @@ class Method:
       heads: what ``method="fuse"`` does to attention heads and their dimensions: averaging heads
         that are not aligned is noise, so that they are pruned unless this says ``"fuse"``.
       seed: of the random importance and of the starts of k-means.
+
+    Example:
+      >>> Method(importance="l2", solver="exact").solver_for(8, 4)
+      'exact'
     """
 
     method: Literal["fuse", "prune"] = "fuse"

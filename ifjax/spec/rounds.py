@@ -18,6 +18,16 @@ class Round(NamedTuple):
       step: from the widths of the round before to those of this one: for `ifjax.transport_maps`,
         `ifjax.apply_maps`, `ifjax.fuse_params` and `ifjax.fuse_tree`.
       total: from the original widths to those of this round: for `ifjax.shrink` and `ifjax.save`.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = {"w1": jnp.eye(4), "w2": jnp.ones((4, 2))}
+      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
+      >>> first, second = iterated(graph.spec(0.5), 2)
+      >>> [(r.step.groups[0].size, r.step.groups[0].kept) for r in (first, second)]
+      [(4, 3), (3, 2)]
+      >>> second.total == graph.spec(0.5)
+      True
     """
 
     step: FusionSpec

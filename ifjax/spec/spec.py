@@ -43,6 +43,16 @@ class FusionSpec:
     Attributes:
       structure: leaves, groups, widths.
       method: how the small parameters are computed.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = {"w1": jnp.eye(4), "w2": jnp.ones((4, 2))}
+      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
+      >>> spec = graph.spec(0.5)
+      >>> spec.weights(), spec.flops()
+      ((24, 12), (48, 24))
+      >>> ifjax.FusionSpec.from_json(spec.to_json()) == spec
+      True
     """
 
     structure: Structure

@@ -38,6 +38,16 @@ def compose_maps(
 
     Raises:
       ValueError: if the second map of a group does not start where the first one ends.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = {"w1": jnp.eye(8), "w2": jnp.ones((8, 2))}
+      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 8)))
+      >>> first, second = ifjax.iterated(graph.spec(0.75, solver="nearest"), 2)
+      >>> one = ifjax.transport_maps(params, first.step)
+      >>> two = ifjax.transport_maps(ifjax.apply_maps(params, first.step, one), second.step)
+      >>> compose_maps(two, one)["w1"].map.shape
+      (8, 2)
     """
     found = {**second, **first}
     for name in second.keys() & first.keys():

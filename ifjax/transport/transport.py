@@ -39,6 +39,14 @@ class Transport(NamedTuple):
         marginal free, it measures how far that is from ``b``, and says nothing about convergence.
       cost: the transport cost ``<T, C>`` in the units of the cost matrix.
       potential: the dual potential on the sources; pass it (or this tuple) as `init` to warm-start.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = {"w1": jnp.eye(4), "w2": jnp.ones((4, 2))}
+      >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
+      >>> found = ifjax.transport_maps(params, graph.spec(0.5, solver="nearest"))["w1"]
+      >>> found.map.shape, found.targets.tolist(), bool(found.converged)
+      ((4, 2), [0, 1], True)
     """
 
     map: Float[AnyArray, "n m"]
