@@ -1,5 +1,6 @@
 """Training, fine-tuning and evaluation of any ``apply_fn(variables, images)``, small or large."""
 
+from ifjax.training.distill import distillation_loss, feature_loss, make_distill_step
 from ifjax.training.evaluate import Evaluation, evaluate, make_eval_step
 from ifjax.training.feeding import SplitBatch, fold_steps, make_feed
 from ifjax.training.layout import Layout, collect, make_layout, place
@@ -29,10 +30,13 @@ __all__ = [
     "create_split_state",
     "create_state",
     "cross_entropy",
+    "distillation_loss",
     "evaluate",
     "evaluate_folds",
+    "feature_loss",
     "fit",
     "fold_steps",
+    "make_distill_step",
     "make_eval_step",
     "make_feed",
     "make_layout",

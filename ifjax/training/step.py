@@ -30,6 +30,9 @@ class Metrics(NamedTuple):
     accuracy: Float[Array, ""]
 
 
+Objective = Callable[[PyTree, PyTree, Array, Array], tuple[Array, tuple[PyTree, Array]]]
+"""``(params, variables, images, labels) -> (loss, (updates, accuracy))``."""
+
 TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
 """``(state, images, labels) -> (state, metrics)``."""
 
@@ -102,13 +105,42 @@ def plain_train_step(
         loss = cross_entropy(logits, labels, label_smoothing).mean()
         return loss, (updates, jnp.mean(logits.argmax(axis=-1) == labels))
 
-    def train_step(
-        state: TrainState, images: Array, labels: Int[Array, " b"]
-    ) -> tuple[TrainState, Metrics]:
+    return step_of(loss_fn, optimizer, prepare, average)
+
+
+def step_of(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    prepare: Prepare | None = None,
+    average: Callable[[PyTree], PyTree] = lambda tree: tree,
+) -> TrainStep:
+    """Builds the step of any loss.
+
+    Args:
+        objective: the loss, and what the network's train mode changes.
+        optimizer: as for :func:`make_train_step`.
+        prepare: as there.
+        average: as for :func:`plain_train_step`.
+
+    Returns:
+        A pure function ``(state, images, labels) -> (state, metrics)``.
+
+    Example:
+        >>> import optax, jax.numpy as jnp
+        >>> from ifjax.training import create_state
+        >>> optimizer = optax.sgd(0.5)
+        >>> state = create_state({"params": {"w": jnp.zeros(2)}}, optimizer)
+        >>> def loss(params, variables, x, y):
+        ...     return jnp.square(x @ params["w"] - y).mean(), ({}, jnp.zeros(()))
+        >>> step_of(loss, optimizer)(state, jnp.eye(2), jnp.ones(2))[1].loss.item()
+        1.0
+    """
+
+    def train_step(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Metrics]:
         if prepare is not None:
             images = prepare(jax.random.fold_in(state.key, state.step), images)
         params = state.variables["params"]
-        (loss, (updates, accuracy)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        (loss, (updates, accuracy)), grads = jax.value_and_grad(objective, has_aux=True)(
             params, state.variables, images, labels
         )
         loss, updates, accuracy, grads = average((loss, updates, accuracy, grads))
