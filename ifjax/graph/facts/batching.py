@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from jax.extend.core import JaxprEqn
 
@@ -15,6 +16,7 @@ from ifjax.jaxprs.walk import Axes, Frame, Loop, frames_of
 PASSING = {
     *("elementwise", "same", "layout", "move", "join", "reduction", "search", "made", "collective"),
 }
+RAGGED = "ragged_dot_general"
 
 
 def batch_axes(
@@ -28,7 +30,8 @@ def batch_axes(
     The neurons of such a class can be permuted and cut at every position of these axes by
     themselves, the same number everywhere. Not so where the axis is free in a contraction over the
     class, or where data moves along it. What a scan stacks is accompanied by its steps; its
-    constants and carries are not.
+    constants and carries are not. Rows that ragged products deal out to the kernels of a class
+    (tokens to experts), all by the same sizes, stand for the kernels.
 
     Args:
       store: the axis store.
@@ -41,6 +44,8 @@ def batch_axes(
       first leaf that holds it; classes without are left out.
     """
     search = _Search(store)
+    if frame is not None:
+        search.deal(frame)
     for axes in leaves:
         search.array(axes, [])
     if frame is not None:
@@ -74,6 +79,29 @@ class _Search:
         self.found: dict[int, set[int]] = {}
         self._divisors: dict[int, frozenset[int]] = {}
         self._mentioned: dict[int, tuple[int, ...]] = {}
+        self._dealt: dict[int, set[tuple[Any, int, int]]] = {}
+
+    def deal(self, frame: Frame) -> None:
+        """Notes for every class by which sizes which rows are dealt out to its kernels."""
+        for i, equation in enumerate(frame.jaxpr.eqns):
+            for called in frames_of(frame.notes.get(i)):
+                self.deal(called)
+            if equation.primitive.name != RAGGED:
+                continue
+            lhs, rhs, sizes = (frame.read(v, self.store) for v in equation.invars[:3])
+            numbers = contraction_of(equation)
+            rows = equation.params["ragged_dot_dimension_numbers"].lhs_ragged_dimensions
+            dealt, kernels = self.store.find(lhs[rows[0]]), self.store.find(sizes[-1])
+            by = (id(frame), equation.invars[2]), dealt, kernels
+            if rows[0] in numbers.free[0]:
+                every = tuple(a for k, a in enumerate(rhs) if k not in numbers.groups)
+                for root in self.held(every):
+                    self._dealt.setdefault(root, set()).add(by)
+
+    def rows(self, root: int) -> tuple[int, int] | None:
+        """The rows that stand for the kernels of a class, and the axis that numbers these."""
+        found = self._dealt.get(root, ())
+        return next(iter(found))[1:] if len(found) == 1 else None
 
     def held(self, axes: Axes) -> set[int]:
         """Classes along an array."""
@@ -128,15 +156,19 @@ class _Search:
             if not any(d in other for j, other in enumerate(mentions) if j != i)
         }
         for root in held:
-            found = self.found.get(root)
-            self.found[root] = (once if found is None else found & once) - {root}
+            found, rows = self.found.get(root), self.rows(root)
+            here = once
+            if rows is not None and rows[0] in once and not any(rows[1] in m for m in mentions):
+                here = once | {rows[1]}
+            self.found[root] = (here if found is None else found & here) - {root}
 
     def forbid(self, roots: set[int], axes: Sequence[int]) -> None:
         """Some axes batch none of the classes."""
         bad = {m for node in axes for m in self.mentioned(node)}
         for root in roots:
             if self.found.get(root):
-                self.found[root] -= bad
+                rows = self.rows(root)
+                self.found[root] -= bad | ({rows[1]} if rows and rows[0] in bad else set())
 
     def frame(self, frame: Frame, steps: Sequence[int]) -> None:
         """Reads the arrays of a frame and of its calls.
@@ -174,6 +206,10 @@ class _Search:
         elif traits.kind == "contraction":
             numbers = contraction_of(equation)
             free = [numbers.free[0], (*numbers.free[1], *numbers.groups)]
+            if name == RAGGED:  # rows and kernels that are dealt out are no other entries
+                dealt = p["ragged_dot_dimension_numbers"].lhs_ragged_dimensions
+                if dealt[0] in numbers.free[0]:
+                    free = [tuple(i for i in numbers.free[0] if i not in dealt), numbers.free[1]]
             for k, (one, other) in enumerate(((ins[0], ins[1]), (ins[1], ins[0]))):
                 contracted = [one[i] for i in numbers.contracted[k]]
                 batch = [one[i] for i in numbers.batch[k]]

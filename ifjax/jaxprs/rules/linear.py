@@ -35,6 +35,8 @@ def ragged_dot(context: Context, equation: JaxprEqn, operands: list[Axes]) -> li
         context.pin(axes, "sizes of ragged groups")
     context.pin([lhs[i] for i in ragged], "ragged axis")
     context.pin([rhs[i] for i in groups], "kernels of ragged groups")
+    for i in groups:
+        context.unify(sizes[-1], rhs[i])
     shared = zip((*lhs_contract, *lhs_batch), (*rhs_contract, *rhs_batch), strict=True)
     for i, j in shared:
         context.unify(lhs[i], rhs[j])
