@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ifjax.activations.batches import read_inputs
-from ifjax.jaxprs.arguments import Arguments, path_name
+from ifjax.activations.layer_names import layer_names
+from ifjax.jaxprs.arguments import Arguments
 from ifjax.jaxprs.evaluate import Seen, evaluate
 from ifjax.jaxprs.program import flatten
-from ifjax.jaxprs.traits import traits_of
 from ifjax.promotion import with_promotion
+from ifjax.tree import leaves_by_path
 
 
 class Divergence(NamedTuple):
@@ -62,32 +63,19 @@ def layer_outputs(
     def function(params: PyTree, *arrays: Any) -> Any:
         return apply_fn(params, *arguments.join(arrays))
 
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    arrays = [*(x for _, x in leaves), *arguments.arrays]
+    leaves = leaves_by_path(params)
+    arrays = [*leaves.values(), *arguments.arrays]
     jaxpr = jax.make_jaxpr(function)(params, *arguments.arrays)
     program = flatten(jaxpr, [i >= len(leaves) for i in range(len(arrays))])
-    made_from = {n: path_name(p) for n, (p, _) in zip(program.inputs, leaves, strict=False)}
-    found: list[tuple[str, Array]] = []
+    names = layer_names(program, [*leaves])
+    outputs: OrderedDict[str, Array] = OrderedDict()
 
     def observe(seen: Seen) -> None:
-        """Follows the leaves that values of parameters alone were made from."""
-        step = seen.step
-        traits = traits_of(step.equation)
-        pairs = zip(step.inputs[traits.sources], step.data[traits.sources], strict=True)
-        weights = [made_from.get(n) for n, data in pairs if not data]
-        name = next((w for w in weights if w is not None), None)
-        if any(step.data):
-            if traits.kind == "contraction" and len(weights) == 1 and name is not None:
-                found.append((name, jnp.asarray(seen.results[0])))
-        elif name is not None:
-            made_from.update(dict.fromkeys(step.outputs, name))
+        name = names.get(seen.step.outputs[0]) if seen.step.outputs else None
+        if name is not None:
+            outputs[name] = jnp.asarray(seen.results[0])
 
     evaluate(program, dict(zip(program.inputs, arrays, strict=True)), observe)
-    times = Counter[str]()
-    outputs: OrderedDict[str, Array] = OrderedDict()
-    for name, array in found:
-        times[name] += 1
-        outputs[name if times[name] == 1 else f"{name}#{times[name]}"] = array
     return outputs
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from ifjax.graph.analysis import Analysis, analyse
@@ -67,6 +68,22 @@ class NormInputs:
                 if norm.bias is not None:
                     sample = sample._replace(mean=sample.mean + leaves[norm.bias])
                 yield norm, sample
+
+    def spread(self, norm: Norm, statistic: Any, ndim: int) -> np.ndarray:
+        """A leaf of a norm, such as its mean, with the axes of what the norm reads.
+
+        Args:
+          norm: one of them.
+          statistic: of the shape of its mean.
+          ndim: the number of axes of what it reads.
+
+        Returns:
+          The statistic in double precision, with axes of size one where it has none.
+        """
+        _, kept = _channels(norm, self.analysis)
+        long = np.squeeze(np.asarray(statistic, np.float64))
+        order = [kept.index(a) for a in sorted(kept)]
+        return np.expand_dims(long.transpose(order), [a for a in range(ndim) if a not in kept])
 
 
 def find_norm_inputs(
@@ -140,14 +157,19 @@ def _checked_norms(analysis: Analysis, paths: Sequence[str], shared: bool) -> li
 
 def _sample(x: Array, norm: Norm, analysis: Analysis) -> Sample:
     """Mean and variance of a value, arranged like the norm's mean."""
-    frame, variable = norm.reads  # type: ignore[misc]
-    find = analysis.store.find
-    axes = [find(a) for a in frame.axes[variable]]
-    leaf = analysis.leaves[norm.mean]
-    shape = [analysis.store.size(a) for a in leaf]
-    kept = [axes.index(find(a)) for a, n in zip(leaf, shape, strict=True) if n > 1]
+    shape, kept = _channels(norm, analysis)
     x = jnp.moveaxis(promoted(x), kept, range(len(kept)))
     rest = tuple(range(len(kept), x.ndim))
     mean, variance = jnp.mean(x, rest), jnp.var(x, rest)
     count = jnp.asarray(x.size / max(mean.size, 1), x.dtype)
     return Sample(count, mean.reshape(shape), variance.reshape(shape))
+
+
+def _channels(norm: Norm, analysis: Analysis) -> tuple[list[int], list[int]]:
+    """The shape of a norm's mean, and which axes of what it reads are its longer ones."""
+    frame, variable = norm.reads  # type: ignore[misc]
+    find = analysis.store.find
+    axes = [find(a) for a in frame.axes[variable]]
+    leaf = analysis.leaves[norm.mean]
+    shape = [analysis.store.size(a) for a in leaf]
+    return shape, [axes.index(find(a)) for a, n in zip(leaf, shape, strict=True) if n > 1]

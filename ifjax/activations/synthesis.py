@@ -101,8 +101,8 @@ def synthesize(
         if n < 1:
             raise ValueError(f"expected {name} to be at least 1, got {n}")
     sizes = _sizes(count, batch_size)
-    arguments = _resized(Arguments.split(inputs_of(inputs, apply_fn, params)), sizes[0])
-    found = _norms_of(apply_fn, params, arguments)
+    arguments = resized(Arguments.split(inputs_of(inputs, apply_fn, params)), sizes[0])
+    found = norms_of(apply_fn, params, arguments)
     weights = label_weight, variation_weight
     optimizer = optax.adam(learning_rate)
 
@@ -141,7 +141,7 @@ def _sizes(count: int, batch_size: int) -> list[int]:
     return [size] * (batches - 1) + [count - size * (batches - 1)]
 
 
-def _resized(arguments: Arguments, n: int) -> Arguments:
+def resized(arguments: Arguments, n: int) -> Arguments:
     """Structs of the inputs, with n examples along axis 0."""
     structs = []
     for path, x in zip(arguments.paths, arguments.arrays, strict=True):
@@ -158,7 +158,8 @@ def _resized(arguments: Arguments, n: int) -> Arguments:
     return dataclasses.replace(arguments, arrays=tuple(structs))
 
 
-def _norms_of(apply_fn: Callable[..., Any], params: PyTree, arguments: Arguments) -> NormInputs:
+def norms_of(apply_fn: Callable[..., Any], params: PyTree, arguments: Arguments) -> NormInputs:
+    """What the batch norms read; raises ValueError where there are none with statistics."""
     found = find_norm_inputs(apply_fn, params, arguments, shared=True)
     if not found.norms:
         raise ValueError(
@@ -174,12 +175,12 @@ def _starts(key: Array, found: NormInputs, arguments: Arguments) -> list[Array]:
     arrays = []
     for i, struct in enumerate(arguments.arrays):
         x = jax.random.normal(jax.random.fold_in(key, i), struct.shape, wide_dtype(struct.dtype))
-        axes = _slid(found, i, struct.ndim)
+        axes = slid_axes(found, i, struct.ndim)
         arrays.append(_pink(_coloured(x, axes), axes) if axes else x)
     return arrays
 
 
-def _slid(found: NormInputs, i: int, ndim: int) -> tuple[int, ...]:
+def slid_axes(found: NormInputs, i: int, ndim: int) -> tuple[int, ...]:
     """The axes of an input along which a window moves, but for the examples."""
     number = found.program.inputs[len(found.paths) + i]
     return tuple(a for a in window_axes(found.program, number, ndim) if a)
@@ -237,7 +238,7 @@ def _objective(
     if weights[0] and _are_logits(outputs, given[0].shape[0]):
         terms.append(weights[0] * _cross_entropy(outputs[0], labels))
     for i, x in enumerate(arrays):
-        for axis in _slid(found, i, x.ndim):
+        for axis in slid_axes(found, i, x.ndim):
             terms.append(weights[1] * jnp.mean(jnp.abs(jnp.diff(x, axis=axis))))
     return jnp.sum(jnp.stack(terms))
 
