@@ -88,7 +88,7 @@ def reset_where_any(
     pooled = None
     for inputs in batches:
         found = measure(params, inputs)
-        pooled = found if pooled is None else _pooled(pooled, found)
+        pooled = found if pooled is None else pool_samples(pooled, found)
     if not pooled:
         return params
     leaves = leaves_by_path(params)
@@ -100,7 +100,7 @@ def reset_where_any(
 
 
 @jax.jit
-def _pooled(a: dict[Any, Sample], b: dict[Any, Sample]) -> dict[Any, Sample]:
+def pool_samples(a: dict[Any, Sample], b: dict[Any, Sample]) -> dict[Any, Sample]:
     """Of all values of two samples (Chan et al., 1983)."""
 
     def pool(x: Sample, y: Sample) -> Sample:

@@ -238,7 +238,7 @@ class Resized:
         values = dict(zip(program.inputs, args, strict=True))
         for var, value in zip(compat.unpack(frame.jaxpr)[1], frame.constants, strict=True):
             number = program.numbers[id(frame), var]
-            values[number] = self._constant(value, frame.axes[var])
+            values[number] = self.constant(value, frame.axes[var])
         results = evaluate(program, values, apply=self.rebuild)
         return [results[n] for n in program.outputs]
 
@@ -281,10 +281,10 @@ class Resized:
                 store.unify(a, b)
         find_numbers(frame, store, len(axes) + len(inputs)).note()
         later.refresh()
-        values = later.evaluate(frame, [*map(later._constant, hoisted, axes), *args])
+        values = later.evaluate(frame, [*map(later.constant, hoisted, axes), *args])
         return values, results, later.derive
 
-    def _constant(self, value: ArrayLike, axes: Axes) -> ArrayLike:
+    def constant(self, value: ArrayLike, axes: Axes) -> ArrayLike:
         """Slices a constant; within a class of neurons all its slices are equal."""
         for axis, node in enumerate(axes):
             small = self.size(node)

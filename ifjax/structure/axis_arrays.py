@@ -164,3 +164,33 @@ def _segments(
         else:
             yield x[(slice(None),) * axis + (slice(start, stop),)], segment
         start = stop
+
+
+def positions(expression: Expression, name: str, sizes: Sizes | None = None) -> np.ndarray:
+    """Which neuron of a group stands at each position of an axis, -1 where there is none.
+
+    Args:
+      expression: what lies along the axis.
+      name: the group, or the name of a pinned axis.
+      sizes: present widths of groups.
+
+    Returns:
+      Integers, as many as the axis is long.
+
+    Example:
+      >>> positions(Sum((Pinned(1), Product((Pinned(2), Atom("a", 2))))), "a").tolist()
+      [-1, 0, 1, 0, 1]
+    """
+    n = size(expression, sizes)
+    match expression:
+        case Atom(found, _) | Pinned(_, found) if found == name:
+            return np.arange(n)
+        case Product(factors):
+            index = np.full((1,), -1)
+            for factor in factors:
+                inner = positions(factor, name, sizes)
+                index = np.maximum(index[:, None], inner[None, :]).reshape(-1)
+            return index
+        case Sum(segments):
+            return np.concatenate([positions(s, name, sizes) for s in segments])
+    return np.full(n, -1)
