@@ -21,6 +21,8 @@ from ifjax.graph.onward import onward
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph, trace
 from ifjax.model_fusion.fuse_models import align_models, fuse_models
+from ifjax.reconstruction.compress import compress
+from ifjax.reconstruction.report import Report
 from ifjax.spec.compose import compose
 from ifjax.spec.method import Method
 from ifjax.spec.rounds import Round, iterated
@@ -33,6 +35,7 @@ __all__ = [
     "DependencyGraph",
     "FusionSpec",
     "Method",
+    "Report",
     "Round",
     "Stats",
     "Transport",
@@ -43,6 +46,7 @@ __all__ = [
     "compact",
     "compose",
     "compose_maps",
+    "compress",
     "fuse_models",
     "fuse_params",
     "fuse_tree",

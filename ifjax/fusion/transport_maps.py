@@ -22,6 +22,7 @@ from ifjax.fusion.inputs import (
     warn_of_unsettled,
 )
 from ifjax.fusion.program import Program, compiled
+from ifjax.importance.data import NO_SCORES, Reconstruction
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
@@ -90,6 +91,8 @@ def inputs_of(
 ) -> tuple[Program, dict[str, Any], dict[str, Any], Stats | None]:
     """The program of a spec; leaves that it reads, scores and statistics, checked."""
     check_spec(spec)
+    if isinstance(spec.method.importance_value, Reconstruction):
+        raise ValueError(NO_SCORES)
     spec.method.targets_value.require()
     if is_held(params):
         params = to_host(params)

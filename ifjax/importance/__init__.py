@@ -9,7 +9,7 @@ from ifjax.importance.base import (
     normalise,
     reduce,
 )
-from ifjax.importance.data import Chip, Fisher, Taylor
+from ifjax.importance.data import Chip, Fisher, Reconstruction, Taylor
 from ifjax.importance.metrics import IMPORTANCES, magnitude, metric_of, names, score, statistic_of
 from ifjax.importance.weights import L1, L2, BNScale, Lamp, LInf, Random, lamp
 
@@ -28,6 +28,7 @@ __all__ = [
     "Lamp",
     "Metric",
     "Random",
+    "Reconstruction",
     "Taylor",
     "lamp",
     "magnitude",

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from jaxtyping import Float
 
-from ifjax.importance.base import Metric, Reads, others
+from ifjax.importance.base import GroupMetric, Metric, Reads, others
 from ifjax.namespace import AnyArray, namespace, total
 
 
@@ -82,3 +82,30 @@ class Chip(Metric):
 def _first(x: Float[AnyArray, ...], axis: int) -> Float[AnyArray, " n"]:
     """The first number of each neuron."""
     return namespace(x).moveaxis(x, axis, 0).reshape(x.shape[axis], -1)[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction(GroupMetric):
+    """What the other neurons cannot make up for: the choice of `ifjax.compress`, no score.
+
+    A neuron's worth depends on which others are left, so that there is no score of each, and none
+    without inputs: `ifjax.fuse_params` refuses it.
+
+    References:
+      Hassibi & Stork, `Second order derivatives for network pruning: Optimal Brain Surgeon
+      <https://proceedings.neurips.cc/paper/1992/hash/303ed4c69846ab36c2904d3ba8573050-Abstract.html>`_,
+      NeurIPS 1992; see `ifjax.reconstruction.choice`.
+    """
+
+    reads: ClassVar[Reads] = "nothing"
+    in_numpy: ClassVar[bool] = True
+
+    def score(self, *args: object, **kwargs: object) -> Float[AnyArray, " n"]:
+        """Raises ValueError: there are no scores."""
+        raise ValueError(NO_SCORES)
+
+
+NO_SCORES = (
+    "importance 'reconstruction' chooses neurons by what the others can make up for on inputs: "
+    "call small, report = ifjax.compress(apply_fn, params, spec, batches); or choose another one"
+)

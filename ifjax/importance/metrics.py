@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, PRNGKeyArray
 
 from ifjax.importance.base import GroupMetric, Members, check_shape, normalise, reduce
-from ifjax.importance.data import Chip, Fisher, Taylor
+from ifjax.importance.data import Chip, Fisher, Reconstruction, Taylor
 from ifjax.importance.weights import L1, L2, BNScale, Lamp, LInf, Random, power_sums
 from ifjax.namespace import AnyArray, wide
 from ifjax.promotion import with_promotion
@@ -34,6 +34,7 @@ IMPORTANCES: dict[str, type[GroupMetric]] = {
     "fisher": Fisher,
     "chip": Chip,
     "random": Random,
+    "reconstruction": Reconstruction,
 }
 
 

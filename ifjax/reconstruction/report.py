@@ -1,0 +1,69 @@
+"""What `compress` did: a table that prints."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ifjax.reconstruction.solve import Solved
+from ifjax.reconstruction.sweep import Chosen, Result
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was chosen, solved for and left as it was.
+
+    Attributes:
+      chosen: groups, and on what their neurons were chosen.
+      solved: units of weights that were solved for together, with their errors before and after,
+        relative to how much the dense values deviate from their mean.
+      follows: weights that were cut and not solved for, and why.
+    """
+
+    chosen: tuple[Chosen, ...]
+    solved: tuple[Solved, ...]
+    follows: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, result: Result) -> Report:
+        """The report of a sweep."""
+        return cls(tuple(result.chosen), tuple(result.solved), tuple(result.follows))
+
+    def __str__(self) -> str:
+        """Three tables."""
+        parts = [
+            _table(
+                ("group", "neurons", "kept", "chosen by"),
+                [(c.group, str(c.size), str(c.kept), c.how) for c in self.chosen],
+            ),
+            _table(
+                ("solved for", "K", "lambda", "error", "after", "held out", "after", "offset"),
+                [
+                    (
+                        " + ".join(s.sites),
+                        str(s.rows),
+                        f"{s.shrinkage:g}",
+                        *(f"{x:.2%}" for x in (s.before, s.after, s.held_before, s.held_after)),
+                        s.offset or "none",
+                    )
+                    for s in self.solved
+                ],
+            ),
+        ]
+        if self.follows:
+            parts.append(_table(("not solved for", "because"), list(self.follows)))
+        return "\n\n".join(parts)
+
+    __repr__ = __str__
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Columns, numbers to the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = [
+            x.rjust(w) if x[:1].isdigit() else x.ljust(w) for x, w in zip(row, widths, strict=True)
+        ]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join(map(line, [head, *rows]))

@@ -1,0 +1,85 @@
+"""Ridge regression towards given weights: arrays alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from scipy import linalg
+
+from ifjax.activations.moments import Moments
+
+SHRINKAGES = (0.001, 0.01, 0.1, 1.0, 10.0)
+
+
+def ridge(
+    moments: Moments,
+    start: Float[np.ndarray, "B K O"],
+    shrinkage: float,
+    intercept: bool,
+) -> tuple[Float[np.ndarray, "B K O"], Float[np.ndarray, "B O"]]:
+    r"""Weights and offsets that give the target best, shrunk towards given weights.
+
+    With X the rows, T the target, :math:`\mu` the mean of the diagonal of X'X, and 1 appended to
+    the rows for an offset d that is not shrunk
+
+    .. math::
+        \min_{V, d} \|X V + 1 d' - T\|^2 + \lambda \mu \|V - V_0\|^2.
+
+    Args:
+      moments: sums over the positions.
+      start: the weights :math:`V_0`.
+      shrinkage: :math:`\lambda`.
+      intercept: whether there is an offset.
+
+    Returns:
+      V and d; d is zero without an intercept.
+
+    Example:
+      >>> x = np.array([[1.0], [2.0], [3.0]])
+      >>> found = Moments(3.0, x.sum(0)[None], (x.T @ x)[None], (x.T @ (2 * x + 1))[None],
+      ...                 (2 * x + 1).sum(0)[None], ((2 * x + 1) ** 2).sum(0)[None])
+      >>> v, d = ridge(found, np.zeros((1, 1, 1)), 1e-12, True)
+      >>> v.round(6).item(), d.round(6).item()
+      (2.0, 1.0)
+    """
+    solved, offsets = np.empty_like(start), np.zeros(start.shape[::2])
+    for b, gram in enumerate(moments.gram):
+        cross, k = moments.cross[b], len(gram)
+        unit = float(np.trace(gram)) / max(k, 1)
+        if not unit > 0:
+            solved[b] = start[b]
+            if intercept:
+                offsets[b] = moments.target[b] / moments.count
+            continue
+        if intercept:  # eliminated: what remains is of centred rows
+            mean = moments.rows[b] / moments.count
+            gram = gram - np.outer(moments.rows[b], mean)
+            cross = cross - np.outer(mean, moments.target[b])
+        right = cross - gram @ start[b]
+        factor = _factor(gram, shrinkage * unit)
+        solved[b] = start[b] + linalg.cho_solve(factor, right, check_finite=False)
+        if intercept:
+            offsets[b] = (moments.target[b] - moments.rows[b] @ solved[b]) / moments.count
+    return solved, offsets
+
+
+def _factor(gram: Float[np.ndarray, "K K"], shift: float) -> tuple[np.ndarray, bool]:
+    """Cholesky's factor of the shifted matrix; shifted further where rounding asks for it."""
+    while True:
+        shifted = gram + shift * np.eye(len(gram))
+        try:
+            return linalg.cho_factor(shifted, lower=True, check_finite=False, overwrite_a=True)
+        except linalg.LinAlgError:
+            shift *= 10
+
+
+def squared_error(
+    moments: Moments, weights: Float[np.ndarray, "B K O"], offsets: Float[np.ndarray, "B O"]
+) -> float:
+    """The squared error of weights and offsets, summed over positions and outputs."""
+    total = float(moments.square.sum())
+    total -= 2 * float((weights * moments.cross).sum())
+    total += float((weights * (moments.gram @ weights)).sum())
+    total += float((moments.count * offsets**2 - 2 * offsets * moments.target).sum())
+    total += 2 * float((offsets * np.einsum("bk,bko->bo", moments.rows, weights)).sum())
+    return max(total, 0.0)

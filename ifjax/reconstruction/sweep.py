@@ -1,0 +1,174 @@
+"""From the input to the output: choose, cut, solve."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ifjax.activations.progress import shown_progress
+from ifjax.graph.facts.sites import Unit
+from ifjax.reconstruction.select import Timing, choose, combined, evidence, timing
+from ifjax.reconstruction.solve import Solved, solve
+from ifjax.reconstruction.taps import Tap, taps_of
+from ifjax.reconstruction.walk import Walk
+from ifjax.structure.structure import Group
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """How the neurons of a group were chosen.
+
+    Attributes:
+      group: its name.
+      size: neurons before.
+      kept: neurons that are left.
+      how: on what they were chosen.
+    """
+
+    group: str
+    size: int
+    kept: int
+    how: str
+
+
+@dataclasses.dataclass
+class Result:
+    """What a sweep has done.
+
+    Attributes:
+      chosen: by group.
+      solved: by unit, in order.
+      follows: contractions whose weights were not solved for: path or source line, and why.
+    """
+
+    chosen: list[Chosen] = dataclasses.field(default_factory=list)
+    solved: list[Solved] = dataclasses.field(default_factory=list)
+    follows: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+def sweep(
+    walk: Walk,
+    given: Mapping[str, np.ndarray],
+    blind: Callable[[Sequence[Group]], Mapping[str, np.ndarray]],
+    held: Sequence[bool],
+) -> Result:
+    """Cuts every group of the walk's structure and solves for what consumes them.
+
+    Args:
+      walk: at its beginning.
+      given: by group name, neurons that are kept; the others' are chosen by what can be
+        reconstructed.
+      blind: chooses for groups that no contraction with a weight reads.
+      held: by batch, whether it is held out for choosing shrinkages.
+
+    Returns:
+      What was done; the small leaves are those of the walk.
+    """
+    structure = walk.resized.structure
+    names = {n: leaf.path for n, leaf in zip(walk.leaves, structure.leaves, strict=True)}
+    result = Result()
+    groups = structure.in_order()
+    open_groups = [g for g in groups if g.name not in given]
+    taps = taps_of(walk, [g.name for g in open_groups])
+    when = timing(open_groups, taps)
+    _choose_early(walk, groups, given, when, taps, blind, result)
+    units = {unit.stop: unit for unit in walk.sites.units}
+    deferred = {p: unit.stop + 0.5 for unit in units.values() for p in unit.places}
+    last = walk.last_use(deferred)
+    stops = sorted({*when.late, *units})
+    at = 0
+    with shown_progress(len(stops), "compress", "stops") as done:
+        for stop in stops:
+            if stop in when.late:
+                walk.run(range(at, stop), deferred, last)
+                at = stop
+                for group in when.late[stop]:
+                    found = evidence(walk, group, taps[group.name], dense=False)
+                    walk.keep(group, choose(walk, group, found))
+                    how = "what its consumers read"
+                    result.chosen.append(Chosen(group.name, group.size, group.kept, how))
+            if stop in units:
+                walk.run(range(at, stop + 1), deferred, last)
+                at = stop + 1
+                _correct(walk, units[stop], held, names, last, result)
+            done()
+    for place, reason in walk.sites.follows:
+        step = walk.program.steps[place]
+        leaves = {names[n] for k in step.inputs for n in walk.sites.origins.get(k, ())}
+        result.follows.append((", ".join(sorted(leaves)), reason))
+    return result
+
+
+def _correct(
+    walk: Walk,
+    unit: Unit,
+    held: Sequence[bool],
+    names: dict[int, str],
+    last: Mapping[int, float],
+    result: Result,
+) -> None:
+    """Solves for a unit where the compressed network differs from the dense one there."""
+    read = {n for p in unit.places for n in walk.program.steps[p].inputs}
+    made = {n for p in unit.places for n in walk.program.steps[p].outputs}
+    if walk.dirty & (read - made):
+        solved = solve(walk, unit, held, names)
+        if solved is None:
+            for site in unit.sites:
+                result.follows.append(
+                    (names[site.view.leaf], "its outputs are scaled from position to position")
+                )
+        else:
+            result.solved.append(solved)
+    walk.settle(unit, last)
+
+
+def _choose_early(
+    walk: Walk,
+    groups: Sequence[Group],
+    given: Mapping[str, np.ndarray],
+    when: Timing,
+    taps: Mapping[str, Sequence[Tap]],
+    blind: Callable[[Sequence[Group]], Mapping[str, np.ndarray]],
+    result: Result,
+) -> None:
+    """Cuts the groups whose neurons are given, or chosen on the dense network."""
+    known = dict(given)
+    how = dict.fromkeys(given, "as given")
+    if when.blind:
+        known |= blind(when.blind)
+        how |= {g.name: "no consumer; by importance" for g in when.blind}
+    if when.early:
+        found = _dense_evidence(walk, when.early, taps)
+        for group in when.early:
+            known[group.name] = found[group.name]
+            how[group.name] = f"{len(taps[group.name])} consumers, dense"
+    for group in groups:
+        if group.name in known:
+            walk.keep(group, np.asarray(known[group.name]))
+            result.chosen.append(Chosen(group.name, group.size, group.kept, how[group.name]))
+
+
+def _dense_evidence(
+    walk: Walk, groups: Sequence[Group], taps: Mapping[str, Sequence[Tap]]
+) -> dict[str, np.ndarray]:
+    """Choices for groups that are read in several places, in one pass of the dense function."""
+    wanted = {}
+    for group in groups:
+        for tap in taps[group.name]:
+            wanted.setdefault(tap.place, []).append((group, tap))
+    ahead = dataclasses.replace(
+        walk, dense=[dict(d) for d in walk.dense], small=[{} for _ in walk.small]
+    )
+    everything = dict.fromkeys(range(len(walk.program.steps)), 0.0)
+    last = walk.last_use({})
+    parts: dict[str, list[Any]] = {g.name: [] for g in groups}
+    done = 0
+    for place in sorted(wanted):
+        ahead.run(range(done, place), everything, last)
+        done = place
+        for group, tap in wanted[place]:
+            parts[group.name].append(evidence(ahead, group, [tap], dense=True))
+    return {g.name: choose(walk, g, combined(parts[g.name], g)) for g in groups}

@@ -1,0 +1,376 @@
+"""Two evaluations of a function side by side: with the dense parameters, and with fewer.
+
+The compressed one is evaluated at the widths of the moment: an *event* keeps some neurons of a
+group, and narrows at once the leaves and all values that are alive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ifjax.graph.facts.sites import Path, Sites, Unit, find_sites
+from ifjax.graph.resized import Resized
+from ifjax.jaxprs.evaluate import bind
+from ifjax.jaxprs.program import Program, Step, flatten
+from ifjax.jaxprs.traits import traits_of
+from ifjax.namespace import namespace
+from ifjax.structure import axis as ex
+from ifjax.structure import axis_arrays
+from ifjax.structure.batch_view import take_batched
+from ifjax.structure.structure import Group
+from ifjax.tree import promoted
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Some neurons of a group are kept.
+
+    Attributes:
+      group: the group.
+      index: the kept neurons, ``[*batch, m]``.
+      sizes: widths of the groups before.
+    """
+
+    group: Group
+    index: np.ndarray
+    sizes: Mapping[str, int]
+
+
+def narrow(x: Any, axes: Sequence[ex.Expression], event: Event) -> Any:
+    """An array with the kept neurons alone, wherever they lie.
+
+    Args:
+      x: a leaf or a value.
+      axes: what lies along its axes.
+      event: what is kept.
+
+    Returns:
+      The array; itself where it does not hold the group.
+    """
+    name, index = event.group.name, event.index
+    if not any(name in ex.atoms(e) for e in axes):
+        return x
+    if event.group.batch:
+        return take_batched(x, tuple(axes), event.group, index, event.sizes)
+    for axis, e in enumerate(axes):
+        x = axis_arrays.transform(
+            x, axis, e, name, lambda x, i: jnp.take(jnp.asarray(x), index, i), event.sizes
+        )
+    return x
+
+
+@dataclasses.dataclass
+class Walk:
+    """Both evaluations, as far as they have come.
+
+    Attributes:
+      resized: the walked function; its widths are those of the moment.
+      program: its equations.
+      sites: where it can be corrected.
+      full: dense leaves by number.
+      leaves: compressed leaves by number.
+      dense: by batch, values of the dense function that are still needed.
+      small: by batch, those of the compressed one.
+      events: what has been kept so far.
+      changed: leaves that are no longer the dense ones.
+      dirty: values that are no longer the dense ones.
+    """
+
+    resized: Resized
+    program: Program
+    sites: Sites
+    full: dict[int, Any]
+    leaves: dict[int, Any]
+    dense: list[dict[int, Any]]
+    small: list[dict[int, Any]]
+    events: list[Event] = dataclasses.field(default_factory=list)
+    changed: set[int] = dataclasses.field(default_factory=set)
+    dirty: set[int] = dataclasses.field(default_factory=set)
+    memo: dict[bool, dict[int, Any]] = dataclasses.field(
+        default_factory=lambda: {True: {}, False: {}}
+    )
+
+    # facts
+
+    @functools.cached_property
+    def _variables(self) -> dict[int, Any]:
+        frames = [self.resized.analysis.frame, *(s.frame for s in self.program.steps)]
+        by_frame = {id(frame): frame for frame in frames if frame is not None}
+        return {
+            n: by_frame[frame].axes[var]
+            for (frame, var), n in reversed(self.program.numbers.items())
+            if frame in by_frame and var in by_frame[frame].axes
+        }
+
+    @functools.cached_property
+    def _owner(self) -> dict[int, str]:
+        find = self.resized.analysis.store.find
+        return {find(node): name for name, node in self.resized.atoms.items()}
+
+    @functools.cached_property
+    def _pinned(self) -> dict[int, str]:
+        find = self.resized.analysis.store.find
+        return {find(node): name for name, node in self.resized.named.items()}
+
+    def axes(self, number: int) -> tuple[ex.Expression, ...]:
+        """What lies along the axes of a value."""
+        store = self.resized.analysis.store
+        return tuple(
+            store.resolve(node, lambda root: self._owner.get(root, f"#{root}"), self._pinned)
+            for node in self._variables.get(number, ())
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Present widths of the groups that are cut already."""
+        return {e.group.name: e.index.shape[-1] for e in self.events}
+
+    def last_use(self, deferred: Mapping[int, float]) -> dict[int, float]:
+        """By number, when it is used for the last time; deferred steps run after a place."""
+        last: dict[int, float] = {}
+        for place, step in enumerate(self.program.steps):
+            for n in (*step.inputs, *step.outputs):
+                last[n] = max(last.get(n, -1.0), float(deferred.get(place, place)))
+        return last
+
+    # parameters
+
+    def parameter(self, number: int, dense: bool) -> Any:
+        """A value of parameters alone, dense or at the present widths."""
+        memo = self.memo[dense]
+        leaves = self.full if dense else self.leaves
+        stack = [number]
+        while stack:
+            n = stack[-1]
+            if n in memo or n in leaves:
+                stack.pop()
+            elif n in self.program.constants:
+                memo[n] = self._constant(n, dense)
+            else:
+                step = self.program.steps[self.sites.made[n]]
+                missing = [k for k in step.inputs if k not in memo and k not in leaves]
+                if missing:
+                    stack += missing
+                    continue
+                operands = [leaves[k] if k in leaves else memo[k] for k in step.inputs]
+                results = bind(step, operands) if dense else self.resized.rebuild(step, operands)
+                memo |= zip(step.outputs, results, strict=True)
+        return leaves[number] if number in leaves else memo[number]
+
+    def _constant(self, number: int, dense: bool) -> Any:
+        value = self.program.constants[number]
+        axes = self._variables.get(number, ())
+        return value if dense or not axes else self.resized.constant(value, axes)
+
+    def value(self, batch: int, number: int, dense: bool) -> Any:
+        """A value of one batch."""
+        if not self.program.data[number]:
+            return self.parameter(number, dense)
+        return (self.dense if dense else self.small)[batch][number]
+
+    def check_finite(self, step: Step, *sums: Any) -> None:
+        """Raises ValueError where sums over what a contraction reads or gives are not finite."""
+        if all(np.isfinite(x).all() for x in sums):
+            return
+        numbers = {n for k in step.inputs for n in self.sites.origins.get(k, ())}
+        pairs = zip(self.leaves, self.resized.structure.leaves, strict=True)
+        paths = ", ".join(leaf.path for n, leaf in pairs if n in numbers)
+        raise ValueError(
+            f"{paths}: what it reads or gives on the calibration inputs is not finite; expected "
+            "inputs on which the network gives finite values"
+        )
+
+    # steps
+
+    def run(
+        self, places: Iterable[int], skip: Mapping[int, float], last: Mapping[int, float]
+    ) -> None:
+        """Evaluates steps for all batches, both ways.
+
+        Args:
+          places: of the steps.
+          skip: places of steps that the compressed function leaves out for now.
+          last: by number, the place after which it is not needed.
+        """
+        places = list(places)
+        steps = [(p, self.program.steps[p]) for p in places if any(self.program.steps[p].data)]
+        for _, step in steps:
+            if self._differs(step):
+                self.dirty.update(step.outputs)
+        for batch in range(len(self.dense)):
+            dense, small = self.dense[batch], self.small[batch]
+            for place, step in steps:
+                results = bind(step, [self.value(batch, n, True) for n in step.inputs])
+                dense |= zip(step.outputs, results, strict=True)
+                if place not in skip:
+                    if step.outputs[0] in self.dirty:
+                        operands = [self.value(batch, n, False) for n in step.inputs]
+                        results = self.resized.rebuild(step, operands)
+                    small |= zip(step.outputs, results, strict=True)
+                for n in (*step.inputs, *step.outputs):
+                    if last.get(n, -1) <= place:
+                        small.pop(n, None)
+                        dense.pop(n, None)
+
+    def _differs(self, step: Step) -> bool:
+        return any(
+            n in self.dirty or not self.changed.isdisjoint(self.sites.origins.get(n, ()))
+            for n in step.inputs
+        )
+
+    def settle(self, unit: Unit, last: Mapping[int, float]) -> None:
+        """Evaluates a unit's steps for the compressed function, and frees what they read."""
+        steps = [self.program.steps[p] for p in unit.places]
+        for step in steps:
+            if self._differs(step):
+                self.dirty.update(step.outputs)
+        for batch, small in enumerate(self.small):
+            for step in steps:
+                if step.outputs[0] in self.dirty:
+                    operands = [self.value(batch, n, False) for n in step.inputs]
+                    results = self.resized.rebuild(step, operands)
+                else:
+                    results = [self.dense[batch].get(n) for n in step.outputs]
+                    if results[0] is None:
+                        operands = [self.value(batch, n, False) for n in step.inputs]
+                        results = bind(step, operands)
+                small |= zip(step.outputs, results, strict=True)
+            for step in steps:
+                for n in (*step.inputs, *step.outputs):
+                    if last.get(n, -1) <= unit.stop + 0.5:
+                        small.pop(n, None)
+                        self.dense[batch].pop(n, None)
+
+    # events
+
+    def keep(self, group: Group, index: np.ndarray) -> None:
+        """Keeps some neurons of a group."""
+        event = Event(group, index, self.sizes)
+        structure = self.resized.structure
+        for n, leaf in zip(self.leaves, structure.leaves, strict=True):
+            if any(group.name in ex.atoms(e) for e in leaf.axes):
+                self.leaves[n] = narrow(self.leaves[n], leaf.axes, event)
+                self.changed.add(n)
+        for small in self.small:
+            for n in list(small):
+                new = narrow(small[n], self.axes(n), event)
+                if new is not small[n]:
+                    small[n] = new
+                    self.dirty.add(n)
+        self.events.append(event)
+        root = self.resized.analysis.store.find(self.resized.atoms[group.name])
+        self.resized.widths[root] = index.shape[-1]
+        self.resized.parts.clear()
+        self.memo[False].clear()
+
+    def restricted(self, x: Any, number: int) -> Any:
+        """A dense value with what the compressed one has of it."""
+        axes = self.axes(number)
+        for event in self.events:
+            x = narrow(x, axes, event)
+        return x
+
+    def write(self, leaf: int, value: Any) -> None:
+        """Gives a leaf of the compressed function another value."""
+        self.leaves[leaf] = value
+        self.changed.add(leaf)
+        self.memo[False].clear()
+
+    # along views and paths
+
+    def shape(self, number: int) -> tuple[int, ...]:
+        """The shape of a value at the present widths."""
+        return tuple(map(self.resized.size, self._variables[number]))
+
+    def push(self, x: Any, path: Path, scaled: bool = True) -> Any:
+        """What an array becomes along a path, without what is added to it.
+
+        Args:
+          x: in the place of the value at the beginning; of numpy, or of jax.
+          path: of a site or view.
+          scaled: without it entries only move.
+        """
+        for place, k in path:
+            step = self.program.steps[place]
+            if traits_of(step.equation).kind != "elementwise":
+                x = self._moved(x, step)
+                continue
+            name = step.equation.primitive.name
+            if scaled and (name == "neg" or (name == "sub" and k == 1)):
+                x = -x
+            elif scaled and name in ("mul", "div"):
+                other = promoted(self.parameter(step.inputs[1 - k], dense=False))
+                other = other if isinstance(x, jax.Array) else np.asarray(other)
+                x = x * other if name == "mul" else x / other
+            x = namespace(x).broadcast_to(x, self.shape(step.outputs[0]))
+        return x
+
+    def _moved(self, x: Any, step: Step) -> Any:
+        """An array after a step that moves its entries."""
+        match step.equation.primitive.name:
+            case "transpose":
+                return x.transpose(step.equation.params["permutation"])
+            case "reshape" | "squeeze" | "expand_dims":
+                return x.reshape(self.shape(step.outputs[0]))
+            case "broadcast_in_dim":
+                shape = self.shape(step.outputs[0])
+                at = step.equation.params["broadcast_dimensions"]
+                sizes = dict(zip(at, x.shape, strict=True))
+                x = x.reshape([sizes.get(i, 1) for i in range(len(shape))])
+                return namespace(x).broadcast_to(x, shape)
+        if traits_of(step.equation).kind == "same":
+            return x
+        [moved] = self.resized.rebuild(step, [x])
+        return moved if isinstance(x, jax.Array) else np.asarray(moved)
+
+    def pull(self, z: Any, path: Path) -> Any:
+        """The entries of an array at the end of a site's path, arranged as at its beginning."""
+        for place, k in reversed(path):
+            step = self.program.steps[place]
+            if step.equation.primitive.name == "transpose":
+                z = z.transpose(np.argsort(step.equation.params["permutation"]))
+            z = z.reshape(self.shape(step.inputs[k]))
+        return z
+
+    def rest(self, batch: int, unit: Unit, outputs: Mapping[int, Any]) -> Any:
+        """The end of a unit where its sites give other outputs."""
+        known = dict(outputs)
+        skip = {s.place for s in unit.sites}
+        for place in unit.places:
+            if place in skip:
+                continue
+            step = self.program.steps[place]
+            operands = [
+                known[n] if n in known else self.value(batch, n, False) for n in step.inputs
+            ]
+            known |= zip(step.outputs, self.resized.rebuild(step, operands), strict=True)
+        return known[unit.end]
+
+
+def start(resized: Resized, leaves: Sequence[Any], batches: Sequence[Sequence[Any]]) -> Walk:
+    """A walk at its beginning: nothing is cut yet.
+
+    Args:
+      resized: the walked function.
+      leaves: dense parameters, in the order of the tree.
+      batches: arrays of the inputs, by batch.
+
+    Returns:
+      The walk.
+    """
+    resized.widths.clear()
+    resized.parts.clear()
+    inputs = len(resized.analysis.inputs)
+    program = flatten(resized.analysis.frame, [False] * len(leaves) + [True] * inputs)
+    full = dict(zip(program.inputs, map(jax.device_put, leaves), strict=False))
+    numbers = program.inputs[len(leaves) :]
+    values = [dict(zip(numbers, map(jax.device_put, b), strict=True)) for b in batches]
+    sites = find_sites(program, len(leaves))
+    return Walk(resized, program, sites, full, dict(full), values, [dict(v) for v in values])

@@ -1,0 +1,286 @@
+"""`compress` on small networks of every kind, against brute force where there is one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import ifjax
+
+
+def normal(seed, *shape):
+    scale = np.sqrt(np.prod(shape[:-1])) if len(shape) > 1 else 10.0
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape) / scale)
+
+
+def error(got, want):
+    return float(jnp.sqrt(jnp.mean((got - want) ** 2) / jnp.var(want)))
+
+
+def errors(apply, params, x, ratio=0.5, **options):
+    """Relative error of the outputs after plain pruning and after compress; and the rest."""
+    graph = ifjax.trace(apply, params, x)
+    spec = graph.spec(ratio, method="prune", importance="reconstruction", **options)
+    plain = dataclasses.replace(spec, method=dataclasses.replace(spec.method, importance="l1"))
+    small, report = ifjax.compress(apply, params, spec, [x])
+    apply_small = ifjax.shrink(apply, spec)
+    want = apply(params, x)
+    before = error(apply_small(ifjax.fuse_params(params, plain), x), want)
+    return before, error(apply_small(small, x), want), small, report, spec
+
+
+def layer_norm(h):
+    return (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-5)
+
+
+def conv(x, w, stride=1, groups=1):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, w, (stride, stride), "SAME", dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
+def batch_norm(p, x):
+    return (x - p["mean"]) / jnp.sqrt(p["variance"] + 1e-5) * p["scale"] + p["offset"]
+
+
+def residual(p, x):
+    h = jax.nn.relu(x @ p["in"])
+    return (h + jax.nn.relu(h @ p["up"] + p["bias"]) @ p["down"]) @ p["out"]
+
+
+def convolutions(p, x):
+    h = jax.nn.relu(batch_norm(p["norm"], conv(x, p["c1"])))
+    h = jax.nn.relu(conv(conv(h, p["depthwise"], groups=p["depthwise"].shape[-1]), p["point"], 2))
+    h = jax.nn.relu(conv(h, p["grouped"], groups=2))
+    return h.reshape(h.shape[0], -1) @ p["out"]
+
+
+def joined(p, x):
+    """A convolution and the projection of its shortcut meet at an add."""
+    h = jax.nn.relu(conv(x, p["c1"]))
+    h = conv(jax.nn.relu(conv(h, p["a"], 2)), p["b"]) + conv(h, p["short"], 2) + p["bias"]
+    return jax.nn.relu(h).mean((1, 2)) @ p["out"]
+
+
+def attention(p, x):
+    h = x @ p["in"]
+    q, k, v = (jnp.einsum("btc,chd->bthd", h, p[name]) for name in "qkv")
+    weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(8), -1)
+    h = h + jnp.einsum("bhts,bshd,hdc->btc", weights, v, p["o"])
+    return layer_norm(h) @ p["out"]
+
+
+def experts(p, x):
+    gate = jax.nn.softmax(x @ p["gate"], -1)
+    h = jax.nn.relu(jnp.einsum("nc,ecf->enf", x, p["up"]))
+    return jnp.einsum("enf,efc,ne->nc", h, p["down"], gate) @ p["out"]
+
+
+def siamese(p, x):
+    """Two uses of every weight."""
+    f = lambda x: jax.nn.relu(x @ p["a"]) @ p["b"]  # noqa: E731
+    return f(x) + f(-x) @ p["out"]
+
+
+CASES = {
+    "residual": (
+        residual,
+        {"in": (16, 32), "up": (32, 64), "bias": (64,), "down": (64, 32), "out": (32, 10)},
+        (128, 16),
+    ),
+    "convolutions": (
+        convolutions,
+        {
+            "c1": (3, 3, 3, 16),
+            "norm": dict.fromkeys(("scale", "offset", "mean", "variance"), (16,)),
+            "depthwise": (3, 3, 1, 16),
+            "point": (1, 1, 16, 24),
+            "grouped": (3, 3, 12, 32),
+            "out": (4 * 4 * 32, 10),
+        },
+        (32, 8, 8, 3),
+    ),
+    "joined": (
+        joined,
+        {
+            "c1": (3, 3, 3, 16),
+            "a": (3, 3, 16, 24),
+            "b": (3, 3, 24, 24),
+            "short": (1, 1, 16, 24),
+            "bias": (24,),
+            "out": (24, 10),
+        },
+        (32, 8, 8, 3),
+    ),
+    "attention": (
+        attention,
+        {
+            "in": (16, 32),
+            **dict.fromkeys("qkv", (32, 4, 8)),
+            "o": (4, 8, 32),
+            "out": (32, 10),
+        },
+        (48, 6, 16),
+    ),
+    "experts": (
+        experts,
+        {"gate": (16, 3), "up": (3, 16, 24), "down": (3, 24, 16), "out": (16, 10)},
+        (128, 16),
+    ),
+    "siamese": (siamese, {"a": (16, 24), "b": (24, 10), "out": (10, 10)}, (128, 16)),
+}
+
+
+def made(shapes):
+    leaves, tree = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    params = jax.tree.unflatten(tree, [normal(i, *s) for i, s in enumerate(leaves)])
+    if "norm" in params:
+        norm = params["norm"]
+        params["norm"] = norm | {k: 1 + abs(norm[k]) for k in ("scale", "variance")}
+    return params
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nearer_to_the_dense_network(name):
+    apply, shapes, inputs = CASES[name]
+    params, x = made(shapes), jnp.asarray(np.random.default_rng(9).normal(size=inputs))
+    before, after, small, report, spec = errors(apply, params, x)
+    assert after < 0.8 * before, (before, after)
+    assert {path: leaf.shape for path, leaf in _leaves(small).items()} == {
+        path: spec.structure.shape(path) for path in spec.structure.leaf
+    }
+    assert {c.group for c in report.chosen} == set(spec.structure.widths)
+    solved = {path for s in report.solved for path in s.sites}
+    follows = {path for paths, _ in report.follows for path in paths.split(", ")}
+    consumers = {m.path for g in spec.groups for m in g.members if m.role == "consumer"}
+    assert consumers <= solved | follows, "every weight is solved for, or has a reason"
+    for s in report.solved:
+        assert s.after <= s.before * 1.001 + 1e-9
+    assert str(report).startswith("group")
+
+
+def _leaves(tree):
+    return {
+        jax.tree_util.keystr(p, simple=True, separator="/"): x
+        for p, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def test_one_unit_is_the_ridge_solution_of_its_inputs():
+    """Two layers: the second is what least squares give on what the small first one computes."""
+    with jax.enable_x64(True):
+        x = np.random.default_rng(0).normal(size=(64, 6))
+        params = {"w1": normal(1, 6, 12), "b1": normal(2, 12), "w2": normal(3, 12, 5)}
+        params |= {"b2": normal(4, 5)}
+        apply = lambda p, x: jnp.tanh(x @ p["w1"] + p["b1"]) @ p["w2"] * 2 - p["b2"]  # noqa: E731
+        graph = ifjax.trace(apply, params, x)
+        spec = graph.spec(0.5, method="prune", importance="reconstruction")
+        small, report = ifjax.compress(apply, params, spec, [x])
+        biases = np.asarray(params["b1"])
+        index = [int(np.flatnonzero(biases == b)[0]) for b in np.asarray(small["b1"])]
+        hidden = np.asarray(jnp.tanh(x @ small["w1"] + small["b1"]))
+        target = np.asarray(apply(params, x))
+        [solved] = report.solved
+        unit = np.sqrt(solved.shrinkage * (hidden**2).sum() / 6)
+        start = 2 * np.asarray(params["w2"])[index]
+        rows = np.vstack([hidden, unit * np.eye(6)])
+        rows = np.hstack([rows, np.concatenate([np.ones(64), np.zeros(6)])[:, None]])
+        want = np.linalg.lstsq(rows, np.vstack([target, unit * start]), rcond=None)[0]
+        np.testing.assert_allclose(2 * np.asarray(small["w2"]), want[:6], rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(-np.asarray(small["b2"]), want[6], rtol=1e-8, atol=1e-10)
+
+
+def stack_of(layers):
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
+
+
+def test_a_scan_is_what_its_layers_are():
+    """Layers of a scan, stacked on any axis, and the same layers one by one give the same."""
+    layers = [
+        {"up": normal(i, 12, 24), "gate": normal(i + 5, 12, 24), "down": normal(i + 9, 24, 12)}
+        for i in range(3)
+    ]
+    ends = {"in": normal(20, 8, 12), "out": normal(21, 12, 6)}
+
+    def body(h, p):
+        z = layer_norm(h)
+        return h + (jax.nn.silu(z @ p["gate"]) * (z @ p["up"])) @ p["down"]
+
+    def one_by_one(p, x):
+        h = x @ p["in"]
+        for layer in p["layers"]:
+            h = body(h, layer)
+        return h @ p["out"]
+
+    def scanned(p, x):
+        swapped = p["layers"] | {"up": jnp.swapaxes(p["layers"]["up"], 0, 1)}
+        step = jax.checkpoint(lambda h, p: (body(h, p), None))
+        return lax.scan(step, x @ p["in"], swapped)[0] @ p["out"]
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 8)))
+    stacked = stack_of(layers)
+    stacked["up"] = jnp.swapaxes(stacked["up"], 0, 1)
+    a = errors(one_by_one, {**ends, "layers": layers}, x)
+    b = errors(scanned, {**ends, "layers": stacked}, x)
+    np.testing.assert_allclose(a[1], b[1], rtol=1e-3)
+    up = np.swapaxes(b[2]["layers"]["up"], 0, 1)
+    for i in range(3):
+        np.testing.assert_allclose(a[2]["layers"][i]["up"], up[i], atol=1e-4)
+        np.testing.assert_allclose(a[2]["layers"][i]["down"], b[2]["layers"]["down"][i], atol=1e-4)
+
+
+def test_statistics_are_the_small_networks_own_and_change_nothing():
+    apply, shapes, inputs = CASES["convolutions"]
+    params, x = made(shapes), jnp.asarray(np.random.default_rng(9).normal(size=inputs))
+    _, _, small, _, spec = errors(apply, params, x)
+    read = conv(x, small["c1"])
+    np.testing.assert_allclose(small["norm"]["mean"], read.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(small["norm"]["variance"], read.var((0, 1, 2)), rtol=1e-4)
+    again = ifjax.reset_statistics(ifjax.shrink(apply, spec), small, [(x,)])
+    before, after = (ifjax.shrink(apply, spec)(p, x) for p in (small, again))
+    np.testing.assert_allclose(before, after, atol=1e-4)
+
+
+def small_case():
+    params = {"w1": normal(1, 6, 12), "w2": normal(3, 12, 5)}
+    apply = lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"]  # noqa: E731
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
+    return apply, params, x, ifjax.trace(apply, params, x)
+
+
+def test_forms_of_batches_and_other_importances():
+    apply, params, x, graph = small_case()
+    spec = graph.spec(0.5, method="prune", importance="reconstruction")
+    one, _ = ifjax.compress(apply, params, spec, x)
+    for batches in ([x], [(x,)], [(x, np.zeros(32))], iter([x[:8], x[8:16], x[16:24], x[24:]])):
+        two, _ = ifjax.compress(apply, params, spec, batches)
+        np.testing.assert_allclose(one["w2"], two["w2"], atol=1e-5)
+    l1 = graph.spec(0.5, method="prune", importance="l1")
+    small, report = ifjax.compress(apply, params, l1, [x])
+    np.testing.assert_array_equal(small["w1"], ifjax.fuse_params(params, l1)["w1"])
+    assert [c.how for c in report.chosen] == ["as given"]
+    scored, _ = ifjax.compress(apply, params, spec, [x], scores={"w1": np.arange(12.0)})
+    np.testing.assert_array_equal(scored["w1"], params["w1"][:, 6:])
+
+
+def test_bad_calls_say_what_to_do():
+    apply, params, x, graph = small_case()
+    spec = graph.spec(0.5, method="prune", importance="reconstruction")
+    with pytest.raises(ValueError, match=r"ifjax\.synthesize"):
+        ifjax.compress(apply, params, spec, [])
+    with pytest.raises(ValueError, match="at least 4 calibration inputs, got 3"):
+        ifjax.compress(apply, params, spec, [x[:3]])
+    with pytest.raises(ValueError, match="not finite"):
+        ifjax.compress(apply, params, spec, [np.where(x > 2, np.nan, x)])
+    with pytest.raises(TypeError, match="FusionSpec"):
+        ifjax.compress(apply, params, graph, [x])
+    with pytest.raises(ValueError, match=r"ifjax\.compress\(apply_fn, params, spec, batches\)"):
+        ifjax.fuse_params(params, spec)
+    with pytest.raises(ValueError, match="w1: expected shape"):
+        ifjax.compress(apply, {"w1": params["w2"], "w2": params["w1"]}, spec, [x])
+    with pytest.raises(TypeError, match="dot_general"):
+        ifjax.compress(apply, params, spec, [x[:, :4]])
