@@ -158,7 +158,7 @@ def names() -> list[str]:
     """The names of all metrics.
 
     >>> names()
-    ['bn_scale', 'chip', 'fisher', 'l1', 'l2', 'lamp', 'linf', 'random', 'taylor']
+    ['bn_scale', 'chip', 'fisher', 'l1', 'l2', 'lamp', 'linf', 'random', 'reconstruction', 'taylor']
     """
     return sorted(IMPORTANCES)
 

@@ -17,6 +17,12 @@ class Report:
       solved: units of weights that were solved for together, with their errors before and after,
         relative to how much the dense values deviate from their mean.
       follows: weights that were cut and not solved for, and why.
+
+    Example:
+      >>> from ifjax.reconstruction.sweep import Chosen
+      >>> print(Report((Chosen("w1", 8, 4, "what its consumers read"),), (), ()))
+      group  neurons  kept  chosen by
+      w1           8     4  what its consumers read
     """
 
     chosen: tuple[Chosen, ...]
@@ -30,25 +36,21 @@ class Report:
 
     def __str__(self) -> str:
         """Three tables."""
-        parts = [
-            _table(
-                ("group", "neurons", "kept", "chosen by"),
-                [(c.group, str(c.size), str(c.kept), c.how) for c in self.chosen],
-            ),
-            _table(
-                ("solved for", "K", "lambda", "error", "after", "held out", "after", "offset"),
-                [
-                    (
-                        " + ".join(s.sites),
-                        str(s.rows),
-                        f"{s.shrinkage:g}",
-                        *(f"{x:.2%}" for x in (s.before, s.after, s.held_before, s.held_after)),
-                        s.offset or "none",
-                    )
-                    for s in self.solved
-                ],
-            ),
+        chosen = [(c.group, str(c.size), str(c.kept), c.how) for c in self.chosen]
+        parts = [_table(("group", "neurons", "kept", "chosen by"), chosen)]
+        head = ("solved for", "K", "lambda", "error", "after", "held out", "after", "offset")
+        solved = [
+            (
+                " + ".join(s.sites),
+                str(s.rows),
+                f"{s.shrinkage:g}",
+                *(f"{x:.2%}" for x in (s.before, s.after, s.held_before, s.held_after)),
+                s.offset or "none",
+            )
+            for s in self.solved
         ]
+        if solved:
+            parts.append(_table(head, solved))
         if self.follows:
             parts.append(_table(("not solved for", "because"), list(self.follows)))
         return "\n\n".join(parts)
