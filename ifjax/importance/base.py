@@ -5,8 +5,9 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Sequence
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
+import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from ifjax.namespace import AnyArray, namespace
@@ -183,13 +184,20 @@ def normalise(scores: Float[AnyArray, " n"], normalization: str) -> Float[AnyArr
     return scores / xp.where(unit > 0, unit, 1)
 
 
-def check_shape(metric: GroupMetric, scores: AnyArray, n: int) -> None:
-    """Raises ValueError unless there is one score for each of n neurons."""
-    if scores.shape != (n,):
-        raise ValueError(
-            f"importance {metric!r}: expected one score for each of {n} neurons, got an array of "
-            f"shape {scores.shape}"
-        )
+def check_shape(metric: GroupMetric, scores: Any, n: int) -> None:
+    """Raises ValueError unless there is one real score for each of n neurons, inside of jit too."""
+    shape, dtype = np.shape(scores), getattr(scores, "dtype", None)
+    if dtype is None:
+        got = f"a {type(scores).__name__}"
+    elif shape != (n,):
+        got = f"an array of shape {shape}"
+    elif np.issubdtype(dtype, np.complexfloating):
+        got = f"numbers of {dtype}"
+    else:
+        return
+    raise ValueError(
+        f"importance {metric!r}: expected one score for each of {n} neurons, got {got}"
+    )
 
 
 def others(x: Float[AnyArray, ...], axis: int) -> tuple[int, ...]:

@@ -178,3 +178,45 @@ def test_scores_of_ones_own_are_finite(value):
             function(params, spec)
     below = graph.spec({"fc0*": 0.5}, importance=Constant(-1.0), normalization="none")
     assert np.all(np.isfinite(ifjax.fuse_params(params, below)["fc0.weight"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong(importance.Metric):
+    how: str
+
+    def member(self, x, axis):
+        n = x.shape[axis]
+        match self.how:
+            case "one number":
+                return jnp.sum(x)
+            case "too few":
+                return jnp.ones(n - 1)
+            case "a column":
+                return jnp.ones((n, 1))
+            case "a list":
+                return [1.0] * n
+            case "nothing":
+                return None
+        return jnp.ones(n, jnp.complex64)
+
+
+WRONG = {
+    "one number": r"of shape \(\)",
+    "too few": r"of shape \(\d+,\)",
+    "a column": r"of shape \(\d+, 1\)",
+    "a list": "got a list",
+    "nothing": "got a NoneType",
+    "complex": "got numbers of complex64",
+}
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("how", WRONG)
+def test_scores_of_ones_own_are_one_real_number_for_each_neuron(how, jitted):
+    """Which jit knows too."""
+    spec = traced("mlp").spec({"fc0*": 0.5}, importance=Wrong(how), method="prune")
+    fuse = functools.partial(ifjax.fuse_params, spec=spec)
+    if jitted:
+        fuse = functools.partial(jax.eval_shape, fuse)
+    with pytest.raises(ValueError, match=f"importance Wrong.*expected one score.*{WRONG[how]}"):
+        fuse(init("mlp"))
