@@ -43,6 +43,7 @@ class Analysis:
       macs: axes whose sizes multiply to the work of each contraction.
       numbers: numbers that come from widths.
       draws: whose keys random numbers are drawn with: a ``"constant"`` one, a ``"leaf"``.
+      chosen: classes of which single entries are chosen by value (experts that tokens go to).
     """
 
     frame: Frame
@@ -54,6 +55,7 @@ class Analysis:
     macs: list[Axes]
     numbers: Numbers
     draws: frozenset[str] = frozenset()
+    chosen: frozenset[int] = frozenset()
 
     @property
     def followed(self) -> list[Followed]:
@@ -134,7 +136,9 @@ def analyse(
         numbers = find_numbers(frame, store, len(leaves) + len(inputs), twins)
     tree = jax.tree.structure(out_shape)
     numbers.note()
-    return Analysis(frame, store, leaves, inputs, tree, outputs, context.macs, numbers, draws)
+    chosen = frozenset(root for node in context.chosen for root in store.classes(node))
+    known = (context.macs, numbers, draws, chosen)
+    return Analysis(frame, store, leaves, inputs, tree, outputs, *known)
 
 
 def _tie_unread(

@@ -211,6 +211,8 @@ def _facts(analysis: Analysis, products: Products) -> Facts:
     inexact = inexact_classes(frame, store, leaves, len(inputs), analysis.followed)
 
     def kind_at(root: int, at: Sequence[tuple[int, int]], axes: Sequence[ex.Expression]) -> Kind:
+        if root in analysis.chosen:  # experts, codes: cut by name
+            return "free"
         found = {roles.of.get(key, "additive") for key in at}
         return kind_of(root, found, bool(roles.both & {*at}), products, inexact, axes)
 

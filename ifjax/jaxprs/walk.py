@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,10 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs import constants as static
+from ifjax.jaxprs import positions as places
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.compat import AnyJaxpr, Atom
+from ifjax.jaxprs.positions import Positions
 from ifjax.jaxprs.traits import traits_of
 
 Axes = tuple[int, ...]
@@ -45,6 +47,7 @@ class Frame:
     axes: dict[Var, Axes] = dataclasses.field(default_factory=dict)
     notes: dict[int, Any] = dataclasses.field(default_factory=dict)
     numbers: static.Numbers = dataclasses.field(default_factory=dict)
+    positions: dict[Var, Positions] = dataclasses.field(default_factory=dict)
 
     def read(self, atom: Atom, store: AxisStore) -> Axes:
         """Axes of a variable or literal."""
@@ -112,6 +115,40 @@ class Context:
     macs: list[Axes] = dataclasses.field(default_factory=list)
     callers: tuple[JaxprEqn, ...] = ()
     frame: Frame | None = None
+    chosen: list[int] = dataclasses.field(default_factory=list)
+
+    def place(self, variable: Var, node: int, reason: str, counted: bool = False) -> None:
+        """Notes that a result holds positions along an axis, see `ifjax.jaxprs.positions`."""
+        assert self.frame is not None
+        state = "counted" if counted else "found"
+        self.frame.positions[variable] = Positions(node, self.reason(reason), state)
+        if not counted:
+            self.chosen.append(node)
+
+    def follow_positions(self) -> None:
+        """Notes the positions among an equation's results; pins axes that are read by them."""
+        frame, equation = self.frame, self.equation
+        assert frame is not None
+        assert equation is not None
+        held = {
+            k: frame.positions[v]
+            for k, v in enumerate(equation.invars)
+            if isinstance(v, Var) and v in frame.positions
+        }
+        if not held or traits_of(equation).kind == "call":  # which is handed them
+            return
+        found = places.after(equation, held, self.store.size, self.unify)
+        for one in held.values() if found is None else ():
+            self.store.pin(one.node, one.reason)
+        for k, one in (found or {}).items():
+            frame.positions[equation.outvars[k]] = one
+
+    def position(self, atom: Atom) -> int | None:
+        """The axis that an operand holds positions of."""
+        found = None
+        if self.frame is not None and isinstance(atom, Var):
+            found = self.frame.positions.get(atom)
+        return found.node if found is not None and found.state == "found" else None
 
     def number(self, atom: Atom) -> np.ndarray | None:
         """Value of an integer operand that depends on constants alone."""
@@ -149,11 +186,20 @@ class Context:
         inner, _, _ = compat.unpack(jaxpr)
         here = self.frame if traits_of(equation).kind == "call" else None
         given: static.Numbers = {}
+        held: dict[Var, Positions] | None = None
         if here is not None:
+            held = {
+                v: here.positions[atom]
+                for v, atom in zip(inner.invars, equation.invars, strict=True)
+                if isinstance(atom, Var) and atom in here.positions
+            }
             known = zip(inner.invars, map(here.number, equation.invars), strict=True)
             given = {v: x for v, x in known if x is not None}
-        frame, outputs = walk(self, jaxpr, inputs, numbers=given)
+        frame, outputs = walk(self, jaxpr, inputs, numbers=given, positions=held)
         if here is not None:
+            for outer, own in zip(equation.outvars, inner.outvars, strict=True):
+                if isinstance(own, Var) and own in frame.positions:
+                    here.positions[outer] = frame.positions[own]
             results = zip(equation.outvars, map(frame.number, inner.outvars), strict=True)
             here.numbers.update({v: x for v, x in results if x is not None})
         self.equation, self.note, self.callers = equation, note, callers
@@ -166,6 +212,7 @@ def walk(
     inputs: Sequence[Axes],
     constants: Sequence[Any] = (),
     numbers: static.Numbers | None = None,
+    positions: Mapping[Var, Positions] | None = None,
 ) -> tuple[Frame, list[Axes]]:
     """Relates the axes of all variables of a jaxpr.
 
@@ -175,6 +222,8 @@ def walk(
       inputs: axes of the jaxpr's inputs.
       constants: values of the constant variables of an open jaxpr.
       numbers: known integers among the inputs, by variable.
+      positions: positions along axes among the inputs of a call, which hands on those among its
+        results; without, they pin their axes.
 
     Returns:
       The frame, and the axes of the outputs.
@@ -183,6 +232,7 @@ def walk(
     inner, constvars, values = compat.unpack(jaxpr)
     values = values or list(constants)
     frame = Frame(inner, values, numbers=static.numbers(constvars, values) | (numbers or {}))
+    frame.positions.update(positions or {})
     outer, context.frame = context.frame, frame
     for var, value in zip(constvars, values, strict=True):
         frame.axes[var] = constant_axes(store, value)
@@ -190,11 +240,16 @@ def walk(
     for i, equation in enumerate(inner.eqns):
         context.equation, context.note = equation, None
         operands = [frame.read(v, store) for v in equation.invars]
+        context.follow_positions()
         results = context.rule(equation.primitive.name).flow(context, equation, operands)
         frame.axes.update(zip(equation.outvars, results, strict=True))
         if context.note is not None:
             frame.notes[i] = context.note
         frame.numbers.update(static.evaluate(equation, frame.numbers))
+    if positions is None:
+        for v in inner.outvars:
+            if isinstance(v, Var) and v in frame.positions:
+                store.pin(frame.positions[v].node, frame.positions[v].reason)
     context.frame = outer
     return frame, [frame.read(v, store) for v in inner.outvars]
 

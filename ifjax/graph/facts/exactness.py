@@ -106,6 +106,9 @@ class _Zeros:
         name, traits = equation.primitive.name, traits_of(equation)
         if traits.kind == "contraction":
             return [self._contraction(equation, ins, outs, values)]
+        if traits.kind == "search" or name == "top_k":
+            over = equation.params.get("axes", (equation.params.get("axis"),))
+            self.noticed.update(self.roots([ins[0][i] for i in over]))
         if traits.kind == "reduction":
             over = self.roots([ins[0][i] for i in equation.params["axes"]])
             self.noticed.update(over - (values[0].plain if traits.affine else frozenset()))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
-from ifjax.jaxprs.rules.rule import Flow, Rule
+from ifjax.jaxprs.compat import Values
+from ifjax.jaxprs.rules.rule import Flow, Resize, Rule
 from ifjax.jaxprs.walk import Axes, Context
 
 
@@ -30,14 +31,42 @@ def ordered(name: str) -> Flow:
 
 
 def search(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
-    """The result is a position along the axis, which is pinned."""
+    """The result is a position along the axis, which is pinned unless it only chooses there."""
     over = _over(equation, "axes")
-    context.pin([operands[0][i] for i in over], "searched along this axis")
+    context.place(equation.outvars[0], operands[0][over[0]], "searched along this axis")
     return [tuple(a for i, a in enumerate(operands[0]) if i not in over)]
 
 
+def top_k(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
+    """The k largest, and their positions: the axis is pinned unless these only choose there."""
+    (axis,) = _over(equation, "axis")
+    reason = "the largest along this axis are taken"
+    positions = equation.outvars[1]
+    assert context.frame is not None
+    read = (v for e in context.frame.jaxpr.eqns for v in e.invars)
+    if any(v is positions for v in (*read, *context.frame.jaxpr.outvars)):
+        context.place(positions, operands[0][axis], reason)
+    else:  # ranked, and nothing is chosen
+        context.pin([operands[0][axis]], reason)
+    out = list(operands[0])
+    out[axis] = context.pinned([compat.shape_of(equation.outvars[0])[axis]], reason)[0]
+    return [tuple(out) for _ in equation.outvars]
+
+
+def rebuild_top_k(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
+    """Refuses to take more than are left."""
+    (axis,), k = _over(equation, "axis"), equation.params["k"]
+    left = resize.size(resize.inputs[0][axis])
+    if k > left:
+        raise ValueError(
+            f"top_k at {compat.source_line(equation)} takes the {k} largest of an axis that the "
+            f"spec cuts to {left}: keep at least {k} there"
+        )
+    return compat.bind(equation, values)
+
+
 def largest(name: str) -> Flow:
-    """A rule for the k largest along ``params[name]``, and their positions."""
+    """A rule for the k largest along ``params[name]``, and their positions, which pin the axis."""
 
     def flow(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
         (axis,) = _over(equation, name)
@@ -100,7 +129,7 @@ RULES = {
     **dict.fromkeys(CUMULATIVE.split(), Rule(ordered("axis"))),
     "rev": Rule(ordered("dimensions")),
     "sort": Rule(ordered("dimension")),
-    "top_k": Rule(largest("axis")),
+    "top_k": Rule(top_k, rebuild_top_k),
     "approx_top_k": Rule(largest("reduction_dimension")),
     "fft": Rule(fourier),
     "reduce": Rule(fold),

@@ -191,12 +191,12 @@ def rebuild_split(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
 
 
 def iota(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
-    """The counted axis is pinned; the others are broadcast."""
+    """The counted axis is pinned unless it is compared with what was chosen along an axis."""
     del operands
     shape, dim = equation.params["shape"], equation.params["dimension"]
-    out = list(context.fresh(shape))
-    out[dim] = context.pinned([shape[dim]], "counted with iota")[0]
-    return [tuple(out)]
+    out = context.fresh(shape)
+    context.place(equation.outvars[0], out[dim], "counted with iota", counted=True)
+    return [out]
 
 
 def stack(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:

@@ -55,8 +55,12 @@ TAKEN = {
         lambda x: jax.vmap(lambda r, i: r[i])(x, np.array([0, 1, 1, 5])),
         "(1+a+1).b > (1+a+1)b",
     ),
-    "rows by data": (
+    "rows that are chosen": (
         lambda x: jnp.take_along_axis(x, jnp.argmax(x, 1, keepdims=True), 1),
+        "abc > a1c",
+    ),
+    "rows by data": (
+        lambda x: jnp.take_along_axis(x, jnp.argmax(x, 1, keepdims=True) // 2, 1),
         "a.b > a1b",
     ),
     "a stride": (lambda x: x[:, ::2], "a(b*.)c > abc"),
