@@ -58,6 +58,7 @@ def test_a_norm_is_folded_only_where_both_functions_allow_it(other, count):
 
 
 @pytest.mark.parametrize("other", [with_b, without])
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_duplicates_merge_without_change_in_both_functions(other):
     """Three neurons and their copies: the preserving merge changes neither function."""
     half = params()

@@ -53,6 +53,7 @@ def test_a_single_key_and_one_beside_what_is_no_key():
     assert ifjax.shrink(f, spec)(small, x, **options).shape == (4, 2)
 
 
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_fine_tuning_with_dropout_through_shrink():
     """A spec of the eval-mode function serves the train-mode one; the keys of the steps differ."""
     spec = ifjax.trace(NET.apply, VARIABLES, X).spec(0.5, method="prune")

@@ -48,6 +48,7 @@ def equinox_net(mode, train):
 
 
 @pytest.mark.parametrize("mode", ["batch", "ema"])
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_equinox_batch_norm_in_train_mode(mode):
     f, p = equinox_net(mode, train=True)
     graph = ifjax.trace(f, p, X)
@@ -112,6 +113,7 @@ def test_flax_batch_norm_in_train_mode():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_a_cut_equinox_module_is_trained_by_the_usual_call():
     """Its optimizer goes on by the same maps."""
     pair = eqx.nn.make_with_state(Equinox)("batch")

@@ -161,5 +161,6 @@ def holds(recipe):
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(RECIPES)
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_every_group_of_a_random_network_is_right(recipe):
     holds(recipe)

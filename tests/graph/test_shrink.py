@@ -31,6 +31,7 @@ def shrunk():
     return graph, small, ifjax.shrink(mlp, graph.spec(keep={"w1": 5, "m": 4}))
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_it_is_the_function_at_the_small_widths(shrunk):
     _, small, apply = shrunk
     np.testing.assert_array_equal(apply(small, X), mlp(small, X))
@@ -38,12 +39,14 @@ def test_it_is_the_function_at_the_small_widths(shrunk):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_other_batch_sizes(shrunk, batch):
     _, small, apply = shrunk
     x = jnp.float32(array(batch, 3, seed=1))
     np.testing.assert_allclose(apply(small, x), mlp(small, x), rtol=1e-6)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_keep_all_is_the_identity_bit_for_bit(shrunk):
     graph, _, _ = shrunk
     spec = graph.spec(0.0)
@@ -54,6 +57,7 @@ def test_keep_all_is_the_identity_bit_for_bit(shrunk):
     np.testing.assert_array_equal(ifjax.shrink(mlp, spec)(small, X), mlp(FULL, X))
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_under_jit_it_is_traced_once(shrunk):
     graph, small, _ = shrunk
     count = 0
@@ -73,6 +77,7 @@ def test_under_jit_it_is_traced_once(shrunk):
     assert count == 2
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_under_grad_vmap_scan_and_remat(shrunk):
     _, small, apply = shrunk
 
@@ -135,6 +140,7 @@ def test_no_value_is_computed_at_the_full_width(shrunk):
         assert not found & {10, 8}
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_gradients_through_loops_branches_and_remat():
     graph = ifjax.trace(looped, LOOPED, X)
     (group,) = graph.groups
@@ -145,6 +151,7 @@ def test_gradients_through_loops_branches_and_remat():
         np.testing.assert_allclose(grad, want[name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_mixed_precision():
     """Weights in float32, products in bfloat16, the norm in float32 again."""
 
@@ -170,6 +177,7 @@ def test_mixed_precision():
         np.testing.assert_allclose(got[name], want[name], rtol=2e-2, atol=1e-2)  # bfloat16: 2^-8
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_dropout_is_drawn_at_the_small_width():
     """As the function itself draws it for small arrays; one key per example under vmap."""
 
@@ -205,6 +213,7 @@ def test_compiled_work_falls_as_the_spec_says():
     np.testing.assert_allclose(measured[1] / measured[0], np.divide(*spec.flops()[::-1]), rtol=0.01)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_export(shrunk):
     """There and back as bytes; for any batch by a map over single examples."""
     pytest.importorskip("flatbuffers", reason="needs flatbuffers: pip install 'ifjax[test]'")
@@ -264,6 +273,7 @@ def test_double_precision_after_single_precision(shrunk):
     np.testing.assert_allclose(got, single, rtol=1e-4)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_values_closed_over_by_a_traced_function(shrunk):
     """A constant that is a tracer must not be kept for the next call."""
     graph, small, _ = shrunk
@@ -278,6 +288,7 @@ def test_values_closed_over_by_a_traced_function(shrunk):
     np.testing.assert_allclose(scaled(3.0), 6 * mlp(small, X), rtol=1e-5)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_constants_are_sliced_by_runs_of_equal_slices():
     table = np.repeat([1.0, 2.0], 5).astype(np.float32)
 
@@ -302,6 +313,7 @@ class Net(nn.Module):
         return nn.Dense(2)(x)
 
 
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_train_mode_with_dropout_and_mutable_statistics():
     x = jnp.float32(array(4, 8, 8, 1))
     variables = Net().init(jax.random.key(0), x)

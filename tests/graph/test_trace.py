@@ -94,13 +94,14 @@ def test_integer_scalar_empty_and_complex_leaves():
     p |= {"scale": np.float64(0.5), "count": np.int32(3), "z": np.ones(5, np.complex128)}
     with jax.enable_x64(True):
         graph = ifjax.trace(f, p | arrays(mask=(6,)), X)
-        assert {g.name: g.kind for g in graph.groups} == {"w1": "neuron", "z": "complex"}
+        assert {g.name: g.kind for g in graph.groups} == {"w1": "neuron", "z": "neuron"}
         p["mask"] = np.array([1, 0, 1, 1, 0, 1])  # goes along, and is not averaged
         graph = ifjax.trace(f, p, X)
         graph.verify(f, p, X)
-    assert {g.name: g.kind for g in graph.groups} == {"w1": "integer", "z": "complex"}
+    assert {g.name: g.kind for g in graph.groups} == {"w1": "integer", "z": "neuron"}
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_leaves_that_reach_no_output_are_reported():
     """They are cut with their group where they share one, and left alone otherwise."""
 
@@ -197,6 +198,7 @@ def test_an_output_that_only_looks_like_a_leaf_is_pinned():
     assert names(graph) == {"1": 4}
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_gradients_as_outputs_follow_the_widths():
     def gradient(p, x):
         return jax.grad(lambda p: (mlp(p, x) ** 2).mean())(p)

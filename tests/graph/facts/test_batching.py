@@ -75,6 +75,7 @@ def test_experts():
     assert inner.along == next((g.name,) for g in graph.groups if g.size == 3)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_experts_under_vmap_with_biases():
     def f(p, x):
         one = lambda q, x: jnp.tanh(x @ q["up"] + q["bias"]) @ q["down"]  # noqa: E731

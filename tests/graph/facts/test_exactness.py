@@ -30,6 +30,7 @@ INEXACT = {
 
 
 @pytest.mark.parametrize("case", EXACT)
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_exact(case):
     f, p, x = between(EXACT[case], out=16 if "twice" in case else 8)
     (group,) = hold(f, p, x, groups={"a": 8}).groups
@@ -42,6 +43,7 @@ def test_inexact(case):
     assert not group.exact
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_a_product_summed_by_hand_is_a_contraction():
     def f(p, x):
         return (jnp.tanh(x @ p["a"])[:, None, :] * p["b"]).sum(-1)
@@ -77,6 +79,7 @@ def test_a_recurrent_kernel_is_exact():
     assert group.exact
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_normalised_weights():
     def f(p, x):
         w = p["w"] - p["w"].mean(0)  # weight standardisation

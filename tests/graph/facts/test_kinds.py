@@ -107,6 +107,7 @@ def test_the_kind_that_one_of_two_functions_sees():
 
 
 @pytest.mark.parametrize("readout", ["bc,c->bc", "bcn,cn->bc"])
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_one_output_per_channel_makes_no_expert(readout):
     """A scale, or a state-space readout, as a product that batches the channels."""
 

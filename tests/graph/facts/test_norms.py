@@ -57,6 +57,7 @@ def network(form):
 
 
 @pytest.mark.parametrize("name", FORMS)
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_every_way_of_writing_it_is_found(name):
     f, p = network(FORMS[name]), params()
     (record,) = records(f, p, X)
@@ -87,6 +88,7 @@ def folded_equals(f, p, x) -> bool:
         return bool(np.abs(f(with_leaves(p, leaves), x) - f(p, x)).max() < 1e-9)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_folding_before_a_bias():
     def f(p, x):
         return jnp.tanh(norm(x @ p["w"] + p["b"], p)) @ p["v"]
@@ -97,6 +99,7 @@ def test_folding_before_a_bias():
     assert folded_equals(f, p, X)
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_a_norm_without_offset():
     def f(p, x):
         return jnp.tanh((x @ p["w"] - p["mean"]) * lax.rsqrt(p["var"] + 1e-3) * p["scale"]) @ p["v"]
@@ -112,6 +115,7 @@ def conv(x, k, **options):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_convolutions_fold_along_their_output_axis(groups):
     def f(p, x):
         y = conv(x, p["k"], feature_group_count=groups)

@@ -62,6 +62,7 @@ FIXED = {
 
 
 @pytest.mark.parametrize("case", FIXED)
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_other_numbers_stay(case):
     f, p, x = between(FIXED[case])
     with jax.enable_x64(True):
@@ -87,6 +88,7 @@ def test_a_mean_over_pixels_and_channels_counts_both():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_layer_norms_of_a_framework(norm, dtype):
     class Net(nn.Module):
         width: int = 6
@@ -261,6 +263,7 @@ WEIGHT += ("mean in two steps", "sum over k k n", "fan-in minus one")
 
 @pytest.mark.parametrize("reads", [True, False])
 @pytest.mark.parametrize("case", WEIGHT)
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_the_fan_in_of_a_weight_follows(case, reads):
     numbers = ("NHWC", "HWIO", "NHWC")
 
@@ -401,6 +404,7 @@ def test_numbers_of_two_functions_are_joined():
     assert (other & one).literals == one.literals != ()
 
 
+@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_a_number_inside_of_a_loop_follows():
     def middle(h):
         def step(c, row):
