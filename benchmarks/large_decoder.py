@@ -54,6 +54,7 @@ def measured(size: str, layout: str) -> dict[str, float]:
 
     import ifjax
     from ifjax.models import DecoderConfig, DecoderWidths, decoder, decoder_shapes
+    from ifjax.models.decoder_groups import sparsities
 
     widths = DecoderWidths(*SIZES[size])
     shapes = decoder_shapes(widths, scan=layout == "scanned", tied=False, dtype=jnp.bfloat16)
@@ -63,7 +64,8 @@ def measured(size: str, layout: str) -> dict[str, float]:
     start = time.perf_counter()
     graph = ifjax.trace(apply_fn, shapes, tokens)
     traced = time.perf_counter()
-    spec = graph.spec({"*gate": 0.25, "*(kv heads)": 0.25}, uniform=True, round_to=1)
+    asked = sparsities(graph, {"ffn": 0.25, "kv_heads": 0.25})
+    spec = graph.spec(asked, uniform=True)
     made = time.perf_counter()
     spec.small_struct(shapes)
     return {

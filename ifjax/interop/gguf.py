@@ -25,6 +25,14 @@ _TYPES = {
 }
 """Hugging Face's model type of an architecture."""
 
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -165,6 +173,7 @@ class GGUFTensors:
         head_dim = number("attention.key_length", number("rope.dimension_count", hidden // heads))
         gemma3 = self._architecture == "gemma3"
         found = {
+            "architectures": [_CLASSES[_TYPES[self._architecture]]],
             "model_type": _TYPES[self._architecture],
             "vocab_size": int(self._tensors["token_embd.weight"].shape[1]),
             "hidden_size": hidden,

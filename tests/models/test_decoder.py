@@ -10,6 +10,7 @@ import pytest
 import ifjax
 from ifjax.models import DecoderConfig, DecoderWidths, Rotary, decoder, init_decoder
 from ifjax.models.decoder import hidden_states
+from ifjax.models.decoder_groups import groups_by_kind, sparsities
 from ifjax.models.decoder_widths import (
     OPTIONAL,
     decoder_shapes,
@@ -161,3 +162,20 @@ def test_layers_of_different_widths_cannot_be_stacked(params):
     listed["layers"][1] = listed["layers"][1] | {"up": jnp.ones((12, 3))}
     with pytest.raises(ValueError, match=r"layers/1/up: .* expected \(12, 10\)"):
         stack_layers(listed)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("scan", [True, False])
+def test_groups_are_told_by_kind_whatever_they_are_called(kv_heads, scan):
+    widths = DecoderWidths(11, 12, 10, 4, kv_heads, 4, 2)
+    shapes = decoder_shapes(widths, scan=scan, extra=OPTIONAL)
+    graph = ifjax.trace(functools.partial(decoder, DecoderConfig(0.5)), shapes, TOKENS)
+    found = groups_by_kind(graph)
+    wanted = {"hidden", "ffn", "value_dim", "kv_heads", "query_heads"}
+    wanted -= {"kv_heads"} if kv_heads == 1 else {"query_heads"} if kv_heads == 4 else set()
+    assert {*found} == wanted
+    assert len(found["ffn"]) == (1 if scan else 2)
+    spec = graph.spec(sparsities(graph, {"ffn": 0.5}), uniform=True)
+    assert {*layer_widths(spec.small_struct(shapes))["ffn"]} == {5}
+    with pytest.raises(ValueError, match="layers: expected one of"):
+        sparsities(graph, {"layers": 0.5})

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+import ifjax
+from benchmarks import decoder_logits
+from ifjax.data.text import plain_wikitext, windows
+from ifjax.experiment import llm
+from ifjax.experiment.perplexity import perplexity
+from ifjax.interop import load_huggingface
+from ifjax.models import decoder
+
+pytest.importorskip("safetensors", reason="needs safetensors: pip install 'ifjax[llm]'")
+tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers: pip install 'ifjax[llm]'")
+
+WORDS = [chr(ord("a") + i) for i in range(23)]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llm")
+    kept = decoder_logits.fixture("llama 3.1, tied")
+    made = decoder_logits.written(folder / "dense", kept["config"], kept["shapes"])
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="a"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(made / "tokenizer.json"))
+    numbers = np.random.default_rng(0).integers(0, 23, 400)
+    (folder / "text.txt").write_text(" ".join(WORDS[i] for i in numbers))
+    return made
+
+
+def run(dense, out, *options):
+    text = dense.parent / "text.txt"
+    paths = ["--checkpoint", str(dense), "--text", str(text), "--out", str(out)]
+    sizes = ["--windows", "4", "--test-windows", "3", "--length", "12", "--method", "prune"]
+    return llm.cli([*paths, *sizes, *options])
+
+
+def test_perplexity_is_that_of_the_logits(dense):
+    network = load_huggingface(dense)
+    tokens = np.arange(24).reshape(2, 12).astype(np.int32) % 23
+    logits = np.float64(decoder(network.config, network.params, tokens))
+    scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = -np.take_along_axis(scores[:, :-1], tokens[:, 1:, None], -1)
+    found = perplexity(network.config, network.params, tokens)
+    assert found == pytest.approx(np.exp(losses.mean()), rel=1e-5)
+    with pytest.raises(ValueError, match="tokens below 23"):
+        perplexity(network.config, network.params, tokens + 5)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "prune",
+        pytest.param(
+            "reconstruction",
+            marks=pytest.mark.skipif(
+                not hasattr(ifjax, "compress"), reason="this version has no ifjax.compress"
+            ),
+        ),
+    ],
+)
+def test_checkpoint_and_text_in_checkpoint_and_table_out(method, dense, tmp_path, capsys):
+    options = ["--method", method, "--ffn", "0.5", "--kv-heads", "0.5"]
+    assert run(dense, tmp_path / "small", *options) == 0
+    shown = capsys.readouterr()
+    assert "10" in shown.out
+    assert '"intermediate_size": 10' in shown.out
+    assert "windows" in shown.err
+    small = load_huggingface(tmp_path / "small")
+    assert small.params["layers"]["gate"].shape == (3, 24, 10)
+    assert small.params["layers"]["key"].shape == (3, 24, 1, 8)
+    written = json.loads((tmp_path / "small/compression.json").read_text())
+    assert (tmp_path / "small/tokenizer.json").exists()
+    rows = written["rows"]
+    text = (dense.parent / "text.txt").read_text().split()
+    tokens = [WORDS.index(word) for word in text][200:]
+    found = perplexity(small.config, small.params, windows(tokens, 3, 12))
+    assert rows[1]["perplexity"] == pytest.approx(found, rel=1e-4)
+    assert rows[0]["weights"] > rows[1]["weights"]
+    assert math.isfinite(rows[0]["perplexity"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--checkpoint", "nowhere"], "--checkpoint: nowhere: no such file or folder"),
+        (["--text", "nowhere"], "--text: "),
+        (["--length", "300"], "--text: the text has 200 tokens, too few for 4 windows of 300"),
+        (["--test-text", __file__, "--test-windows", "9000"], "--test-text: the text has"),
+        (["--hidden", "0.1"], "--ffn 0.25 --hidden 0.1: hidden width 21 and 6 query heads: .* 18"),
+        (["--ffn", "2"], "--ffn 2.0: sparsity must be a number"),
+        (["--ffn", "0"], "--ffn: spec needs a sparsity"),
+        (["--round-to", "0"], "round_to must be a positive integer"),
+        (["--tokenizer", __file__], "--tokenizer: "),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(options, message, dense, tmp_path, capsys):
+    assert run(dense, tmp_path / "small", *options) == 2
+    shown = capsys.readouterr().err
+    line = next(line for line in shown.splitlines() if "error" in line)
+    assert re.search(message, line), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_and_a_folder_that_is_there(dense, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in dense.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    text = ["--text", str(dense.parent / "text.txt"), "--out", str(tmp_path / "small")]
+    assert llm.cli(["--checkpoint", str(copy), *text]) == 2
+    assert "damaged or not complete" in capsys.readouterr().err
+    (tmp_path / "small").mkdir()
+    assert run(dense, tmp_path / "small") == 2
+    assert "--out" in capsys.readouterr().err
+    assert llm.cli([]) == 2
+    assert "--checkpoint: expected a path" in capsys.readouterr().err
+
+
+def test_windows_and_wikitext():
+    assert windows(range(12), 3, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    for count, length in ((3, 5), (0, 2), (2, 1), (20, 2)):
+        with pytest.raises(ValueError, match=r"expected at least|too few"):
+            windows(range(12), count, length)
+    raw = "In \" Teddy 's Story \" ( 2000 ) , a two @-@ part 1 @,@ 000 @.@ 5 % n't ."
+    assert plain_wikitext(raw) == "In \"Teddy's Story\" (2000), a two-part 1,000.5%n't."
