@@ -65,13 +65,8 @@ def main() -> None:
         if any(row["name"] == name for row in rows):
             continue
         start = time.perf_counter()
-        try:
-            params = made(name, network, valid)
-        except Unavailable as reason:
-            print(f"{name}: {reason}", file=sys.stderr)
-            continue
+        params = jax.block_until_ready(made(name, network, valid))
         seconds = time.perf_counter() - start
-        params = jax.block_until_ready(params)
         rows.append(
             {
                 "name": name,
@@ -84,10 +79,6 @@ def main() -> None:
         if not trial:
             record.write("language_model", rows, windows=WINDOWS, length=LENGTH)
     print(record.markdown(rows))
-
-
-class Unavailable(Exception):
-    """A row that this version cannot make."""
 
 
 def model_file() -> Path:
@@ -124,11 +115,11 @@ def made(name: str, network: Checkpoint, valid: np.ndarray) -> Any:
     gates = {group.name: share for group in graph.groups if group.name.endswith("gate")}
     (gate,) = gates
     if method == "compress":
-        if not hasattr(ifjax, "compress"):
-            raise Unavailable("this version has no ifjax.compress")
         spec = graph.spec(gates, importance="reconstruction", method="prune")
         batches = [valid[i : i + 2] for i in range(0, len(valid), 2)]
-        return ifjax.compress(apply_fn, network.params, spec, batches)[0]
+        small, report = ifjax.compress(apply_fn, network.params, spec, batches)
+        print(report, file=sys.stderr, flush=True)
+        return small
     if method == "l1":
         return ifjax.fuse_params(network.params, graph.spec(gates, method="prune"))
     if method == "fusion":

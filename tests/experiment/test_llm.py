@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 
-import ifjax
 from benchmarks import decoder_logits
 from ifjax.data.text import plain_wikitext, windows
 from ifjax.experiment import llm
@@ -54,18 +53,7 @@ def test_perplexity_is_that_of_the_logits(dense):
         perplexity(network.config, network.params, tokens + 5)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "prune",
-        pytest.param(
-            "reconstruction",
-            marks=pytest.mark.skipif(
-                not hasattr(ifjax, "compress"), reason="this version has no ifjax.compress"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("method", ["prune", "reconstruction"])
 def test_checkpoint_and_text_in_checkpoint_and_table_out(method, dense, tmp_path, capsys):
     options = ["--method", method, "--ffn", "0.5", "--kv-heads", "0.5"]
     assert run(dense, tmp_path / "small", *options) == 0
