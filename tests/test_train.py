@@ -88,6 +88,7 @@ def test_rows_are_the_dense_network_and_every_method(tiny_run: Run) -> None:
         (0.0, "dense"),
         (0.5, "plain pruning"),
         (0.5, "Intra-Fusion"),
+        (0.5, "reconstruction"),
     ]
     dense, *small = tiny_run.rows
     assert dense.weights == 64 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10
@@ -122,6 +123,7 @@ def test_the_folder_holds_the_results_and_nothing_else(tiny_run: Run) -> None:
         "dense",
         "fuse-0.5",
         "prune-0.5",
+        "reconstruct-0.5",
         "results.json",
         "run.json",
         "tensorboard",
@@ -162,7 +164,7 @@ def test_a_cut_that_leaves_next_to_nothing_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of the method that fell below a tenth of the dense accuracy alone, and once."""
-    found = iter([0.01, 0.5])
+    found = iter([0.01, 0.5, 0.9])
     monkeypatch.setattr(
         compression,
         "evaluator",

@@ -61,6 +61,11 @@ def check(config: Config) -> None:
         raise UserError("--rounds: there is nothing between the rounds with --fine-tune-epochs 0")
     if config.rounds > 1 and config.per_group:
         raise UserError("--rounds: --per-group cuts without fine-tuning, so in one round only")
+    if not config.ways:
+        raise UserError(
+            "--methods: reconstruct goes with --mode compress on one host, all groups at once; got "
+            "no other method"
+        )
     if config.per_group and config.target != "neurons":
         raise UserError("--target: --per-group cuts shares of a group's neurons, not of weights")
     if config.milestones and config.milestones[-1] >= config.epochs:

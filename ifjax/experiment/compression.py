@@ -85,6 +85,32 @@ def fuse_state(state: TrainState, spec: ifjax.FusionSpec, stats: Stats | None) -
     )
 
 
+def reconstruct_state(
+    config: Config,
+    dataset: data.ImageDataset,
+    network: Network,
+    state: TrainState,
+    spec: ifjax.FusionSpec,
+) -> TrainState:
+    """Compresses a training state by reconstruction on training images, without their labels.
+
+    Args:
+        config: how many images.
+        dataset: the images.
+        network: the functions at the widths that the spec begins with.
+        state: at these widths.
+        spec: what is cut.
+
+    Returns:
+        The state at the widths that the spec ends with.
+    """
+    images = [inputs for inputs, _ in calibration_batches(config, dataset)]
+    variables, report = ifjax.compress(network.apply_eval, state.variables, spec, images)
+    maps = ifjax.transport_maps(state.variables, spec, scores=report.scores)
+    opt_state = ifjax.fuse_tree(state.opt_state, spec, maps)
+    return state._replace(variables=variables, opt_state=opt_state)
+
+
 def needs_stats(config: Config) -> bool:
     """Says whether an importance of a configuration needs more than weights.
 

@@ -149,8 +149,10 @@ class CutOptions:
 class MethodOptions:
     """How."""
 
-    methods: tuple[Literal["prune", "fuse"], ...] = option(
-        ("prune", "fuse"), "Plain pruning, Intra-Fusion, or both."
+    methods: tuple[Literal["prune", "fuse", "reconstruct"], ...] = option(
+        ("prune", "fuse", "reconstruct"),
+        "Plain pruning, Intra-Fusion, and reconstruction on training images without their labels; "
+        "the last is for --mode compress, all groups at once.",
     )
     importances: tuple[Importance, ...] = option(
         ("l1",),
@@ -160,7 +162,10 @@ class MethodOptions:
         "--importance",
     )
     calibration_images: int = option(
-        512, "Training images from which taylor, fisher and chip are computed.", "N"
+        512,
+        "Training images from which taylor, fisher and chip are computed, and networks are "
+        "reconstructed (these without their labels).",
+        "N",
     )
     solver: Literal["sinkhorn", "sinkhorn_kernel", "exact", "nearest", "auto"] = option(
         "sinkhorn",
@@ -325,6 +330,17 @@ class Config(
         """Where the results go."""
         mode = "" if self.mode == "compress" else f"-{self.mode}"
         return self.out or Path("runs") / f"{self.data}-{self.model}{mode}"
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The methods that go with the rest: one network, on one host, all groups at once."""
+        alone = self.mode == "compress" and self.coordinator is None and not self.per_group
+        return self.methods if alone else self.scored
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The methods that need no inputs."""
+        return tuple(m for m in self.methods if m != "reconstruct")
 
     @property
     def cuts(self) -> tuple[float, ...]:

@@ -32,7 +32,7 @@ def one_at_a_time(
         found = []
         for sparsity in sorted(config.cuts):
             alone = choose(config, graph, sparsity, lambda group, name=name: group.name == name)
-            for score, method in itertools.product(config.importances, config.methods):
+            for score, method in itertools.product(config.importances, config.scored):
                 chosen = dataclasses.replace(alone.method, importance=score, method=method)
                 found.append((sparsity, score, method, dataclasses.replace(alone, method=chosen)))
         yield name, found

@@ -170,7 +170,10 @@ def _cut(
     job: Job, origin: Origin, variant: Variant, state: TrainState, step: ifjax.FusionSpec
 ) -> TrainState:
     """The state at the widths of one round, with moments for its optimizer."""
-    if origin.models is None:
+    if variant.method == "reconstruct":
+        given = job.config, job.dataset, origin.network, state, step
+        state = compression.reconstruct_state(*given)
+    elif origin.models is None:
         state = compression.fuse_state(state, step, origin.stats)
     else:
         fused = prune_and_fuse(job, origin.network, origin.models, variant)
@@ -189,12 +192,14 @@ def compress_once(
     rounds = ifjax.iterated(variant.spec, config.rounds)
     for number, (spec, stage) in enumerate(zip(rounds, stages, strict=True), start=1):
         if number > 1:
-            small = stages[number - 2].network._replace(variables=state.variables)
+            network = stages[number - 2].network._replace(variables=state.variables)
             scores = (variant.importance,)
-            stats = compression.calibrate(config, job.dataset, small, spec.step, scores)
+            stats = compression.calibrate(config, job.dataset, network, spec.step, scores)
         began = time.monotonic()
         try:
-            state = _cut(job, origin._replace(stats=stats), variant, state, spec.step)
+            state = _cut(
+                job, origin._replace(network=network, stats=stats), variant, state, spec.step
+            )
         except RuntimeError as error:
             raise NotConverged(f"{label}: {error}") from error
         compressing += time.monotonic() - began

@@ -1,6 +1,7 @@
 """What is compared: every sparsity by every importance by every method, each with its spec."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from ifjax.experiment.config import Config
 from ifjax.experiment.errors import UserError, user_error
 from ifjax.structure.structure import Group
 
-METHODS = {"prune": "plain pruning", "fuse": "Intra-Fusion"}
+METHODS = {"prune": "plain pruning", "fuse": "Intra-Fusion", "reconstruct": "reconstruction"}
 FINEST = 1000
 """Sparsities of neurons that are sought for a share of weights are multiples of 1 / 1000."""
 
@@ -22,7 +23,7 @@ class Variant(NamedTuple):
         sparsity: the fraction of neurons removed from every group.
         asked: what the user asked for, of neurons or of weights.
         importance: the score of a neuron.
-        method: ``"prune"`` or ``"fuse"``.
+          method: ``"prune"``, ``"fuse"`` or ``"reconstruct"``.
         spec: all of it.
         name: of the folder, unique in its run.
         label: of the row in the table.
@@ -69,7 +70,7 @@ def variants(config: Config, graph: ifjax.DependencyGraph) -> list[list[Variant]
         >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
         >>> graph = ifjax.trace(lambda p, x: x @ p["w1"] @ p["w2"], params, jnp.ones((1, 4)))
         >>> [[v.name for v in group] for group in variants(Config(sparsities=(0.5,)), graph)]
-        [['prune-0.5', 'fuse-0.5']]
+        [['prune-0.5', 'fuse-0.5', 'reconstruct-0.5']]
     """
     found = []
     for asked in sorted(config.cuts):
@@ -78,24 +79,64 @@ def variants(config: Config, graph: ifjax.DependencyGraph) -> list[list[Variant]
             if config.target == "weights":
                 sparsity = sparsity_of_share(lambda s: choose(config, graph, s), asked)
             spec = choose(config, graph, sparsity)
-        group = []
-        for score in config.importances:
-            for method in config.methods:
-                chosen = dataclasses.replace(spec.method, importance=score, method=method)
-                several = len(config.importances) > 1
-                group.append(
-                    Variant(
-                        sparsity,
-                        asked,
-                        score,
-                        method,
-                        dataclasses.replace(spec, method=chosen),
-                        f"{method}-{score}-{asked:g}" if several else f"{method}-{asked:g}",
-                        f"{METHODS[method]}, {score}" if several else METHODS[method],
-                    )
-                )
-        found.append(group)
+        ways = itertools.product(config.importances, config.ways)
+        found.append([variant(config, spec, sparsity, asked, *way) for way in ways])
     return found
+
+
+def variant(
+    config: Config,
+    spec: ifjax.FusionSpec,
+    sparsity: float,
+    asked: float,
+    score: str,
+    method: str,
+) -> Variant:
+    """One of the variants at some widths.
+
+    Args:
+        config: whose variants these are.
+        spec: the widths.
+        sparsity: of neurons.
+        asked: as the user asked for it.
+        score: the importance.
+        method: a key of ``METHODS``.
+
+    Returns:
+        The variant.
+    """
+    several = len(config.importances) > 1
+    return Variant(
+        sparsity,
+        asked,
+        score,
+        method,
+        dataclasses.replace(spec, method=method_of(config, spec.method, score, method)),
+        f"{method}-{score}-{asked:g}" if several else f"{method}-{asked:g}",
+        f"{METHODS[method]}, {score}" if several else METHODS[method],
+    )
+
+
+def method_of(config: Config, method: ifjax.Method, score: str, name: str) -> ifjax.Method:
+    """The method of a spec for one way to compress.
+
+    Reconstruction chooses neurons by what the others can make up for, unless importances are asked
+    for.
+
+    Args:
+        config: says whether they are.
+        method: with the rest of the choices.
+        score: the importance.
+        name: a key of ``METHODS``.
+
+    Returns:
+        The method.
+    """
+    if name != "reconstruct":
+        return dataclasses.replace(method, importance=score, method=name)  # type: ignore[arg-type]
+    default = config.importances == Config.importances
+    chosen = "reconstruction" if default else score
+    return dataclasses.replace(method, importance=chosen, method="prune")
 
 
 def choose(
@@ -122,7 +163,7 @@ def choose(
         sparsity,
         include=include or config.include,
         exclude=None if include else config.exclude or None,
-        method=config.methods[0],
+        method="fuse" if "fuse" in config.methods else "prune",
         importance=config.importances[0],
         solver=config.solver,
         epsilon=config.epsilon,

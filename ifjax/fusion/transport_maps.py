@@ -91,14 +91,15 @@ def inputs_of(
 ) -> tuple[Program, dict[str, Any], dict[str, Any], Stats | None]:
     """The program of a spec; leaves that it reads, scores and statistics, checked."""
     check_spec(spec)
-    if isinstance(spec.method.importance_value, Reconstruction):
-        raise ValueError(NO_SCORES)
     spec.method.targets_value.require()
     if is_held(params):
         params = to_host(params)
     leaves = checked_leaves(params, spec.structure)
     scores = checked_scores(scores, spec.structure)
     stats = checked_stats(stats, spec.structure, spec.method, scores)
+    chosen_elsewhere = isinstance(spec.method.importance_value, Reconstruction)
+    if chosen_elsewhere and not spec.structure.widths.keys() <= scores.keys():
+        raise ValueError(NO_SCORES)
     program = compiled(spec, given=scores, keep_shape=keep_shape)
     warn_of_unsettled(leaves, program.norms)
     return program, {path: leaves[path] for path in program.read}, scores, stats

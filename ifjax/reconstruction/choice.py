@@ -120,8 +120,9 @@ def _started(
         inverse = linalg.cho_solve(factor, np.eye(k), check_finite=False)
         inverses.append(inverse[np.ix_(order, order)])
         x = x[order].astype(np.float64)
-        if x.shape[1] > len(order):  # of as many outputs as there are columns: the same products
-            x = np.asarray(np.linalg.qr(x.T, mode="r")).T
+        if x.shape[1] > len(order):  # as many outputs as there are columns say the same
+            values, vectors = np.linalg.eigh(x @ x.T)
+            x = vectors * np.sqrt(np.maximum(values, 0))
         kernels.append(x)
     return np.stack(inverses), np.stack(kernels), len(own)
 

@@ -115,7 +115,10 @@ def compress(
     small = flat.stacked(jax.tree.unflatten(tree, list(walk.leaves.values())))
     apply_small = shrink(apply_fn, spec)
     small = refit_statistics(functools.partial(apply_small, **static), small, data.batches)
-    return small, Report.of(result)
+    kept = flat.gathered({event.group.name: event.index for event in walk.events})
+    sizes = {name: spec.structure.group[name].size for name in kept}
+    found = tuple(result.chosen), tuple(result.solved), tuple(result.follows)
+    return small, Report(*found, kept, sizes)
 
 
 def _by_importance(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
 
 from ifjax.reconstruction.solve import Solved
-from ifjax.reconstruction.sweep import Chosen, Result
+from ifjax.reconstruction.sweep import Chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +21,12 @@ class Report:
       solved: units of weights that were solved for together, with their errors before and after,
         relative to how much the dense values deviate from their mean.
       follows: weights that were cut and not solved for, and why.
+      kept: by group, the neurons that were kept, ``[m]`` or ``[*batch, m]``.
+      sizes: by group, its number of neurons.
 
     Example:
       >>> from ifjax.reconstruction.sweep import Chosen
-      >>> print(Report((Chosen("w1", 8, 4, "what its consumers read"),), (), ()))
+      >>> print(Report((Chosen("w1", 8, 4, "what its consumers read"),), (), (), {}, {}))
       group  neurons  kept  chosen by
       w1           8     4  what its consumers read
     """
@@ -28,11 +34,21 @@ class Report:
     chosen: tuple[Chosen, ...]
     solved: tuple[Solved, ...]
     follows: tuple[tuple[str, str], ...]
+    kept: Mapping[str, Int[np.ndarray, "*batch m"]]
+    sizes: Mapping[str, int]
 
-    @classmethod
-    def of(cls, result: Result) -> Report:
-        """The report of a sweep."""
-        return cls(tuple(result.chosen), tuple(result.solved), tuple(result.follows))
+    @property
+    def scores(self) -> dict[str, Float[np.ndarray, "*batch n"]]:
+        """By group, 1 for the neurons that were kept and 0 for the rest.
+
+        What else is shaped like the parameters is carried along with them: ``maps =
+        ifjax.transport_maps(params, spec, scores=report.scores)``, then ``ifjax.fuse_tree(state,
+        spec, maps)``.
+        """
+        return {
+            name: (np.arange(self.sizes[name]) == index[..., None]).any(-2).astype(np.float32)
+            for name, index in self.kept.items()
+        }
 
     def __str__(self) -> str:
         """Three tables."""

@@ -70,6 +70,15 @@ class Unrolled:
             found |= zip(names, parts, strict=True)
         return found
 
+    def gathered(self, kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Inverse of `taken`."""
+        found = {}
+        for name, (names, at) in self.copies.items():
+            if names[0] in kept:
+                parts = [kept[n] for n in names]
+                found[name] = parts[0] if at is None else np.stack(parts, at)
+        return found
+
     def originals(self, groups: Sequence[Group]) -> set[str]:
         """Names of the original groups that some groups are copies of."""
         wanted = {g.name for g in groups}

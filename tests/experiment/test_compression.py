@@ -9,7 +9,13 @@ import pytest
 
 import ifjax
 from ifjax import data
-from ifjax.experiment.compression import calibrate, check_importances, fuse_state, stages
+from ifjax.experiment.compression import (
+    calibrate,
+    check_importances,
+    fuse_state,
+    reconstruct_state,
+    stages,
+)
 from ifjax.experiment.config import Config
 from ifjax.experiment.network import Network, create
 from ifjax.experiment.runner import optimization, train_step
@@ -46,16 +52,20 @@ def test_one_compiled_step_serves_every_importance_and_method(
     digits: data.Dataset, network: Network, graph: ifjax.DependencyGraph
 ) -> None:
     (group,) = variants(CONFIG, graph)
-    assert len(group) == 4
+    assert len(group) == 6
     by = optimization(CONFIG, digits, 0.5, 0.01)
     rounds = stages(CONFIG, digits, network, group[0].spec, by)
     batch = next(iter(digits.train_batches(32, seed=0, epoch=0)))
     for variant in group:
-        state = create_state(network.variables, by.optimizer)
+        state, now = create_state(network.variables, by.optimizer), network
         for (step, total), stage in zip(
             ifjax.iterated(variant.spec, CONFIG.rounds), rounds, strict=True
         ):
-            state = fuse_state(state, step, None)
+            if variant.method == "reconstruct":
+                state = reconstruct_state(CONFIG, digits, now, state, step)
+            else:
+                state = fuse_state(state, step, None)
+            now = stage.network
             assert stage.total.structure.widths == total.structure.widths
             stage.test(state.variables)
             state, _ = stage.step(state, batch.images, batch.labels)

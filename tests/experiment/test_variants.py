@@ -1,5 +1,6 @@
 """Which specs a configuration stands for."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -49,10 +50,21 @@ def test_every_combination_once_and_one_width_per_sparsity() -> None:
         assert len({variant.spec.structure for variant in group}) == 1
         assert {variant.asked for variant in group} == {asked}
         found = [(v.spec.method.importance, v.spec.method.method) for v in group]
-        assert found == list(itertools.product(("l2", "lamp"), ("prune", "fuse")))
+        assert found == list(itertools.product(("l2", "lamp"), ("prune", "fuse", "prune")))
+        assert [v.method for v in group] == ["prune", "fuse", "reconstruct"] * 2
         assert {variant.spec.method.solver for variant in group} == {"nearest"}
-    assert len({variant.name for variant in low + high}) == 8
+    assert len({variant.name for variant in low + high}) == 12
     assert low[1].label == "Intra-Fusion, l2"
+
+
+def test_reconstruction_chooses_by_itself_unless_an_importance_is_asked_for() -> None:
+    config = Config(sparsities=(0.5,), methods=("reconstruct",))
+    ((default,),) = variants(config, GRAPH)
+    ((asked,),) = variants(dataclasses.replace(config, importances=("l2",)), GRAPH)
+    chosen = [(v.spec.method.importance, v.spec.method.method) for v in (default, asked)]
+    assert chosen == [("reconstruction", "prune"), ("l2", "prune")]
+    for other in ({"per_group": True}, {"mode": "paf"}, {"coordinator": "auto"}):
+        assert dataclasses.replace(config, **other).ways == ()
 
 
 def test_patterns_choose_the_groups() -> None:
