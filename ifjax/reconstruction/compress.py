@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from ifjax.activations.statistics import Stats
+from ifjax.fusion.fuse import apply_maps
 from ifjax.fusion.inputs import Scores
+from ifjax.fusion.merge import matrices, matrix_for
 from ifjax.fusion.transport_maps import transport_maps
 from ifjax.graph.resized import resized
 from ifjax.graph.shrink import shrink
@@ -22,9 +24,10 @@ from ifjax.promotion import with_promotion
 from ifjax.reconstruction.calibration import calibration
 from ifjax.reconstruction.report import Report
 from ifjax.reconstruction.statistics import refit_statistics
-from ifjax.reconstruction.sweep import sweep
-from ifjax.reconstruction.unroll import unrolled
+from ifjax.reconstruction.sweep import Given, sweep
+from ifjax.reconstruction.unroll import Unrolled, unrolled
 from ifjax.reconstruction.walk import start
+from ifjax.spec.derived import given as given_option
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.names import by_group
@@ -60,8 +63,10 @@ def compress(
     Args:
       apply_fn: the *eval-mode* function ``apply_fn(params, *inputs)`` that was traced.
       params: its full parameters.
-      spec: which groups, how many neurons. With ``importance="reconstruction"`` neurons are chosen
-        by what can be reconstructed; with another importance, by it.
+      spec: which groups, how many neurons. Neurons are chosen by what can be reconstructed where
+        the spec was made without an importance, or with ``importance="reconstruction"``; with
+        another one, by it, and then merged into the chosen ones by transport where the spec's
+        method is ``"fuse"``, which is the default of `DependencyGraph.spec`.
       batches: unlabelled inputs, see `ifjax.activations.batches`: tuples of what ``apply_fn`` takes
         after the parameters, or the input alone. A few hundred images, or a few dozen windows of
         text; all values between two solves are held for all of them.
@@ -107,10 +112,13 @@ def compress(
         found = _by_importance(params, spec, flat.originals(groups), scores, stats)
         return flat.taken(found)
 
-    named = {g.name for g in spec.structure.in_order()}
-    wanted = {*by_group(spec.structure, scores or {})} if reconstructs(spec) else named
-    given = _by_importance(params, spec, wanted & named, scores, stats) if wanted else {}
-    result = sweep(walk, flat.taken(given), by_importance, data.held)
+    if reconstructs(spec):
+        wanted = spec.structure.widths.keys() & by_group(spec.structure, scores or {}).keys()
+        found = _by_importance(params, spec, {*wanted}, scores, stats) if wanted else {}
+        given = Given(flat.taken(found))
+    else:
+        given = _given(params, spec, flat, scores, stats)
+    result = sweep(walk, given, by_importance, data.held)
     tree = jax.tree.structure(flat.params)
     small = flat.stacked(jax.tree.unflatten(tree, list(walk.leaves.values())))
     apply_small = shrink(apply_fn, spec)
@@ -119,6 +127,30 @@ def compress(
     sizes = {name: spec.structure.group[name].size for name in kept}
     found = tuple(result.chosen), tuple(result.solved), tuple(result.follows)
     return small, Report(*found, kept, sizes)
+
+
+def _given(
+    params: PyTree, spec: FusionSpec, flat: Unrolled, scores: Scores | None, stats: Stats | None
+) -> Given:
+    """Neurons chosen by importance, and the others merged into them where the spec says so."""
+    maps = transport_maps(params, spec, scores, stats)
+    kept = {name: np.asarray(found.targets) for name, found in maps.items()}
+    side = matrix_for("producer", spec.method.merge)
+    merged = {}
+    for name, found in maps.items():
+        if spec.method.of(spec.structure.group[name].kind).method == "fuse":
+            merged[name] = _matrix(np.asarray(found.map, np.float64), side)
+    if not merged:
+        return Given(flat.taken(kept))
+    small = flat.unstacked(apply_maps(params, spec, maps))
+    return Given(flat.taken(kept), flat.taken(merged), jax.tree.leaves(small))
+
+
+def _matrix(plan: Float[np.ndarray, "*batch n m"], side: str) -> Float[np.ndarray, "*batch m n"]:
+    """What takes the values of n neurons to those of the m merged ones."""
+    flat = plan.reshape(-1, *plan.shape[-2:])
+    found = np.stack([matrices(x)[side] for x in flat])
+    return found.reshape(*plan.shape[:-2], *found.shape[1:])
 
 
 def _by_importance(
@@ -135,4 +167,5 @@ def _by_importance(
 
 def reconstructs(spec: FusionSpec) -> bool:
     """Whether the spec's neurons are chosen by what can be reconstructed."""
-    return isinstance(spec.method.importance_value, Reconstruction)
+    chosen = isinstance(spec.method.importance_value, Reconstruction)
+    return chosen or given_option(spec.method.importance) is None

@@ -49,9 +49,24 @@ class Result:
     follows: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What is decided before the sweep.
+
+    Attributes:
+      kept: by group name, the neurons that are kept.
+      matrices: of groups whose neurons are merged, what takes dense values to merged ones.
+      leaves: where neurons are merged, all small leaves in the order of the tree; else none.
+    """
+
+    kept: Mapping[str, np.ndarray]
+    matrices: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    leaves: Sequence[Any] = ()
+
+
 def sweep(
     walk: Walk,
-    given: Mapping[str, np.ndarray],
+    given: Given,
     blind: Callable[[Sequence[Group]], Mapping[str, np.ndarray]],
     held: Sequence[bool],
 ) -> Result:
@@ -59,8 +74,7 @@ def sweep(
 
     Args:
       walk: at its beginning.
-      given: by group name, neurons that are kept; the others' are chosen by what can be
-        reconstructed.
+      given: neurons that are kept; the others' are chosen by what can be reconstructed.
       blind: chooses for groups that no contraction with a weight reads.
       held: by batch, whether it is held out for choosing shrinkages.
 
@@ -71,7 +85,7 @@ def sweep(
     names = {n: leaf.path for n, leaf in zip(walk.leaves, structure.leaves, strict=True)}
     result = Result()
     groups = structure.in_order()
-    open_groups = [g for g in groups if g.name not in given]
+    open_groups = [g for g in groups if g.name not in given.kept]
     taps = taps_of(walk, [g.name for g in open_groups])
     when = timing(open_groups, taps)
     _choose_early(walk, groups, given, when, taps, blind, result)
@@ -128,15 +142,16 @@ def _correct(
 def _choose_early(
     walk: Walk,
     groups: Sequence[Group],
-    given: Mapping[str, np.ndarray],
+    given: Given,
     when: Timing,
     taps: Mapping[str, Sequence[Tap]],
     blind: Callable[[Sequence[Group]], Mapping[str, np.ndarray]],
     result: Result,
 ) -> None:
     """Cuts the groups whose neurons are given, or chosen on the dense network."""
-    known = dict(given)
-    how = dict.fromkeys(given, "as given")
+    known = dict(given.kept)
+    how = dict.fromkeys(given.kept, "importance")
+    how |= dict.fromkeys(given.matrices, "importance; the others merged into them")
     if when.blind:
         known |= blind(when.blind)
         how |= {g.name: "no consumer; by importance" for g in when.blind}
@@ -147,8 +162,10 @@ def _choose_early(
             how[group.name] = f"{len(taps[group.name])} consumers, dense"
     for group in groups:
         if group.name in known:
-            walk.keep(group, np.asarray(known[group.name]))
+            walk.keep(group, np.asarray(known[group.name]), given.matrices.get(group.name))
             result.chosen.append(Chosen(group.name, group.size, group.kept, how[group.name]))
+    for number, leaf in zip(walk.leaves, given.leaves, strict=False):
+        walk.write(number, leaf)
 
 
 def _dense_evidence(

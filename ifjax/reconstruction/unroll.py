@@ -49,6 +49,10 @@ class Unrolled:
     axes: Mapping[str, int]
     copies: Mapping[str, tuple[tuple[str, ...], int | None]]
 
+    def unstacked(self, params: PyTree) -> PyTree:
+        """Parameters, at any widths, as the unrolled function takes them."""
+        return _unstacked(params, self.axes)
+
     def stacked(self, params: PyTree) -> PyTree:
         """Parameters as the original function takes them."""
 
@@ -150,12 +154,6 @@ def unrolled(
     loops = _loops(program, [path for path, _ in named], axes)
     tree = jax.tree.structure(shape)
 
-    def unroll(path: Any, x: Any) -> Any:
-        axis = axes.get(path_name(path))
-        if axis is None:
-            return x
-        return _Layers(jnp.take(x, i, axis) for i in range(x.shape[axis]))
-
     def straight(params: Any, *inputs: Any, **static: Any) -> Any:
         given = Arguments.split(inputs, static)
         leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, _Layers))
@@ -170,8 +168,19 @@ def unrolled(
             known |= zip(step.outputs, results, strict=True)
         return jax.tree.unflatten(tree, [known[n] for n in program.outputs])
 
-    flat = jax.tree_util.tree_map_with_path(unroll, params)
-    return Unrolled(straight, flat, *_apart(structure, named, axes))
+    return Unrolled(straight, _unstacked(params, axes), *_apart(structure, named, axes))
+
+
+def _unstacked(params: PyTree, axes: Mapping[str, int]) -> PyTree:
+    """Parameters with lists of layers in the places of stacked leaves."""
+
+    def unstack(path: Any, x: Any) -> Any:
+        axis = axes.get(path_name(path))
+        if axis is None:
+            return x
+        return _Layers(jnp.take(x, i, axis) for i in range(x.shape[axis]))
+
+    return jax.tree_util.tree_map_with_path(unstack, params)
 
 
 def _evaluated(step: Step, operands: Sequence[Any], is_loop: bool) -> Sequence[Any]:

@@ -23,6 +23,7 @@ from ifjax.jaxprs.traits import traits_of
 from ifjax.namespace import namespace
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
+from ifjax.structure.batch_view import View as BatchView
 from ifjax.structure.batch_view import take_batched
 from ifjax.structure.structure import Group
 from ifjax.tree import promoted
@@ -36,11 +37,44 @@ class Event:
       group: the group.
       index: the kept neurons, ``[*batch, m]``.
       sizes: widths of the groups before.
+      matrix: where neurons are merged, what takes the dense values to those of the merged ones,
+        ``[*batch, m, n]``.
     """
 
     group: Group
     index: np.ndarray
     sizes: Mapping[str, int]
+    matrix: np.ndarray | None = None
+
+
+def merge(x: Any, axes: Sequence[ex.Expression], event: Event) -> Any:
+    """A dense value with its neurons merged, wherever they lie; as `narrow` where none are.
+
+    Args:
+      x: the value.
+      axes: what lies along its axes.
+      event: what is kept, and the matrix.
+
+    Returns:
+      The array.
+    """
+    name, matrix = event.group.name, event.matrix
+    if matrix is None or not any(name in ex.atoms(e) for e in axes):
+        return narrow(x, axes, event)
+    view = BatchView(tuple(axes), event.group.along)
+
+    def one(x: Any, matrix: Any) -> Any:
+        for axis, e in enumerate(view.rest()):
+            times = lambda x, i: jnp.moveaxis(jnp.tensordot(matrix, x, (1, i)), 0, i)  # noqa: E731
+            x = axis_arrays.transform(x, axis, e, name, times, event.sizes)
+        return x
+
+    matrix = jnp.asarray(matrix, x.dtype)
+    if not event.group.batch:
+        return one(x, matrix)
+    flat = matrix.reshape(-1, *matrix.shape[-2:])
+    merged = jax.vmap(one)(view.front(x, event.sizes), flat)
+    return view.back(merged, {**event.sizes, name: matrix.shape[-2]})
 
 
 def narrow(x: Any, axes: Sequence[ex.Expression], event: Event) -> Any:
@@ -250,9 +284,9 @@ class Walk:
 
     # events
 
-    def keep(self, group: Group, index: np.ndarray) -> None:
-        """Keeps some neurons of a group."""
-        event = Event(group, index, self.sizes)
+    def keep(self, group: Group, index: np.ndarray, matrix: np.ndarray | None = None) -> None:
+        """Keeps some neurons of a group, into which others may have been merged by a matrix."""
+        event = Event(group, index, self.sizes, matrix)
         structure = self.resized.structure
         for n, leaf in zip(self.leaves, structure.leaves, strict=True):
             if any(group.name in ex.atoms(e) for e in leaf.axes):
@@ -274,7 +308,7 @@ class Walk:
         """A dense value with what the compressed one has of it."""
         axes = self.axes(number)
         for event in self.events:
-            x = narrow(x, axes, event)
+            x = merge(x, axes, event)
         return x
 
     def write(self, leaf: int, value: Any) -> None:

@@ -20,6 +20,8 @@ from ifjax.transport.centroids import Centroids
 from ifjax.transport.solvers import Entropic, Solver
 from ifjax.transport.targets import Targets
 
+NOT_GIVEN = DerivedName("l1")
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -34,7 +36,9 @@ class Method:
         keeps the neurons of highest importance as they are.
       importance: the score of a neuron: ``"l1"``, ``"l2"``, ``"linf"``, ``"lamp"``, ``"bn_scale"``,
         ``"random"``, or, with `ifjax.Stats`, ``"taylor"``, ``"fisher"``, ``"chip"``; see
-        `ifjax.importance.score`. Or a value, see `ifjax.importance.Metric`.
+        `ifjax.importance.score`. Or a value, see `ifjax.importance.Metric`. With `ifjax.compress`
+        ``"reconstruction"``, which is its default: where no importance was given, it says l1 to
+        `ifjax.fuse_params` alone.
       reduction: of the scores of a group's producers and consumers to one: ``"mean"``, ``"sum"``,
         ``"max"``, ``"first"`` (the first producer).
       normalization: what the scores of a group are divided by: their ``"mean"``, ``"max"``,
@@ -72,7 +76,7 @@ class Method:
     """
 
     method: Literal["fuse", "prune"] = "fuse"
-    importance: str | GroupMetric = "l1"
+    importance: str | GroupMetric = NOT_GIVEN
     reduction: Literal["mean", "sum", "max", "first"] = "mean"
     normalization: Literal["mean", "max", "sum", "none"] = "mean"
     scores_on: Literal["folded", "raw"] = "folded"
@@ -163,7 +167,7 @@ class Method:
         """Inverse of `to_json`.
 
         No option counts as given beside another: one that is replaced brings its own epsilon or
-        centroids along.
+        centroids along; nor does the importance l1, which is the default.
 
         Raises:
           ValueError: for a choice that there is not, or where no options by name came.
@@ -185,6 +189,8 @@ class Method:
         if cost_p == "inf" or is_real(cost_p):
             found["cost_p"] = float(cost_p)
         method = cls(**found)
+        if found.get("importance") == "l1":
+            method._keep("importance", DerivedName("l1"))
         method._keep("epsilon", DerivedNumber(method.epsilon or solvers.EPSILON))
         if method.centroids is not None:
             method._keep("centroids", DerivedName(method.centroids))

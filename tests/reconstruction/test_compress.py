@@ -259,12 +259,41 @@ def test_forms_of_batches_and_other_importances():
     for batches in ([x], [(x,)], [(x, np.zeros(32))], iter([x[:8], x[8:16], x[16:24], x[24:]])):
         two, _ = ifjax.compress(apply, params, spec, batches)
         np.testing.assert_allclose(one["w2"], two["w2"], atol=1e-5)
+    default, _ = ifjax.compress(apply, params, graph.spec(0.5), x)
+    np.testing.assert_array_equal(one["w2"], default["w2"])
     l1 = graph.spec(0.5, method="prune", importance="l1")
     small, report = ifjax.compress(apply, params, l1, [x])
     np.testing.assert_array_equal(small["w1"], ifjax.fuse_params(params, l1)["w1"])
-    assert [c.how for c in report.chosen] == ["as given"]
+    assert [c.how for c in report.chosen] == ["importance"]
     scored, _ = ifjax.compress(apply, params, spec, [x], scores={"w1": np.arange(12.0)})
     np.testing.assert_array_equal(scored["w1"], params["w1"][:, 6:])
+
+
+@pytest.mark.parametrize("merge", ["reference", "preserving"])
+@pytest.mark.parametrize("name", ["convolutions", "attention", "scan"])
+def test_fused_producers_are_met_by_solved_consumers(name, merge):
+    """The first layers are those of `fuse_params`; what reads them is nearer to the dense."""
+    if name == "scan":
+        layers = {"up": normal(1, 2, 12, 24), "down": normal(2, 2, 24, 12)}
+        params = {"in": normal(3, 8, 12), "layers": layers, "out": normal(4, 12, 6)}
+        step = lambda h, p: (h + jnp.tanh(h @ p["up"]) @ p["down"], None)  # noqa: E731
+        apply = lambda p, x: lax.scan(step, x @ p["in"], p["layers"])[0] @ p["out"]  # noqa: E731
+        inputs, include = (64, 8), "layers*"
+    else:
+        (apply, shapes, inputs), include = CASES[name], None
+        params = made(shapes)
+    x = jnp.asarray(np.random.default_rng(9).normal(size=inputs))
+    graph = ifjax.trace(apply, params, x)
+    spec = graph.spec(0.5, include=include, importance="l2", solver="nearest", merge=merge)
+    fused = ifjax.fuse_params(params, spec)
+    small, report = ifjax.compress(apply, params, spec, [x])
+    apply_small = ifjax.shrink(apply, spec)
+    want = apply(params, x)
+    before, after = (error(apply_small(p, x), want) for p in (fused, small))
+    assert after < 0.8 * before, (before, after)
+    assert "importance; the others merged into them" in {c.how for c in report.chosen}
+    for s in report.solved:
+        assert s.after <= s.before * 1.001 + 1e-9
 
 
 def test_bad_calls_say_what_to_do():

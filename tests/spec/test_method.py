@@ -67,7 +67,8 @@ def test_the_defaults_are_those_of_the_paper_s_implementation():
 
 def test_every_importance_is_a_choice():
     assert {Method(importance=name).importance for name in importance.names()} == {
-        *("l1", "l2", "linf", "lamp", "bn_scale", "taylor", "fisher", "chip", "random")
+        *("l1", "l2", "linf", "lamp", "bn_scale", "taylor", "fisher", "chip", "random"),
+        "reconstruction",
     }
 
 
