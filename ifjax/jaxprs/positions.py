@@ -64,9 +64,11 @@ def after(
         if first.state == "below":
             return {0: first} if name != "convert_element_type" else None
         return {0: first} if whole else None
-    if name == "gather" and [*states.items()] == [(1, "found")] and is_lookup(equation):
-        return {}
+    if name == "gather" and [*states.items()] == [(1, "found")]:
+        return {} if looked_up(equation) == size(held[1].node) else None
     if name in ("eq", "ne") and sorted(states.values()) in (["found"] * 2, ["counted", "found"]):
+        if size(held[0].node) != size(held[1].node):  # into more classes than there are
+            return None
         unify(held[0].node, held[1].node)
         return {}
     if name == "lt" and states == {0: "found"} and _constant(equation, 1) == 0:
@@ -78,11 +80,13 @@ def after(
     return None
 
 
-def is_lookup(equation: JaxprEqn) -> bool:
-    """Whether a gather takes single positions of one axis."""
+def looked_up(equation: JaxprEqn) -> int | None:
+    """The size of the one axis that a gather takes single positions of; None for other gathers."""
     numbers = equation.params["dimension_numbers"]
     dims = [int(d) for d in numbers.start_index_map]
-    return len(dims) == 1 and equation.params["slice_sizes"][dims[0]] == 1
+    if len(dims) != 1 or equation.params["slice_sizes"][dims[0]] != 1:
+        return None
+    return compat.shape_of(equation.invars[0])[dims[0]]
 
 
 def _constant(equation: JaxprEqn, operand: int) -> int | None:

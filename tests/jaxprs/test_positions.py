@@ -191,7 +191,30 @@ def ranked(p, x):
     return lax.top_k(x @ p["router"], 2)[0] @ p["out"][:2] + x.sum()
 
 
-NUMBERS = (ranked, ordered_by, next_to, compared, up_to, third, told, scanned, negative)
+def more_classes(p, x):
+    """Two classes that nobody is ever of."""
+    return combined(p, x, lambda s: s + jax.nn.one_hot(jnp.argmax(s, -1), EXPERTS + 2)[:, :EXPERTS])
+
+
+def larger_table(p, x):
+    """A table of which only the first rows are looked up."""
+    x = x @ p["in"]
+    return jnp.concatenate([p["codes"], p["in"]])[jnp.argmax(x @ p["router"], -1)] @ p["out"]
+
+
+NUMBERS = (
+    more_classes,
+    larger_table,
+    ranked,
+    ordered_by,
+    next_to,
+    compared,
+    up_to,
+    third,
+    told,
+    scanned,
+    negative,
+)
 
 
 @pytest.mark.parametrize("f", NUMBERS)

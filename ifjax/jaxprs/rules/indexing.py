@@ -15,7 +15,7 @@ from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Atom, Values
-from ifjax.jaxprs.positions import is_lookup
+from ifjax.jaxprs.positions import looked_up
 from ifjax.jaxprs.rules.rearranged import Rearrangement, rearrangement
 from ifjax.jaxprs.rules.rule import Resize, Rule
 from ifjax.jaxprs.rules.shapes import slice_axis
@@ -142,8 +142,8 @@ def gather(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[A
             if rows:
                 rows, part = [part], context.store.one
         elif counts[d] != shape[d]:
-            chosen = context.position(equation.invars[1]) if is_lookup(equation) else None
-            if chosen is not None:
+            chosen = context.position(equation.invars[1])
+            if chosen is not None and looked_up(equation) == context.store.size(chosen):
                 context.unify(node, chosen)
             else:
                 context.pin([node], INDEXED if counts[d] == 1 else PARTLY)
