@@ -103,7 +103,7 @@ def test_small_struct_is_what_fusing_gives(graph, name):
         spec.small_struct(PARAMS | {"extra": X})
 
 
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
+@pytest.mark.promotes(ranks="its networks add vectors to matrices", dtypes="and counters")
 def test_weights_and_flops_are_those_of_the_small_network(graph):
     spec = graph.spec(0.5, method="prune")
     small = ifjax.fuse_params(PARAMS, spec)
