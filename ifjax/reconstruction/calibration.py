@@ -58,11 +58,35 @@ def calibration(
         )
     forms = {(str(jax.tree.structure(x)), *map(_form, jax.tree.leaves(x))) for x in found}
     if len(forms) > 1 or len(found) < HELD:
-        found = _cut_anew(found)
+        cut = _cut_anew(found)
+        _check_examples(apply_fn, params, found[0], cut[0])
+        found = cut
     held = [i % HELD == HELD - 1 for i in range(len(found))]
     if not any(held):
         held[-1] = len(held) > 1
     return Calibration(tuple(found), tuple(held))
+
+
+def _check_examples(
+    apply_fn: Callable[..., Any], params: PyTree, whole: tuple[Any, ...], cut: tuple[Any, ...]
+) -> None:
+    """Refuses inputs whose axis 0 does not number the examples, as far as the outputs tell."""
+    sizes, outputs = [], []
+    for inputs in (whole, cut):
+        arguments = Arguments.split(inputs)
+        sizes.append(arguments.arrays[0].shape[0])
+
+        def call(params: Any, arrays: Any, arguments: Arguments = arguments) -> Any:
+            return arguments.call(apply_fn, params, arrays, {})
+
+        outputs.append(jax.tree.leaves(jax.eval_shape(call, params, arguments.arrays)))
+    for a, b in zip(*outputs, strict=True):
+        if a.ndim and a.shape == b.shape and sizes[0] != sizes[1]:
+            raise ValueError(
+                f"expected the examples on axis 0 of inputs and outputs; with {sizes[1]} instead "
+                f"of {sizes[0]} along axis 0 of the inputs an output keeps its shape {a.shape}. "
+                f"Give at least {HELD} batches of one shape, which are not cut anew"
+            )
 
 
 def _form(x: Any) -> Any:

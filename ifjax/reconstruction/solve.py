@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +65,36 @@ class _Offset:
     path: Path
 
 
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """What is solved for at a unit.
+
+    Attributes:
+      sites: the contractions.
+      forms: their normal forms.
+      shapes: of their weights.
+      scales: what their outputs are multiplied by.
+      starts: their kernels, scaled.
+      offset: a leaf that takes up the means.
+    """
+
+    sites: tuple[Site, ...]
+    forms: tuple[NormalForm, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    scales: tuple[Float[np.ndarray, "B O"], ...]
+    starts: tuple[Float[np.ndarray, "B _ O"], ...]
+    offset: _Offset | None
+
+
+@dataclasses.dataclass
+class _Sums:
+    """Moments of batches that are not held out and of those that are; the dense deviation."""
+
+    training: Moments | None = None
+    test: Moments | None = None
+    spread: float = 0.0
+
+
 def solve(walk: Walk, unit: Unit, held: Sequence[bool], names: dict[int, str]) -> Solved | None:
     """Solves for the weights of a unit, and for an offset on its path.
 
@@ -78,32 +107,129 @@ def solve(walk: Walk, unit: Unit, held: Sequence[bool], names: dict[int, str]) -
     Returns:
       What became of it; None where its sites cannot be solved for together.
     """
+    problem = _posed(walk, unit, 1)
+    if problem is None:
+        return None
+    sums = _Sums()
+    _gather(walk, problem, unit, held, sums)
+    return _finished(walk, problem, held, sums, names)
+
+
+def solve_tied(
+    walk: Walk,
+    units: Sequence[Unit],
+    held: Sequence[bool],
+    names: dict[int, str],
+    ahead: Callable[[Unit], Walk],
+) -> Solved | None:
+    """Solves for weights that several units share, on what the dense function computes.
+
+    The compressed function's own values at one use depend on the weights at the others; in their
+    place stand the dense values of the neurons that are kept.
+
+    Args:
+      walk: for the leaves.
+      units: the one with most sites first.
+      held: by batch, whether it is held out.
+      names: paths of the leaves.
+      ahead: gives a walk that has come to a unit's stop, unit after unit in the program's order.
+
+    Returns:
+      What became of them; None where their outputs are scaled differently.
+    """
+    problem = _posed(walk, units[0], len(units))
+    if problem is None or not all(_is_alike(walk, problem, unit) for unit in units):
+        return None
+    sums = _Sums()
+    for unit in sorted(units, key=lambda unit: unit.stop):
+        _gather(ahead(unit), problem, unit, held, sums)
+    return _finished(walk, problem, held, sums, names)
+
+
+def _posed(walk: Walk, unit: Unit, uses: int) -> _Problem | None:
     sites = _agreeing(walk, unit)
     if not sites:
         return None
     forms = tuple(form_of(walk, s.step, s.side) for s in sites)
     weights = [walk.parameter(s.weight, dense=False) for s in sites]
-    scales = [slopes(walk, s) for s in sites]
-    starts = [
+    scales = tuple(slopes(walk, s) for s in sites)
+    starts = tuple(
         np.asarray(kernel(f, w), np.float64) * s[:, None]
         for f, w, s in zip(forms, weights, scales, strict=True)
-    ]
-    start = np.concatenate(starts, 1)
-    offset = _offset(walk, sites[0], forms[0])
-    training, test, spread = _summed(walk, unit, sites, forms, weights, held)
+    )
+    shapes = tuple(tuple(w.shape) for w in weights)
+    return _Problem(sites, forms, shapes, scales, starts, _offset(walk, sites[0], forms[0], uses))
+
+
+def _is_alike(walk: Walk, problem: _Problem, unit: Unit) -> bool:
+    """Whether a unit's sites are some of the problem's, in the same form and scale."""
+    pairs = _paired(problem, unit)
+    if len(pairs) != len(unit.sites) or len(_agreeing(walk, unit)) != len(unit.sites):
+        return False
+    return all(
+        form_of(walk, site.step, site.side) == problem.forms[i]
+        and np.allclose(slopes(walk, site), problem.scales[i], rtol=1e-5)
+        for i, site in pairs
+    )
+
+
+def _paired(problem: _Problem, unit: Unit) -> list[tuple[int, Site]]:
+    """Which of the problem's sites the sites of a unit are."""
+    leaves = [s.view.leaf for s in problem.sites]
+    return [(leaves.index(s.view.leaf), s) for s in unit.sites if s.view.leaf in leaves]
+
+
+def _gather(walk: Walk, problem: _Problem, unit: Unit, held: Sequence[bool], sums: _Sums) -> None:
+    """Adds the moments at a unit."""
+    pairs = _paired(problem, unit)
+    index, sites = [i for i, _ in pairs], [s for _, s in pairs]
+    forms = [problem.forms[i] for i in index]
+    shapes = [problem.shapes[i] for i in index]
+    for batch, is_held in enumerate(held):
+        target, dense = _target(walk, unit, sites, batch)
+        sums.spread += float(jnp.var(dense)) * dense.size
+        for part in _parts(walk, sites, forms, shapes, batch, target):
+            whole = _embedded(part, problem, index)
+            if is_held:
+                sums.test = added(sums.test, whole)
+            else:
+                sums.training = added(sums.training, whole)
+
+
+def _embedded(part: Moments, problem: _Problem, index: Sequence[int]) -> Moments:
+    """Moments of some of the sites as those of all, of which the others read nothing."""
+    if len(index) == len(problem.sites) and list(index) == sorted(index):
+        return part
+    bounds = np.cumsum([0, *(x.shape[1] for x in problem.starts)])
+    columns = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in index])
+    b, k, o = (problem.starts[0].shape[0], int(bounds[-1]), problem.starts[0].shape[2])
+    gram, rows, cross = np.zeros((b, k, k)), np.zeros((b, k)), np.zeros((b, k, o))
+    gram[:, columns[:, None], columns] = part.gram
+    rows[:, columns], cross[:, columns] = part.rows, part.cross
+    return part._replace(gram=gram, rows=rows, cross=cross)
+
+
+def _finished(
+    walk: Walk, problem: _Problem, held: Sequence[bool], sums: _Sums, names: dict[int, str]
+) -> Solved:
+    """Solves, and writes the weights and the offset."""
+    training, test, spread = sums.training, sums.test, sums.spread or 1.0
+    assert training is not None
+    walk.check_finite(problem.sites[0].step, spread, training.gram, training.cross)
+    start, offset = np.concatenate(problem.starts, 1), problem.offset
     whole = training if test is None else added(test, training)
     best, errors = _best_shrinkage(training, test, start, offset is not None)
     solved, shifts = ridge(whole, start, best, offset is not None)
     before = squared_error(whole, start, np.zeros_like(shifts))
     after = squared_error(whole, solved, shifts)
-    parts = np.split(solved, np.cumsum([x.shape[1] for x in starts])[:-1], 1)
-    for site, form, w, scale, part in zip(sites, forms, weights, scales, parts, strict=True):
-        _write(walk, site, form, w, scale, part)
+    parts = np.split(solved, np.cumsum([x.shape[1] for x in problem.starts])[:-1], 1)
+    for i, (site, part) in enumerate(zip(problem.sites, parts, strict=True)):
+        _write(walk, site, problem.forms[i], problem.scales[i], part)
     if offset is not None:
-        _shift(walk, sites[0], forms[0], offset, shifts)
+        _shift(walk, problem.sites[0], problem.forms[0], offset, shifts)
     share = sum(held) / len(held) or 1.0
     return Solved(
-        tuple(names[s.view.leaf] for s in sites),
+        tuple(names[s.view.leaf] for s in problem.sites),
         start.shape[1],
         int(whole.count),
         best,
@@ -113,29 +239,6 @@ def solve(walk: Walk, unit: Unit, held: Sequence[bool], names: dict[int, str]) -
         errors[1] / (share * spread),
         names[offset.leaf] if offset else None,
     )
-
-
-def _summed(
-    walk: Walk,
-    unit: Unit,
-    sites: Sequence[Site],
-    forms: tuple[NormalForm, ...],
-    weights: Sequence[Array],
-    held: Sequence[bool],
-) -> tuple[Moments, Moments | None, float]:
-    """Moments of the batches that are not held out and of those that are; the dense deviation."""
-    training, test, spread = None, None, 0.0
-    for batch, is_held in enumerate(held):
-        target, dense = _target(walk, unit, sites, batch)
-        spread += float(jnp.var(dense)) * dense.size
-        for part in _parts(walk, sites, forms, weights, batch, target):
-            if is_held:
-                test = added(test, part)
-            else:
-                training = added(training, part)
-    assert training is not None
-    walk.check_finite(sites[0].step, spread, training.gram, training.cross)
-    return training, test, spread or 1.0
 
 
 def _agreeing(walk: Walk, unit: Unit) -> tuple[Site, ...]:
@@ -179,29 +282,27 @@ def _target(
 def _parts(
     walk: Walk,
     sites: Sequence[Site],
-    forms: tuple[NormalForm, ...],
-    weights: Sequence[Array],
+    forms: Sequence[NormalForm],
+    shapes: Sequence[tuple[int, ...]],
     batch: int,
     target: Float[Array, "B N O"],
-) -> Any:
+) -> Iterator[Moments]:
     """Moments of a batch, of a few examples at a time where patches are large."""
+    forms, shapes = tuple(forms), tuple(shapes)
     inputs = tuple(walk.value(batch, s.input, False) for s in sites)
-    shapes = tuple(tuple(w.shape) for w in weights)
-    pairs = zip(sites, forms, inputs, weights, strict=True)
-    count = max(parts_of(f, x.shape, w.shape, walk.shape(s.output)) for s, f, x, w in pairs)
+    every = zip(sites, forms, inputs, shapes, strict=True)
+    count = max(parts_of(f, x.shape, w, walk.shape(s.output)) for s, f, x, w in every)
     axes = [f.numbers.lhs_spec[0] if f.window else -1 for f in forms]
     if count == 1 or -1 in axes:
         yield moments(forms, shapes, inputs, target)
         return
     for i in range(count):
-        cut = tuple(
-            jax.lax.slice_in_dim(
-                x, i * (x.shape[a] // count), (i + 1) * (x.shape[a] // count), axis=a
-            )
-            for x, a in zip(inputs, axes, strict=True)
-        )
+        cut = []
+        for x, a in zip(inputs, axes, strict=True):
+            size = x.shape[a] // count
+            cut.append(jax.lax.slice_in_dim(x, i * size, (i + 1) * size, axis=a))
         n = target.shape[1] // count
-        yield moments(forms, shapes, cut, target[:, i * n : (i + 1) * n])
+        yield moments(forms, shapes, tuple(cut), target[:, i * n : (i + 1) * n])
 
 
 def _best_shrinkage(
@@ -218,10 +319,9 @@ def _best_shrinkage(
     return best, (squared_error(test, start, none), errors[best])
 
 
-def _write(
-    walk: Walk, site: Site, form: NormalForm, w: Array, scale: np.ndarray, solved: np.ndarray
-) -> None:
+def _write(walk: Walk, site: Site, form: NormalForm, scale: np.ndarray, solved: np.ndarray) -> None:
     """Puts solved weights into the leaf that the weight is made of."""
+    w = walk.parameter(site.weight, dense=False)
     tiny = np.abs(scale) <= TINY * np.abs(scale).max(initial=0)
     old = np.asarray(kernel(form, w), np.float64)
     new = np.where(tiny[:, None], old, solved / np.where(tiny, 1, scale)[:, None])
@@ -236,8 +336,11 @@ def _write(
     walk.write(site.view.leaf, jnp.asarray(flat.reshape(shape), leaf.dtype))
 
 
-def _offset(walk: Walk, site: Site, form: NormalForm) -> _Offset | None:
-    """The last leaf that is added on the path with a value per output: a bias or norm's offset."""
+def _offset(walk: Walk, site: Site, form: NormalForm, uses: int) -> _Offset | None:
+    """The last leaf that is added on the path with a value per output: a bias or norm's offset.
+
+    It is read as often as the weights are, and nowhere else.
+    """
     norms = {m.path for g in walk.resized.structure.groups for m in g.members if m.role == "mean"}
     norms |= {n.mean for n in walk.resized.structure.norms}
     paths = [leaf.path for leaf in walk.resized.structure.leaves]
@@ -249,7 +352,7 @@ def _offset(walk: Walk, site: Site, form: NormalForm) -> _Offset | None:
             continue
         number = step.inputs[1 - k]
         found = view_of(walk.program, walk.sites.made, walk.sites.origins, number, spread=True)
-        if not isinstance(found, View) or len(walk.sites.reads[found.leaf]) != 1:
+        if not isinstance(found, View) or len(walk.sites.reads[found.leaf]) != uses:
             continue
         leaf = walk.leaves[found.leaf]
         if paths[inputs.index(found.leaf)] in norms or not jnp.issubdtype(leaf.dtype, jnp.floating):

@@ -11,9 +11,10 @@ import numpy as np
 from ifjax.activations.progress import shown_progress
 from ifjax.graph.facts.sites import Unit
 from ifjax.reconstruction.select import Timing, choose, combined, evidence, timing
-from ifjax.reconstruction.solve import Solved, solve
+from ifjax.reconstruction.solve import Solved, solve, solve_tied
 from ifjax.reconstruction.taps import Tap, taps_of
 from ifjax.reconstruction.walk import Walk
+from ifjax.structure import axis as ex
 from ifjax.structure.structure import Group
 
 
@@ -89,6 +90,7 @@ def sweep(
     taps = taps_of(walk, [g.name for g in open_groups])
     when = timing(open_groups, taps)
     _choose_early(walk, groups, given, when, taps, blind, result)
+    _solve_tied(walk, held, names, result)
     units = {unit.stop: unit for unit in walk.sites.units}
     deferred = {p: unit.stop + 0.5 for unit in units.values() for p in unit.places}
     last = walk.last_use(deferred)
@@ -114,6 +116,50 @@ def sweep(
         leaves = {names[n] for k in step.inputs for n in walk.sites.origins.get(k, ())}
         result.follows.append((", ".join(sorted(leaves)), reason))
     return result
+
+
+class _Kept(dict[int, Any]):
+    """Dense values of the neurons that are kept, in the place of the compressed function's."""
+
+    def __init__(self, walk: Walk, dense: Mapping[int, Any]) -> None:
+        super().__init__()
+        self.walk, self.dense = walk, dense
+
+    def __missing__(self, number: int) -> Any:
+        return self.walk.restricted(self.dense[number], number)
+
+
+class _Ahead:
+    """A walk of the dense function alone, which comes to the stop of one unit after another."""
+
+    def __init__(self, walk: Walk, units: Sequence[Unit]) -> None:
+        dense = [dict(d) for d in walk.dense]
+        self.walk = dataclasses.replace(walk, dense=dense, small=[_Kept(walk, d) for d in dense])
+        self.skip = dict.fromkeys(range(len(walk.program.steps)), 0.0)
+        self.last = walk.last_use({p: u.stop + 0.5 for u in units for p in u.places})
+        self.place = 0
+
+    def __call__(self, unit: Unit) -> Walk:
+        """The walk at the unit's stop."""
+        self.walk.run(range(self.place, unit.stop + 1), self.skip, self.last)
+        self.place = unit.stop + 1
+        return self.walk
+
+
+def _solve_tied(walk: Walk, held: Sequence[bool], names: dict[int, str], result: Result) -> None:
+    """Solves for weights that are read several times, where they read something that is cut."""
+    cut = set(walk.sizes)
+    for units in walk.sites.tied:
+        read = {n for unit in units for site in unit.sites for n in (site.input, unit.end)}
+        if cut.isdisjoint(name for n in read for e in walk.axes(n) for name in ex.atoms(e)):
+            continue
+        solved = solve_tied(walk, units, held, names, _Ahead(walk, units))
+        if solved is None:
+            leaves = {names[s.view.leaf] for unit in units for s in unit.sites}
+            reason = "read several times, scaled differently"
+            result.follows.append((", ".join(sorted(leaves)), reason))
+        else:
+            result.solved.append(solved)
 
 
 def _correct(

@@ -22,11 +22,13 @@ from ifjax.jaxprs.compat import scan_counts
 from ifjax.jaxprs.evaluate import bind, evaluate
 from ifjax.jaxprs.normal import normalised
 from ifjax.jaxprs.program import Program, Step, flatten
+from ifjax.jaxprs.traits import traits_of
 from ifjax.jaxprs.walk import loop_parts
 from ifjax.structure import axis as ex
 from ifjax.structure.batch_view import mentioned
 from ifjax.structure.structure import BatchNorm, Group, Leaf, Member, Structure
 
+TURNS = 64  # of a loop over time that comes apart
 THROUGH = ("transpose", "convert_element_type", "copy", "sharding_constraint", "name")
 
 
@@ -146,12 +148,12 @@ def unrolled(
     program = flatten(normalised(closed), data)
     axes = _stacked_axes(program, [path for path, _ in named])
     axes = _whole(axes, structure)
-    if not axes:
+    loops = _loops(program, [path for path, _ in named], axes)
+    if not loops:
         ordered = tuple(structure.leaf[path] for path, _ in named)
         same = dataclasses.replace(structure, leaves=ordered)
         copies = {g.name: ((g.name,), None) for g in structure.groups}
         return Unrolled(apply_fn, params, same, {}, copies)
-    loops = _loops(program, [path for path, _ in named], axes)
     tree = jax.tree.structure(shape)
 
     def straight(params: Any, *inputs: Any, **static: Any) -> Any:
@@ -287,18 +289,32 @@ def _name(e: ex.Expression) -> str | None:
 
 
 def _loops(program: Program, paths: Sequence[str], axes: Mapping[str, int]) -> set[int]:
-    """The scans that go over unstacked leaves."""
+    """The scans that go over unstacked leaves, and those over time that are not too long."""
     stacks = {n for n, path in zip(program.inputs, paths, strict=False) if path in axes}
     loops = set()
     for step in program.steps:
         name = step.equation.primitive.name
         if name == "scan":
             counts = (0, *scan_counts(step.equation))
-            if stacks.intersection(loop_parts(counts, step.inputs)[3]):
+            if stacks.intersection(loop_parts(counts, step.inputs)[3]) or _is_short(step):
                 loops.add(id(step))
         elif name in THROUGH and step.inputs[0] in stacks:
             stacks.add(step.outputs[0])
     return loops
+
+
+def _is_short(step: Step) -> bool:
+    """Whether a scan on data has few turns, in which it contracts activations with parameters."""
+    p = step.equation.params
+    if p["length"] > TURNS or not any(step.data):
+        return False
+    carried = scan_counts(step.equation)
+    data = list(step.data)
+    data[carried[0] : sum(carried)] = [True] * carried[1]
+    body = flatten(p["jaxpr"], data)
+    return any(
+        traits_of(s.equation).kind == "contraction" and sum(s.data[:2]) == 1 for s in body.steps
+    )
 
 
 def _apart(

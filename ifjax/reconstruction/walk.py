@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ifjax.graph.facts.sites import Path, Sites, Unit, find_sites
@@ -21,83 +20,10 @@ from ifjax.jaxprs.evaluate import bind
 from ifjax.jaxprs.program import Program, Step, flatten
 from ifjax.jaxprs.traits import traits_of
 from ifjax.namespace import namespace
+from ifjax.reconstruction.events import Event, merge, narrow
 from ifjax.structure import axis as ex
-from ifjax.structure import axis_arrays
-from ifjax.structure.batch_view import View as BatchView
-from ifjax.structure.batch_view import take_batched
 from ifjax.structure.structure import Group
 from ifjax.tree import promoted
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """Some neurons of a group are kept.
-
-    Attributes:
-      group: the group.
-      index: the kept neurons, ``[*batch, m]``.
-      sizes: widths of the groups before.
-      matrix: where neurons are merged, what takes the dense values to those of the merged ones,
-        ``[*batch, m, n]``.
-    """
-
-    group: Group
-    index: np.ndarray
-    sizes: Mapping[str, int]
-    matrix: np.ndarray | None = None
-
-
-def merge(x: Any, axes: Sequence[ex.Expression], event: Event) -> Any:
-    """A dense value with its neurons merged, wherever they lie; as `narrow` where none are.
-
-    Args:
-      x: the value.
-      axes: what lies along its axes.
-      event: what is kept, and the matrix.
-
-    Returns:
-      The array.
-    """
-    name, matrix = event.group.name, event.matrix
-    if matrix is None or not any(name in ex.atoms(e) for e in axes):
-        return narrow(x, axes, event)
-    view = BatchView(tuple(axes), event.group.along)
-
-    def one(x: Any, matrix: Any) -> Any:
-        for axis, e in enumerate(view.rest()):
-            times = lambda x, i: jnp.moveaxis(jnp.tensordot(matrix, x, (1, i)), 0, i)  # noqa: E731
-            x = axis_arrays.transform(x, axis, e, name, times, event.sizes)
-        return x
-
-    matrix = jnp.asarray(matrix, x.dtype)
-    if not event.group.batch:
-        return one(x, matrix)
-    flat = matrix.reshape(-1, *matrix.shape[-2:])
-    merged = jax.vmap(one)(view.front(x, event.sizes), flat)
-    return view.back(merged, {**event.sizes, name: matrix.shape[-2]})
-
-
-def narrow(x: Any, axes: Sequence[ex.Expression], event: Event) -> Any:
-    """An array with the kept neurons alone, wherever they lie.
-
-    Args:
-      x: a leaf or a value.
-      axes: what lies along its axes.
-      event: what is kept.
-
-    Returns:
-      The array; itself where it does not hold the group.
-    """
-    name, index = event.group.name, event.index
-    if not any(name in ex.atoms(e) for e in axes):
-        return x
-    if event.group.batch:
-        return take_batched(x, tuple(axes), event.group, index, event.sizes)
-    for axis, e in enumerate(axes):
-        x = axis_arrays.transform(
-            x, axis, e, name, lambda x, i: jnp.take(jnp.asarray(x), index, i), event.sizes
-        )
-    return x
 
 
 @dataclasses.dataclass

@@ -86,7 +86,26 @@ def siamese(p, x):
     return f(x) + f(-x) @ p["out"]
 
 
+def recurrent(p, x):
+    """A gated unit over six steps, from a state of zeros; the last state is read."""
+
+    def step(h, x):
+        gate = jax.nn.sigmoid(x @ p["gx"] + h @ p["gh"] + p["gb"])
+        return gate * h + (1 - gate) * jnp.tanh(x @ p["x"] + h @ p["h"] + p["b"]), None
+
+    start = jnp.zeros((x.shape[0], p["h"].shape[0]), x.dtype)
+    return lax.scan(step, start, x.swapaxes(0, 1))[0] @ p["out"]
+
+
 CASES = {
+    "recurrent": (
+        recurrent,
+        {
+            **{"gx": (8, 24), "gh": (24, 24), "gb": (24,)},
+            **{"x": (8, 24), "h": (24, 24), "b": (24,), "out": (24, 6)},
+        },
+        (64, 6, 8),
+    ),
     "residual": (
         residual,
         {"in": (16, 32), "up": (32, 64), "bias": (64,), "down": (64, 32), "out": (32, 10)},
@@ -303,6 +322,8 @@ def test_bad_calls_say_what_to_do():
         ifjax.compress(apply, params, spec, [])
     with pytest.raises(ValueError, match="at least 4 calibration inputs, got 3"):
         ifjax.compress(apply, params, spec, [x[:3]])
+    with pytest.raises(ValueError, match="examples on axis 0 of inputs and outputs"):
+        ifjax.compress(lambda p, x: apply(p, x).mean(0), params, spec, [x])
     with pytest.raises(ValueError, match="not finite"):
         ifjax.compress(apply, params, spec, [np.where(x > 2, np.nan, x)])
     with pytest.raises(TypeError, match="FusionSpec"):

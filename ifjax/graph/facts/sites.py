@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
@@ -46,6 +46,7 @@ class Site:
       side: which of its first two operands is the activation.
       view: what the weight is made of.
       path: from its result to the end of the unit.
+      end: number of the value at the end.
     """
 
     place: int
@@ -53,6 +54,7 @@ class Site:
     side: int
     view: View
     path: Path
+    end: int
 
     @property
     def input(self) -> int:
@@ -96,6 +98,8 @@ class Sites:
 
     Attributes:
       units: in the order in which their ends are made.
+      tied: units of leaves that are read several times alike, such as those of a recurrent layer
+        taken apart: together those that share leaves, the one with most sites first.
       follows: contractions of an activation with parameters that are no sites: place and reason.
       reads: by number of a leaf, the places of steps that read what is made of it on data.
       made: by number of a value, the place of the step that makes it.
@@ -103,6 +107,7 @@ class Sites:
     """
 
     units: tuple[Unit, ...]
+    tied: tuple[tuple[Unit, ...], ...]
     follows: tuple[tuple[int, str], ...]
     reads: Mapping[int, tuple[int, ...]]
     made: Mapping[int, int]
@@ -128,7 +133,7 @@ def find_sites(program: Program, leaves: int) -> Sites:
       >>> jaxpr = jax.make_jaxpr(apply)(*map(jnp.zeros, shapes))
       >>> found = find_sites(flatten(jaxpr, [False, False, False, True]), 3)
       >>> [(u.sites[0].view.leaf, len(u.places)) for u in found.units]
-      [(0, 3), (2, 2)]
+      [(0, 2), (2, 2)]
     """
     made = {n: place for place, step in enumerate(program.steps) for n in step.outputs}
     origins = _origins(program, leaves)
@@ -140,25 +145,87 @@ def find_sites(program: Program, leaves: int) -> Sites:
             if any(step.data) and not program.data[n]:
                 for leaf in origins.get(n, ()):
                     reads[leaf].append(place)
-    ends: dict[int, list[Site]] = defaultdict(list)
+    found: list[Site] = []
     follows: list[tuple[int, str]] = []
     for place, step in enumerate(program.steps):
         if traits_of(step.equation).kind != "contraction" or sum(step.data[:2]) != 1:
             continue
         side = step.data[:2].index(True)
-        view = _solvable(program, step, side, made, origins, reads)
+        view = _solvable(program, step, side, made, origins)
         if isinstance(view, View):
             path, end = _path(program, users, step.outputs[0])
-            ends[end].append(Site(place, step, side, view, path))
+            found.append(Site(place, step, side, view, path, end))
         elif origins.get(step.inputs[1 - side]):
             follows.append((place, view))
-    units = []
-    for end, sites in ends.items():
-        places = {s.place for s in sites} | {p for s in sites for p, _ in s.path}
-        units.append(Unit(end, tuple(sites), tuple(sorted(places))))
-    units.sort(key=lambda unit: unit.stop)
+    tied = _tied(program, found, reads, made, origins)
+    alone = [s for s in found if len(reads[s.view.leaf]) == 1]
+    shared = [s for s in found if s.view.leaf in tied]
+    for site in found:
+        if site not in alone and site not in shared:
+            follows.append((site.place, "the leaf is read elsewhere too"))
     every = {leaf: tuple(places) for leaf, places in reads.items()}
-    return Sites(tuple(units), tuple(follows), every, made, origins)
+    return Sites(_units(alone), _classes(_units(shared)), tuple(follows), every, made, origins)
+
+
+def _units(sites: Sequence[Site]) -> tuple[Unit, ...]:
+    """Sites by the ends of their paths, in the order in which these are made."""
+    ends: dict[int, list[Site]] = defaultdict(list)
+    for site in sites:
+        ends[site.end].append(site)
+    units = []
+    for end, found in ends.items():
+        places = {s.place for s in found} | {p for s in found for p, _ in s.path}
+        units.append(Unit(end, tuple(found), tuple(sorted(places))))
+    return tuple(sorted(units, key=lambda unit: unit.stop))
+
+
+def _classes(units: Sequence[Unit]) -> tuple[tuple[Unit, ...], ...]:
+    """Units that share leaves, together; the one with most sites first."""
+    classes: list[tuple[set[int], list[Unit]]] = []
+    for unit in units:
+        leaves = {s.view.leaf for s in unit.sites}
+        joined = [c for c in classes if c[0] & leaves]
+        classes = [c for c in classes if not c[0] & leaves]
+        leaves = leaves.union(*(other for other, _ in joined))
+        members = [u for _, more in joined for u in more]
+        classes.append((leaves, [*members, unit]))
+    return tuple(tuple(sorted(us, key=lambda u: -len(u.sites))) for _, us in classes)
+
+
+def _tied(
+    program: Program,
+    sites: Sequence[Site],
+    reads: Mapping[int, list[int]],
+    made: Mapping[int, int],
+    origins: Mapping[int, frozenset[int]],
+) -> set[int]:
+    """Leaves that several sites read alike, and nothing else but products with constants."""
+    uses: dict[int, list[Site]] = defaultdict(list)
+    for site in sites:
+        uses[site.view.leaf].append(site)
+
+    def by_constant(number: int, leaf: int) -> bool:
+        if number == leaf:
+            return False
+        step = program.steps[made[number]]
+        if traits_of(step.equation).kind == "contraction":
+            return True
+        return all(by_constant(n, leaf) for n in step.inputs if leaf in origins.get(n, ()))
+
+    found = set()
+    for leaf, same in uses.items():
+        places = {s.place for s in same}
+        rest = [
+            n
+            for place in reads[leaf]
+            if place not in places
+            for n in program.steps[place].inputs
+            if leaf in origins.get(n, ())
+        ]
+        alike = len({s.view.spine for s in same}) == 1
+        if len(reads[leaf]) > 1 and alike and all(by_constant(n, leaf) for n in rest):
+            found.add(leaf)
+    return found
 
 
 def _solvable(
@@ -167,14 +234,11 @@ def _solvable(
     side: int,
     made: Mapping[int, int],
     origins: Mapping[int, frozenset[int]],
-    reads: Mapping[int, list[int]],
 ) -> View | str:
     """What the weight of a contraction is made of; why it cannot be solved for."""
     view = view_of(program, made, origins, step.inputs[1 - side])
     if isinstance(view, str):
         return view
-    if len(reads[view.leaf]) > 1:
-        return "the leaf is read elsewhere too"
     if step.equation.primitive.name == "ragged_dot_general":
         return "a product of ragged groups"
     if step.equation.params.get("batch_group_count", 1) != 1:
