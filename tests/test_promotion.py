@@ -13,6 +13,7 @@ from flax import nnx
 import ifjax
 from ifjax.activations.divergence import layer_outputs, output_divergence
 from ifjax.frameworks import carry_equinox, cut_equinox, cut_nnx, equinox_function, nnx_function
+from ifjax.transport.costs import cost_matrix
 
 SETTINGS = {
     "dtypes": functools.partial(jax.numpy_dtype_promotion, "strict"),
@@ -161,3 +162,13 @@ def test_modules():
     maps = ifjax.transport_maps(arrays, spec)
     small = cut_equinox(model, spec, X[0], maps=maps)
     carry_equinox(optax.adam(0.1).init(arrays), small, spec, maps)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, "cosine"])
+def test_gradients_of_costs(p):
+    """What is differentiated runs later, under the caller's settings."""
+    x, y = X, 2 * X[:3]
+    found = jax.grad(lambda x: cost_matrix(x, y, p).sum())(x)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        want = jax.grad(lambda x: cost_matrix(x, y, p).sum())(x)
+    np.testing.assert_array_equal(found, want)

@@ -190,7 +190,8 @@ def _backward(
     return _pulled(x, y, g, cost, p), _pulled(y, x, g.T, cost.T, p)
 
 
-_distances.defvjp(_forward, _backward)
+# Called when a caller's gradient is taken, under the caller's settings.
+_distances.defvjp(with_promotion(_forward), with_promotion(_backward))
 
 
 def _pulled(
