@@ -96,7 +96,6 @@ def test_costs_in_a_batch_are_those_of_its_problems():
 
 
 @pytest.mark.parametrize("p", COSTS)
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_equal_rows_cost_exactly_zero_and_have_finite_gradients(p):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(70, 33)), jnp.float32)
     x = x.at[7].set(x[3]).at[9].set(0).at[10].set(-0.0)
@@ -112,7 +111,6 @@ def test_the_cosine_of_zero_and_opposite_rows():
     np.testing.assert_allclose(costs.cost_matrix(x, -2 * x, "cosine"), [[2, 1], [1, 0]], rtol=1e-6)
 
 
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_the_gradient_between_rows_that_differ_by_rounding_is_no_larger_than_one():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 64)), jnp.float32)
     y = x.at[:, 0].multiply(1 + 2**-23).at[0, 1].add(1e-6)
@@ -121,7 +119,6 @@ def test_the_gradient_between_rows_that_differ_by_rounding_is_no_larger_than_one
 
 
 @pytest.mark.parametrize("p", COSTS)
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_the_gradient_of_the_cost_equals_differences(p):
     rng = np.random.default_rng(2)
     with jax.enable_x64(True):
@@ -144,7 +141,6 @@ def test_high_powers_do_not_vanish():
 
 @pytest.mark.parametrize("p", [1, 2, 3, math.inf, "cosine"])
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_memory_of_the_cost_is_within_half_again_of_its_inputs_and_output(p, batch):
     n, m, d = 96, 64, 1024
     shapes = (batch, n, d), (batch, m, d)

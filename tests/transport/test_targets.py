@@ -39,7 +39,6 @@ def test_the_top_are_those_of_a_stable_sort(k):
     np.testing.assert_array_equal(Top().first(jnp.asarray(scores), k), expected)
 
 
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_more_starts_are_no_worse():
     x = jax.random.normal(jax.random.key(1), (24, 4))
 

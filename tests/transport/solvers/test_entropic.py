@@ -122,7 +122,6 @@ def test_epsilon_must_be_a_number(monkeypatch, solver, epsilon):
 
 
 @pytest.mark.parametrize(("noise", "share"), [(0.0, 0.4), (1e-3, 0.5), (1e-2, 0.9)])
-@pytest.mark.promotes(dtypes="its functions mix dtypes")
 def test_a_warm_start_saves_iterations_on_slightly_changed_costs(solver, noise, share):
     cost, a, b, targets = problem(6, n=48, m=24)
     first = transport.solve(cost, a, b, targets, solver=solver)

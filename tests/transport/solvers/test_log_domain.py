@@ -11,7 +11,6 @@ from ifjax.transport import transport
 from tests.transport.solvers.problems import THRESHOLD, problem
 
 
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
 def test_the_plan_is_that_of_plain_ott_jax():
     cost, a, b, targets = problem(2, kind="importance")
     plain = linear.solve(
