@@ -25,7 +25,8 @@ from ifjax.experiment.options import option, parse
 from ifjax.experiment.perplexity import perplexity
 from ifjax.interop import Checkpoint, load_gguf, load_huggingface, load_tokenizer
 from ifjax.interop.huggingface import overrides_for, save_huggingface, uniform_widths
-from ifjax.models.decoder import decoder
+from ifjax.models import keep_layers, layer_divergence
+from ifjax.models.decoder import DecoderConfig, decoder
 from ifjax.models.decoder_groups import sparsities
 from ifjax.report import write_atomically
 from ifjax.spec.spec import FusionSpec
@@ -68,6 +69,9 @@ class Cut:
     )
     query_heads: float = option(0.0, "Fraction of the query heads of a kv head.", "FRACTION")
     hidden: float = option(0.0, "Fraction of the hidden width.", "FRACTION")
+    layers: int = option(
+        0, "Whole layers, those whose loss changes the predictions least.", "NUMBER"
+    )
     round_to: int = option(1, "Widths are multiples of it.", "NUMBER")
 
 
@@ -98,7 +102,8 @@ class Options(Files, Cut, How):
 class Job(NamedTuple):
     """What was checked, before anything is computed or written."""
 
-    network: Checkpoint
+    dense: tuple[DecoderConfig, Any]
+    network: Checkpoint  # without the layers that go
     apply_fn: Callable[..., Any]
     spec: FusionSpec
     overrides: dict[str, Any]
@@ -121,10 +126,10 @@ def main(options: Options) -> list[dict[str, Any]]:
     """
     job = prepare(options)
     assert options.out is not None
-    config, params = job.network.config, job.network.params
-    rows = [row("dense", job, params)]
+    config = job.network.config
+    rows = [row("dense", job, *job.dense)]
     small = compressed(options, job)
-    rows.append(row(options.method, job, small))
+    rows.append(row(options.method, job, config, small))
     if not all(math.isfinite(r["perplexity"]) for r in rows):
         raise UserError("--text: the perplexity is not finite; nothing was written")
     like = options.checkpoint if options.checkpoint and options.checkpoint.is_dir() else None
@@ -175,23 +180,46 @@ def prepare(options: Options) -> Job:
         raise UserError(
             f"--tokenizer: gives token {most}, and the network knows {vocabulary}; give its own"
         )
+    dense = network.config, network.params
+    if options.layers:
+        with user_error("--layers"):
+            network = without_layers(network, options.layers, calibration)
     apply_fn = functools.partial(decoder, network.config)
     kinds = {k: getattr(options, k) for k in ("ffn", "kv_heads", "query_heads", "hidden")}
     asked = {kind: share for kind, share in kinds.items() if share}
-    method = {"importance": "reconstruction", "method": "prune"}
+    method: dict[str, Any] = {"importance": "reconstruction", "method": "prune"}
     if options.method != "reconstruction":
         method = {"method": options.method}
     with user_error(" ".join(f"--{k.replace('_', '-')} {v}" for k, v in asked.items()) or "--ffn"):
         graph = ifjax.trace(apply_fn, network.params, test[:1])
         fractions = sparsities(graph, asked)
+        if not asked and options.layers:  # layers alone
+            fractions = dict.fromkeys((group.name for group in graph.groups), 0.0)
         spec = graph.spec(fractions, round_to=options.round_to, uniform=True, **method)
         small = spec.small_struct(network.params)
         found = overrides_for(network.config, small, network.source)
-    return Job(network, apply_fn, spec, found, calibration, test, tokenizer)
+    return Job(dense, network, apply_fn, spec, found, calibration, test, tokenizer)
+
+
+def without_layers(network: Checkpoint, count: int, tokens: np.ndarray) -> Checkpoint:
+    """The network without the layers that change its predictions least, each taken alone.
+
+    Raises:
+        ValueError: where no layer would be left.
+    """
+    layers = uniform_widths(network.params).layers
+    if not 0 < count < layers:
+        raise ValueError(f"expected 1 to {layers - 1} of the {layers} layers, got {count}")
+    found = layer_divergence(network.config, network.params, tokens[:4])
+    kept = sorted(np.argsort(found, kind="stable")[count:].tolist())
+    config, params = keep_layers(network.config, network.params, kept)
+    return network._replace(config=config, params=params)
 
 
 def compressed(options: Options, job: Job) -> Any:
     """The small parameters."""
+    if not job.spec.structure.widths:
+        return job.network.params
     if options.method != "reconstruction":
         with user_error("--method"):
             return ifjax.fuse_params(job.network.params, job.spec)
@@ -231,12 +259,13 @@ def texts(options: Options, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
         return calibration, windows(second, options.test_windows, options.length)
 
 
-def row(name: str, job: Job, params: Mapping[str, Any]) -> dict[str, Any]:
+def row(name: str, job: Job, config: DecoderConfig, params: Mapping[str, Any]) -> dict[str, Any]:
     """What the table says of a network.
 
     Args:
         name: of the row.
         job: what was prepared.
+        config: of the network.
         params: the network's.
 
     Returns:
@@ -245,9 +274,10 @@ def row(name: str, job: Job, params: Mapping[str, Any]) -> dict[str, Any]:
     leaves = jax.tree.leaves(params)
     widths = uniform_widths(params)
     with told(f"perplexity, {name}", "windows") as tell:
-        found = perplexity(job.network.config, params, job.test, progress=tell)
+        found = perplexity(config, params, job.test, progress=tell)
     return {
         "network": name,
+        "layers": widths.layers,
         "hidden": widths.hidden,
         "ffn": widths.ffn,
         "heads": f"{widths.query_heads}/{widths.kv_heads}",

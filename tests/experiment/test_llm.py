@@ -12,7 +12,7 @@ from ifjax.data.text import plain_wikitext, windows
 from ifjax.experiment import llm
 from ifjax.experiment.perplexity import perplexity
 from ifjax.interop import load_huggingface
-from ifjax.models import decoder
+from ifjax.models import decoder, layer_divergence
 
 pytest.importorskip("safetensors", reason="needs safetensors: pip install 'ifjax[llm]'")
 tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers: pip install 'ifjax[llm]'")
@@ -75,9 +75,24 @@ def test_checkpoint_and_text_in_checkpoint_and_table_out(method, dense, tmp_path
     assert math.isfinite(rows[0]["perplexity"])
 
 
+def test_layers_alone(dense, tmp_path):
+    assert run(dense, tmp_path / "small", "--ffn", "0", "--layers", "1") == 0
+    small, whole = load_huggingface(tmp_path / "small"), load_huggingface(dense)
+    assert small.source["num_hidden_layers"] == 2
+    kept = [
+        next(i for i in range(3) if np.array_equal(whole.params["layers"]["up"][i], up))
+        for up in small.params["layers"]["up"]
+    ]
+    text = (dense.parent / "text.txt").read_text().split()
+    tokens = windows([WORDS.index(word) for word in text][:200], 4, 12)
+    left = {0, 1, 2} - {*kept}
+    assert left == {int(layer_divergence(whole.config, whole.params, tokens).argmin())}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--layers", "3"], "--layers: expected 1 to 2 of the 3 layers"),
         (["--checkpoint", "nowhere"], "--checkpoint: nowhere: no such file or folder"),
         (["--text", "nowhere"], "--text: "),
         (["--length", "300"], "--text: the text has 200 tokens, too few for 4 windows of 300"),

@@ -1,0 +1,82 @@
+"""A decoder without some of its layers, chosen by what each does to the output."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ifjax.models.decoder import DecoderConfig, decoder
+
+
+def keep_layers(
+    config: DecoderConfig, params: Mapping[str, Any], kept: Sequence[int]
+) -> tuple[DecoderConfig, dict[str, Any]]:
+    """The decoder of some of the layers.
+
+    Args:
+      config: of the whole decoder.
+      params: its tree, layers stacked or in a list.
+      kept: indices of the layers that stay, in ascending order.
+
+    Returns:
+      Config and parameters; windows go with their layers.
+
+    Raises:
+      ValueError: for no layers, or indices that are not ascending or not there.
+
+    Example:
+      >>> from ifjax.models import DecoderWidths, init_decoder
+      >>> params = init_decoder(jax.random.key(0), DecoderWidths(11, 8, 16, 4, 2, 4, layers=3))
+      >>> config, small = keep_layers(DecoderConfig(0.5), params, [0, 2])
+      >>> small["layers"]["up"].shape
+      (2, 8, 16)
+    """
+    layers, indices = params["layers"], [*kept]
+    count = len(next(iter(layers.values()))) if isinstance(layers, Mapping) else len(layers)
+    if not indices or indices != sorted({*indices}) or indices[0] < 0 or indices[-1] >= count:
+        raise ValueError(f"expected ascending indices of layers, 0 to {count - 1}, got {indices}")
+    if isinstance(layers, Mapping):
+        some: Any = {name: leaf[np.asarray(indices)] for name, leaf in layers.items()}
+    else:
+        some = [layers[i] for i in indices]
+    return config.with_layers(indices), {**params, "layers": some}
+
+
+def layer_divergence(
+    config: DecoderConfig,
+    params: Mapping[str, Any],
+    tokens: Int[Array | np.ndarray, "batch length"],
+) -> Float[np.ndarray, " layers"]:
+    """What leaving out each layer alone does to the predictions: the mean divergence, in nats.
+
+    KL from the dense network's predictions to those without the layer, over all positions. One
+    evaluation per layer.
+
+    Args:
+      config: of the decoder.
+      params: its tree; stacked layers compile once where all have one kind of attention.
+      tokens: inputs.
+
+    Returns:
+      One number per layer; the lowest can be left out first.
+    """
+
+    @functools.partial(jax.jit, static_argnames="config")
+    def predictions(config: DecoderConfig, params: Any) -> Array:
+        scores = decoder(config, params, tokens)
+        return jax.nn.log_softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
+
+    dense = predictions(config, params)
+    layers = params["layers"]
+    count = len(next(iter(layers.values()))) if isinstance(layers, Mapping) else len(layers)
+    found = []
+    for left in range(count):
+        without = predictions(*keep_layers(config, params, [i for i in range(count) if i != left]))
+        found.append(jnp.sum(jnp.exp(dense) * (dense - without), axis=-1).mean().item())
+    return np.asarray(found)

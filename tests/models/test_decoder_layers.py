@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ifjax.models import DecoderConfig, DecoderWidths, decoder, init_decoder
+from ifjax.models.decoder_layers import keep_layers, layer_divergence
+from ifjax.models.decoder_widths import unstack_layers
+
+CONFIG = DecoderConfig(0.5, window=2, windowed=(True, False, True))
+TOKENS = jnp.arange(10).reshape(2, 5)
+
+
+@pytest.fixture
+def params():
+    return init_decoder(jax.random.key(0), DecoderWidths(11, 12, 10, 4, 2, 4, 3))
+
+
+def test_layers_that_do_nothing_are_left_out_first_and_are_not_missed(params):
+    for name in ("out", "down"):
+        params["layers"][name] = params["layers"][name].at[1].set(0.0)
+    for tree in (params, unstack_layers(params)):
+        found = layer_divergence(CONFIG, tree, TOKENS)
+        assert found.argmin() == 1
+        assert found[1] == pytest.approx(0, abs=1e-6)
+        assert (np.delete(found, 1) > 1e-3).all()
+        config, small = keep_layers(CONFIG, tree, [0, 2])
+        assert config.windowed == (True, True)
+        np.testing.assert_allclose(
+            decoder(config, small, TOKENS), decoder(CONFIG, tree, TOKENS), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("kept", [[], [2, 0], [0, 0], [3], [-1, 0]])
+def test_layers_that_are_not_there_are_refused(kept, params):
+    with pytest.raises(ValueError, match="ascending indices of layers, 0 to 2"):
+        keep_layers(CONFIG, params, kept)
