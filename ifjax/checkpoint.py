@@ -11,17 +11,20 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.tree_util import KeyPath
 from jaxtyping import PyTree
 
 from ifjax.graph.shrink import check_small
+from ifjax.namespace import Shaped
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
-from ifjax.tree import check_finite, leaves_by_path
+from ifjax.tree import check_finite, leaves_by_path, path_name
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -169,7 +172,7 @@ def load(
     return params, spec
 
 
-def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any], name: str) -> None:
+def _check_same(path: Path, found: dict[str, PyTree], wanted: dict[str, PyTree], name: str) -> None:
     """Raises ValueError at a leaf that only one of two trees has."""
     for leaf in {**wanted, **found}:
         if leaf not in found or leaf not in wanted:
@@ -202,7 +205,7 @@ def _check_sizes(path: Path) -> None:
 
 
 @functools.cache
-def _orbax() -> Any:
+def _orbax() -> ModuleType:
     """orbax, imported at its first use: it takes as long as half of what else is imported."""
     return importlib.import_module("orbax.checkpoint")
 
@@ -222,15 +225,14 @@ def _checkpointer(alone: bool) -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=processes)
 
 
-def _restore(reader: ocp.Checkpointer, path: Path, sharding: Any) -> PyTree:
+def _restore(reader: ocp.Checkpointer, path: Path, sharding: PyTree) -> PyTree:
     """The parameters as nested dicts or lists, on shardings that exist on this machine."""
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     one = isinstance(sharding, jax.sharding.Sharding | None)
     places = {} if one else leaves_by_path(sharding)
 
-    def placed(at: Any, m: Any) -> jax.ShapeDtypeStruct:
-        name = jax.tree_util.keystr(at, simple=True, separator="/")
-        place = sharding or first if one else places.get(name, first)
+    def placed(at: KeyPath, m: Shaped) -> jax.ShapeDtypeStruct:
+        place = sharding or first if one else places.get(path_name(at), first)
         return jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place)
 
     items: Any = reader.metadata(path).item_metadata

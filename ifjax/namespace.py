@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ifjax.tree import wide_dtype
-
 if TYPE_CHECKING:  # what a function returns is of what it was given
     AnyArray: TypeAlias = Any
+    Shaped: TypeAlias = Any
 else:
     AnyArray: TypeAlias = jax.Array | np.ndarray
+    Shaped: TypeAlias = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
+
+Arrays: TypeAlias = Mapping[str, AnyArray]  # by path, or by name
 
 
-def namespace(*arrays: Any) -> Any:
+def namespace(*arrays: object) -> ModuleType:
     """`jax.numpy` if any of the arrays is jax's, else `numpy`.
 
     >>> namespace(np.ones(2)).__name__, namespace(np.ones(2), jnp.ones(2)).__name__
@@ -27,7 +30,7 @@ def namespace(*arrays: Any) -> Any:
     return jnp if any(isinstance(x, jax.Array) for x in arrays) else np
 
 
-def total(x: Any, axes: int | Sequence[int]) -> Any:
+def total(x: AnyArray, axes: int | Sequence[int]) -> AnyArray:
     """The sum over some axes, in the dtype of the array.
 
     numpy adds up the entries of leading axes one after another: in double precision here, for in
@@ -42,7 +45,7 @@ def total(x: Any, axes: int | Sequence[int]) -> Any:
     return np.sum(x, axes, dtype=np.promote_types(x.dtype, np.float64)).astype(x.dtype)
 
 
-def as_reals(x: Any) -> Any:
+def as_reals(x: AnyArray) -> AnyArray:
     """Complex numbers as real and imaginary part, along a new last axis; the rest as it is.
 
     >>> as_reals(np.array([1 + 2j, 3])).tolist()
@@ -53,12 +56,21 @@ def as_reals(x: Any) -> Any:
     return namespace(x).stack([x.real, x.imag], -1)
 
 
-def fixed(x: Any) -> Any:
+def along(vector: AnyArray, axis: int, ndim: int) -> AnyArray:
+    """A vector shaped to be combined with an array of so many axes along one of them.
+
+    >>> along(np.ones(3), 1, 4).shape
+    (1, 3, 1, 1)
+    """
+    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def fixed(x: AnyArray) -> AnyArray:
     """The array as a constant: no gradient flows through it."""
     return jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x
 
 
-def descending(scores: Any) -> Any:
+def descending(scores: AnyArray) -> AnyArray:
     """The positions of the highest scores first; of equal ones in their order.
 
     >>> descending(np.array([1.0, 3.0, 1.0])).tolist()
@@ -69,13 +81,21 @@ def descending(scores: Any) -> Any:
     return np.argsort(-scores, stable=True).astype(np.int32)
 
 
-def wide(*arrays: Any) -> Any:
+def wide(*arrays: AnyArray) -> np.dtype:
     """The dtype to compute in: of the arrays, but at least float32."""
     found = functools.reduce(jnp.promote_types, (wide_dtype(x.dtype) for x in arrays))
     return jax.dtypes.canonicalize_dtype(found)
 
 
-def put(x: Any, index: Any, values: Any) -> Any:
+@functools.lru_cache(maxsize=256)
+def wide_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype to compute in: at least float32. 8-bit floats have no promotion of their own."""
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 2:
+        return jnp.dtype(jnp.float32)
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def put(x: AnyArray, index: AnyArray, values: AnyArray | bool) -> AnyArray:
     """The array with other values at some positions of its first axis.
 
     >>> put(np.zeros(3), np.array([2, 0]), np.array([5.0, 6.0])).tolist()

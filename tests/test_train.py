@@ -466,10 +466,7 @@ def test_a_missing_extra_is_told_before_training(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
-    )
+    monkeypatch.setitem(sys.modules, package, None)
     assert train.cli([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert f"pip install '{extra}'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

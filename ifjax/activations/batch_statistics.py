@@ -7,7 +7,6 @@ weights, and an average of neurons varies less than each of them did.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 from jaxtyping import Array, PyTree
@@ -16,13 +15,16 @@ from ifjax.activations.batches import read_inputs
 from ifjax.activations.norm_inputs import NormInputs, Sample, find_norm_inputs
 from ifjax.jaxprs.arguments import Arguments
 from ifjax.jaxprs.evaluate import Seen, evaluate
+from ifjax.namespace import AnyArray
 from ifjax.promotion import with_promotion
 from ifjax.tree import check_finite, leaves_by_path, with_leaves
+
+Samples = dict[tuple[str, str], Sample]  # by the paths of mean and variance
 
 
 @with_promotion
 def reset_statistics(
-    apply_fn: Callable[..., Any], params: PyTree, batches: Iterable[Any]
+    apply_fn: Callable[..., PyTree], params: PyTree, batches: Iterable[PyTree]
 ) -> PyTree:
     r"""Sets the mean and variance of every batch norm to those of what it normalises.
 
@@ -77,12 +79,12 @@ def reset_statistics(
 
 
 def reset_where_any(
-    apply_fn: Callable[..., Any], params: PyTree, batches: Sequence[tuple[Any, ...]]
+    apply_fn: Callable[..., PyTree], params: PyTree, batches: Sequence[tuple[PyTree, ...]]
 ) -> PyTree:
     """`reset_statistics`; the parameters themselves where there is no batch norm."""
 
     @jax.jit
-    def measure(params: Any, inputs: Any) -> dict[tuple[str, str], Sample]:
+    def measure(params: PyTree, inputs: PyTree) -> Samples:
         return _measured(apply_fn, params, inputs)
 
     pooled = None
@@ -100,7 +102,7 @@ def reset_where_any(
 
 
 @jax.jit
-def pool_samples(a: dict[Any, Sample], b: dict[Any, Sample]) -> dict[Any, Sample]:
+def pool_samples(a: Samples, b: Samples) -> Samples:
     """Of all values of two samples (Chan et al., 1983)."""
 
     def pool(x: Sample, y: Sample) -> Sample:
@@ -113,9 +115,7 @@ def pool_samples(a: dict[Any, Sample], b: dict[Any, Sample]) -> dict[Any, Sample
     return {key: pool(sample, b[key]) for key, sample in a.items()}
 
 
-def _measured(
-    apply_fn: Callable[..., Any], params: PyTree, inputs: Sequence[Any]
-) -> dict[tuple[str, str], Sample]:
+def _measured(apply_fn: Callable[..., PyTree], params: PyTree, inputs: Sequence[PyTree]) -> Samples:
     """What every batch norm normalises, by the paths of its mean and variance."""
     arguments = Arguments.split(inputs)
     found = find_norm_inputs(apply_fn, params, arguments)
@@ -124,16 +124,16 @@ def _measured(
     return _evaluated(found, [*jax.tree.leaves(params), *arguments.arrays])
 
 
-def _evaluated(found: NormInputs, arguments: Sequence[Any]) -> dict[tuple[str, str], Sample]:
+def _evaluated(found: NormInputs, arguments: Sequence[AnyArray]) -> Samples:
     """Evaluates a function; means and variances are what they should be once that is known.
 
     Equations that read one before wait for it, such as a slope that is computed from parameters
     alone before anything is normalised.
     """
     program, paths = found.program, found.paths
-    measured: dict[tuple[str, str], Sample] = {}
+    measured: Samples = {}
 
-    def measure(values: Mapping[int, Any]) -> dict[int, Array]:
+    def measure(values: Mapping[int, AnyArray]) -> dict[int, Array]:
         """The statistics of those of the values that norms read, by leaf."""
         given = {}
         for norm, sample in found.samples(values, arguments):

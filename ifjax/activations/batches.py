@@ -7,8 +7,7 @@ one array or one dictionary that is its only input; or a pair of inputs and targ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 from jaxtyping import PyTree
@@ -22,7 +21,7 @@ FORMS = (
 )
 
 
-def each_batch(batches: Any) -> Iterable[Any]:
+def each_batch(batches: object) -> Iterable[PyTree]:
     """The batches; one array is one batch, not as many as it has rows.
 
     Args:
@@ -48,7 +47,7 @@ def each_batch(batches: Any) -> Iterable[Any]:
     return batches
 
 
-def inputs_of(batch: Any, apply_fn: Callable[..., Any], params: PyTree) -> tuple[Any, ...]:
+def inputs_of(batch: PyTree, apply_fn: Callable[..., PyTree], params: PyTree) -> tuple[PyTree, ...]:
     """What the function takes of a batch after its parameters.
 
     Two things may be two inputs, or an input and its targets: two inputs where the function can be
@@ -82,8 +81,8 @@ def inputs_of(batch: Any, apply_fn: Callable[..., Any], params: PyTree) -> tuple
 
 
 def read_inputs(
-    batches: Any, apply_fn: Callable[..., Any], params: PyTree
-) -> Iterator[tuple[Any, ...]]:
+    batches: object, apply_fn: Callable[..., PyTree], params: PyTree
+) -> Iterator[tuple[PyTree, ...]]:
     """The inputs of every batch, see `inputs_of`; the function is traced once for one form.
 
     Args:
@@ -94,7 +93,7 @@ def read_inputs(
     Yields:
       Inputs.
     """
-    targets: dict[Any, bool] = {}
+    targets: dict[Hashable, bool] = {}
     for batch in each_batch(batches):
         form = jax.tree.structure(batch) if _is_pair(batch) else None
         if form is not None and targets.get(form):
@@ -106,7 +105,7 @@ def read_inputs(
         yield inputs
 
 
-def pair_of(batch: Any) -> tuple[tuple[Any, ...], Any]:
+def pair_of(batch: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
     """Inputs and targets of a batch.
 
     Args:
@@ -132,7 +131,7 @@ def pair_of(batch: Any) -> tuple[tuple[Any, ...], Any]:
     return _inputs(batch[0]), batch[1]
 
 
-def count_examples(inputs: Sequence[Any], targets: Any = None) -> int:
+def count_examples(inputs: Sequence[PyTree], targets: PyTree = None) -> int:
     """The number of examples on axis 0 of every array.
 
     Args:
@@ -168,11 +167,11 @@ def count_examples(inputs: Sequence[Any], targets: Any = None) -> int:
     return leaves[0].shape[0]
 
 
-def _is_pair(batch: Any) -> bool:
+def _is_pair(batch: PyTree) -> bool:
     return isinstance(batch, tuple | list) and len(batch) == 2
 
 
-def _inputs(batch: Any) -> tuple[Any, ...]:
+def _inputs(batch: PyTree) -> tuple[PyTree, ...]:
     """A tuple of inputs, of one or several."""
     found = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
     known = isinstance(batch, tuple | list | Mapping) or is_array(batch)
@@ -181,13 +180,13 @@ def _inputs(batch: Any) -> tuple[Any, ...]:
     return found
 
 
-def _described(batch: Any) -> str:
+def _described(batch: PyTree) -> str:
     if isinstance(batch, tuple | list):
         return f"({', '.join(type(x).__name__ for x in batch)})"
     return type(batch).__name__
 
 
-def _takes(apply_fn: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> bool:
+def _takes(apply_fn: Callable[..., PyTree], params: PyTree, inputs: tuple[PyTree, ...]) -> bool:
     """Whether a function can be traced with some inputs."""
     arguments = Arguments.split(inputs)
     if not arguments.arrays:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Divergence(NamedTuple):
 
 @with_promotion
 def layer_outputs(
-    apply_fn: Callable[..., Any], params: PyTree, *inputs: Any
+    apply_fn: Callable[..., PyTree], params: PyTree, *inputs: PyTree
 ) -> OrderedDict[str, Array]:
     """Evaluates a function and collects what its contractions with weights put out.
 
@@ -60,7 +60,7 @@ def layer_outputs(
     """
     arguments = Arguments.split(inputs)
 
-    def function(params: PyTree, *arrays: Any) -> Any:
+    def function(params: PyTree, *arrays: Array) -> PyTree:
         return apply_fn(params, *arguments.join(arrays))
 
     leaves = leaves_by_path(params)
@@ -81,11 +81,11 @@ def layer_outputs(
 
 @with_promotion
 def output_divergence(
-    apply_fn: Callable[..., Any],
+    apply_fn: Callable[..., PyTree],
     params: PyTree,
-    apply_small: Callable[..., Any],
+    apply_small: Callable[..., PyTree],
     small: PyTree,
-    batches: Iterable[Any],
+    batches: Iterable[PyTree],
 ) -> dict[str, Divergence]:
     r"""Measures how far each layer of a compressed network has moved from the dense network's.
 
@@ -124,7 +124,9 @@ def output_divergence(
     """
 
     @jax.jit
-    def products(params: PyTree, small: PyTree, inputs: tuple[Any, ...]) -> Any:
+    def products(
+        params: PyTree, small: PyTree, inputs: tuple[PyTree, ...]
+    ) -> OrderedDict[str, tuple[Array, ...]]:
         dense = layer_outputs(apply_fn, params, *inputs)
         other = layer_outputs(apply_small, small, *inputs)
         return OrderedDict(

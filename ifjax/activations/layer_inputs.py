@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import cast
 
 import jax
 from jax.extend.core import JaxprEqn
+from jax.typing import ArrayLike
 from jaxtyping import Array, Inexact, PyTree
 
 from ifjax.graph.analysis import analyse
@@ -47,7 +48,11 @@ class Reading:
 
 
 def layer_inputs(
-    apply_fn: Callable[..., Any], params: PyTree, structure: Structure, *inputs: Any, **static: Any
+    apply_fn: Callable[..., PyTree],
+    params: PyTree,
+    structure: Structure,
+    *inputs: PyTree,
+    **static: object,
 ) -> list[Reading]:
     """Evaluates a function and collects what its contractions with weights read.
 
@@ -76,7 +81,7 @@ def layer_inputs(
     arguments = Arguments.split(inputs, static)
     atoms: dict[str, int] = {}
 
-    def leaf_axes(store: AxisStore, path: str, x: Any) -> Axes:
+    def leaf_axes(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
         del x
 
         def atom(a: ex.Atom) -> int:
@@ -115,7 +120,7 @@ def varying(tree: PyTree) -> frozenset[str]:
     return found
 
 
-def vary(x: Any, axes: frozenset[str]) -> Any:
+def vary(x: ArrayLike, axes: frozenset[str]) -> ArrayLike:
     """The value as one of each device's own along these axes of a mesh."""
     missing = tuple(sorted(axes - varying(x))) if axes else ()
     return jax.lax.pcast(x, missing, to="varying") if missing else x

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
@@ -20,6 +21,7 @@ from ifjax.jaxprs.arguments import Arguments
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.program import Program, flatten
 from ifjax.jaxprs.walk import Axes
+from ifjax.namespace import AnyArray
 from ifjax.tree import leaves_by_path, promoted
 
 
@@ -51,7 +53,7 @@ class NormInputs:
     analysis: Analysis
 
     def samples(
-        self, values: Mapping[int, Any], leaves: Sequence[Any]
+        self, values: Mapping[int, AnyArray], leaves: Sequence[AnyArray]
     ) -> Iterator[tuple[Norm, Sample]]:
         """Mean and variance of those of some values that norms read.
 
@@ -69,7 +71,7 @@ class NormInputs:
                     sample = sample._replace(mean=sample.mean + leaves[norm.bias])
                 yield norm, sample
 
-    def spread(self, norm: Norm, statistic: Any, ndim: int) -> np.ndarray:
+    def spread(self, norm: Norm, statistic: AnyArray, ndim: int) -> np.ndarray:
         """A leaf of a norm, such as its mean, with the axes of what the norm reads.
 
         Args:
@@ -87,7 +89,7 @@ class NormInputs:
 
 
 def find_norm_inputs(
-    apply_fn: Callable[..., Any],
+    apply_fn: Callable[..., PyTree],
     params: PyTree,
     arguments: Arguments,
     shared: bool = False,
@@ -116,7 +118,7 @@ def find_norm_inputs(
       ['mean']
     """
 
-    def fresh(store: AxisStore, path: str, x: Any) -> Axes:
+    def fresh(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
         del path
         return tuple(store.fresh(n) for n in x.shape)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from ifjax import importance
@@ -22,7 +22,7 @@ from ifjax.graph.trace import DependencyGraph
 from ifjax.importance import GroupMetric, statistic_of
 from ifjax.importance.independence import independence
 from ifjax.jaxprs.arguments import Arguments
-from ifjax.namespace import as_reals
+from ifjax.namespace import AnyArray, along, as_reals
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
@@ -30,7 +30,7 @@ from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import View
 from ifjax.structure.layout import flat
 from ifjax.structure.leaves import checked_leaves
-from ifjax.structure.structure import Group, Structure
+from ifjax.structure.structure import Group, Member, Structure
 from ifjax.tree import leaves_by_path, with_leaves
 
 # Axes of neurons in what a group has of a statistic: one number each, or a Gram matrix.
@@ -71,12 +71,12 @@ class Stats:
       [1, 3]
     """
 
-    gradients: Any = None
-    fisher: Any = None
-    chip: Any = None
-    count: Any = 1.0
+    gradients: PyTree = None
+    fisher: PyTree = None
+    chip: PyTree = None
+    count: PyTree = 1.0
 
-    def __add__(self, other: Any) -> Stats:
+    def __add__(self, other: object) -> Stats:
         """The statistics of both."""
         if not isinstance(other, Stats):
             return NotImplemented
@@ -92,12 +92,12 @@ class Stats:
 
 @with_promotion
 def collect_stats(
-    apply_fn: Callable[..., Any],
+    apply_fn: Callable[..., PyTree],
     params: PyTree,
     graph: DependencyGraph | FusionSpec,
-    batches: Iterable[Any],
+    batches: Iterable[PyTree],
     *,
-    loss_fn: Callable[[Any, Any], Any] | None = None,
+    loss_fn: Callable[[PyTree, PyTree], Array] | None = None,
     metrics: Sequence[str | GroupMetric] | None = None,
     chunk: int | None = None,
 ) -> Stats:
@@ -174,7 +174,7 @@ def collect_stats(
     checked_leaves(params, graph.structure)
 
     @jax.jit
-    def step(params: Any, batch: Any) -> Stats:
+    def step(params: PyTree, batch: PyTree) -> Stats:
         return batch_stats(
             apply_fn, params, graph, batch, loss_fn=loss_fn, metrics=metrics, chunk=chunk
         )
@@ -191,12 +191,12 @@ def collect_stats(
 
 @with_promotion
 def batch_stats(
-    apply_fn: Callable[..., Any],
+    apply_fn: Callable[..., PyTree],
     params: PyTree,
     graph: DependencyGraph | FusionSpec,
-    batch: Any,
+    batch: PyTree,
     *,
-    loss_fn: Callable[[Any, Any], Any] | None = None,
+    loss_fn: Callable[[PyTree, PyTree], Array] | None = None,
     metrics: Sequence[str | GroupMetric] | None = None,
     chunk: int | None = None,
 ) -> Stats:
@@ -237,7 +237,7 @@ def batch_stats(
     params = jax.tree.map(lambda x: vary(x, mesh_axes), params)
     groups = _groups(graph)
 
-    def loss(params: Any, inputs: Any, targets: Any) -> Array:
+    def loss(params: PyTree, inputs: PyTree, targets: PyTree) -> Array:
         value = loss_fn(apply_fn(params, *inputs), targets)  # type: ignore[misc]
         if jnp.shape(value) != ():
             raise ValueError(f"loss_fn must return a scalar, got shape {jnp.shape(value)}")
@@ -254,12 +254,13 @@ def batch_stats(
         sums = {p: count * x.astype(_wide(x)) for p, x in found.items()}
         gradients = with_leaves(params, dict.fromkeys(leaves) | sums)
     if "fisher" in chosen:
-        ones = {g.name: jnp.ones((*g.batch, g.size), _wide(*_kernels(g, leaves))) for g in groups}
+        kernels = {g.name: [leaves[m.path] for m in _masking(g)] for g in groups}
+        ones = {g.name: jnp.ones((*g.batch, g.size), _wide(*kernels[g.name])) for g in groups}
         ones = {name: x.real for name, x in ones.items()}
         masks = {name: vary(x, mesh_axes) for name, x in ones.items()}
 
-        def sensitivity(inputs: Any, targets: Any) -> Any:
-            def masked_loss(masks: Any) -> Array:
+        def sensitivity(inputs: PyTree, targets: PyTree) -> dict[str, Array]:
+            def masked_loss(masks: dict[str, Array]) -> Array:
                 return loss(_masked(params, graph.structure, groups, masks), inputs, targets)
 
             return jax.tree.map(jnp.square, jax.grad(masked_loss)(masks))
@@ -267,7 +268,7 @@ def batch_stats(
         fisher = jax.tree.map(lambda x: x.sum(0), each(sensitivity))
     if "chip" in chosen:
 
-        def independent(inputs: Any, targets: Any) -> Any:
+        def independent(inputs: PyTree, targets: PyTree) -> dict[str, Array]:
             del targets
             seen = layer_inputs(apply_fn, params, graph.structure, *inputs)
             return {g.name: _independence(g.name, seen) for g in groups}
@@ -276,11 +277,16 @@ def batch_stats(
     return Stats(gradients, fisher, chip, jnp.asarray(count, jnp.float32))
 
 
-def _over_examples(inputs: Any, targets: Any, chunk: int | None, function: Any) -> Any:
+def _over_examples(
+    inputs: PyTree,
+    targets: PyTree,
+    chunk: int | None,
+    function: Callable[[PyTree, PyTree], dict[str, Array]],
+) -> dict[str, Array]:
     """A function of one example, as a batch of one, of all of them: the results stacked."""
     arguments = Arguments.split((inputs, targets))
 
-    def one(arrays: Sequence[Array]) -> Any:
+    def one(arrays: Sequence[Array]) -> dict[str, Array]:
         return function(*arguments.join([x[None] for x in arrays]))
 
     try:
@@ -343,20 +349,16 @@ def _times(x: Array, mask: Array, name: str, axis: int, axes: tuple[ex.Expressio
     """An array with its neurons along one axis multiplied by a mask."""
 
     def apply(x: Array, axis: int) -> Array:
-        return x * mask.reshape([-1 if i == axis else 1 for i in range(x.ndim)]).astype(x.dtype)
+        return x * along(mask, axis, x.ndim).astype(x.dtype)
 
     return axis_arrays.transform(x, axis, axes[axis], name, apply)
 
 
-def _masking(group: Group) -> list[Any]:
+def _masking(group: Group) -> list[Member]:
     """The members that a mask goes on: consumers, or where there are none all that adds up."""
     consumers = [m for m in group.members if m.role == "consumer"]
     added = [m for m in group.members if m.role in ("producer", "additive", "mean")]
     return consumers or added or list(group.members)
-
-
-def _kernels(group: Group, leaves: Any) -> list[Any]:
-    return [leaves[m.path] for m in _masking(group)]
 
 
 def _groups(graph: DependencyGraph | FusionSpec) -> list[Group]:
@@ -367,7 +369,9 @@ def _groups(graph: DependencyGraph | FusionSpec) -> list[Group]:
 
 
 def _checked_metrics(
-    metrics: Sequence[str | GroupMetric] | None, graph: DependencyGraph | FusionSpec, loss_fn: Any
+    metrics: Sequence[str | GroupMetric] | None,
+    graph: DependencyGraph | FusionSpec,
+    loss_fn: object,
 ) -> tuple[str, ...]:
     """The statistics to collect, for some metrics."""
     if metrics is None:
@@ -389,8 +393,8 @@ def _checked_metrics(
 
 
 def _read(
-    batch: Any, apply_fn: Callable[..., Any], params: PyTree, loss_fn: Any
-) -> tuple[tuple[Any, ...], Any, int]:
+    batch: PyTree, apply_fn: Callable[..., PyTree], params: PyTree, loss_fn: object
+) -> tuple[tuple[PyTree, ...], PyTree, int]:
     """Inputs, targets and number of examples of a batch."""
     if loss_fn is None:
         inputs, targets = inputs_of(batch, apply_fn, params), None
@@ -404,6 +408,6 @@ def _added(a: Stats, b: Stats) -> Stats:
     return a + b
 
 
-def _wide(*arrays: Any) -> Any:
+def _wide(*arrays: AnyArray) -> np.dtype:
     """At least float32."""
     return jnp.result_type(jnp.float32, *arrays)

@@ -1,13 +1,13 @@
 """What is wrong with a combination of options, whatever the data set and the network."""
 
 import dataclasses
-import importlib.util
 import math
 
 from ifjax import report
 from ifjax.experiment.config import Config
 from ifjax.experiment.errors import UserError, user_error
 from ifjax.experiment.runner import optimizer_config
+from ifjax.transport.solvers import solver_of
 
 # Read with --mode fap or paf only.
 _OF_FOLDS = ("folds", "split", "alpha", "fold_start", "fuse_on", "fuse_solver", "whole")
@@ -75,8 +75,8 @@ def check(config: Config) -> None:
     for rate in (config.learning_rate, config.fine_tune_learning_rate):
         with user_error("optimizer"):
             optimizer_config(config, rate, config.milestones)
-    if config.solver == "exact" and importlib.util.find_spec("ot") is None:
-        raise UserError("--solver: exact needs POT; run: pip install 'ifjax[exact]'")
+    with user_error("--solver"):
+        solver_of(config.solver).require(3, 2, uniform=True)  # no assignment
     with user_error("plot"):
         report.require_matplotlib()
     if config.checkpoint is not None and not config.checkpoint.exists():

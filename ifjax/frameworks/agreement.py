@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ifjax.graph.shrink import shrink
 from ifjax.graph.verify import general_position
 from ifjax.jaxprs.arguments import Arguments
+from ifjax.namespace import AnyArray
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
 from ifjax.tree import leaves_by_path
@@ -62,7 +62,7 @@ def blank_small(arrays: PyTree, spec: FusionSpec) -> PyTree:
       A tree like the small parameters; what is not floating point and not cut keeps its values.
     """
 
-    def blank(x: Any, struct: jax.ShapeDtypeStruct) -> Any:
+    def blank(x: AnyArray, struct: jax.ShapeDtypeStruct) -> AnyArray:
         floating = jnp.issubdtype(x.dtype, jnp.inexact)
         same = not floating and x.shape == struct.shape
         return x if same else jnp.zeros(struct.shape, struct.dtype)
@@ -71,12 +71,12 @@ def blank_small(arrays: PyTree, spec: FusionSpec) -> PyTree:
 
 
 def require_agreement(
-    apply_fn: Callable[..., Any],
-    apply_cut: Callable[..., Any],
+    apply_fn: Callable[..., PyTree],
+    apply_cut: Callable[..., PyTree],
     small: PyTree,
     spec: FusionSpec,
-    inputs: Sequence[Any],
-    static: Mapping[str, Any],
+    inputs: Sequence[PyTree],
+    static: Mapping[str, object],
     unknown: Sequence[str],
 ) -> None:
     """Calls a cut module once, beside the function at the small widths.
@@ -106,10 +106,10 @@ def require_agreement(
     rng = np.random.default_rng(1)
     arrays = [_moved(x, rng) for x in arguments.arrays]
 
-    def called(function: Callable[..., Any]) -> Callable[..., Any]:
+    def called(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         return lambda p, arrays: function(p, *arguments.join(arrays), **static)
 
-    def outputs(function: Callable[..., Any]) -> list[Any]:
+    def outputs(function: Callable[..., PyTree]) -> list[Array]:
         with jax.default_matmul_precision("highest"):
             return jax.tree.leaves(jax.jit(called(function))(params, arrays))
 
@@ -123,7 +123,9 @@ def require_agreement(
         raise _refusal(how, unknown)
 
 
-def _check_call(function: Callable[..., Any], params: PyTree, arrays: Sequence[Any]) -> None:
+def _check_call(
+    function: Callable[..., PyTree], params: PyTree, arrays: Sequence[AnyArray]
+) -> None:
     """Raises where the function that the spec is of does not take the inputs."""
     try:
         jax.eval_shape(function, params, arrays)
@@ -136,7 +138,7 @@ def _check_call(function: Callable[..., Any], params: PyTree, arrays: Sequence[A
         ) from error
 
 
-def _moved(x: Any, rng: np.random.Generator) -> Any:
+def _moved(x: AnyArray, rng: np.random.Generator) -> AnyArray:
     """An input near the one given, of the same signs, whose entries are not equal."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x
@@ -144,7 +146,7 @@ def _moved(x: Any, rng: np.random.Generator) -> Any:
     return jnp.where(jnp.any(x != 0), x * factor, factor)
 
 
-def _difference(got: Sequence[Any], want: Sequence[Any]) -> str:
+def _difference(got: Sequence[Array], want: Sequence[Array]) -> str:
     """How two lists of outputs differ; empty where they do not."""
     if [jnp.shape(x) for x in got] != [jnp.shape(x) for x in want]:
         shapes = [[jnp.shape(x) for x in outputs] for outputs in (want, got)]

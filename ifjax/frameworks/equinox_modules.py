@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
 
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ifjax.frameworks.agreement import blank_small, outer, require_agreement
 from ifjax.fusion.fuse import apply_maps
 from ifjax.fusion.fuse_tree import fuse_tree
 from ifjax.fusion.transport_maps import transport_maps
-from ifjax.jaxprs.arguments import path_name
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
 from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.structure import Structure
 from ifjax.transport.transport import Transport
+from ifjax.tree import named_leaves, path_name
 
 Axes = Callable[[str], Sequence[ex.Expression]]
 
 
 def equinox_function(
-    module: PyTree, call: Callable[..., Any] | None = None
-) -> tuple[Callable[..., Any], PyTree]:
+    module: PyTree, call: Callable[..., PyTree] | None = None
+) -> tuple[Callable[..., PyTree], PyTree]:
     """A module as a pure function and the arrays that it is a function of.
 
     Args:
@@ -51,9 +51,9 @@ def equinox_function(
     """
     eqx = _equinox()
     arrays, rest = eqx.partition(module, eqx.is_array)
-    called = _call_itself if call is None else call
+    called = operator.call if call is None else call
 
-    def apply_fn(arrays: PyTree, *inputs: Any, **static: Any) -> Any:
+    def apply_fn(arrays: PyTree, *inputs: PyTree, **static: object) -> PyTree:
         return called(eqx.combine(arrays, rest), *inputs, **static)
 
     return apply_fn, arrays
@@ -63,10 +63,10 @@ def equinox_function(
 def cut_equinox(
     module: PyTree,
     spec: FusionSpec,
-    *inputs: Any,
+    *inputs: PyTree,
     maps: Mapping[str, Transport] | None = None,
-    call: Callable[..., Any] | None = None,
-    **static: Any,
+    call: Callable[..., PyTree] | None = None,
+    **static: object,
 ) -> PyTree:
     """The module with small arrays, and with the sizes that its layers declare.
 
@@ -166,12 +166,12 @@ def carry_equinox(
     """
     eqx = _equinox()
 
-    def is_module(x: Any) -> bool:
+    def is_module(x: object) -> bool:
         return isinstance(x, eqx.Module)
 
     known = {type(x): x for x in jax.tree.leaves(cut, is_leaf=is_module) if is_module(x)}
 
-    def resized(part: Any) -> Any:
+    def resized(part: PyTree) -> PyTree:
         if not is_module(part):
             return part
         if type(part) not in known:
@@ -180,7 +180,7 @@ def carry_equinox(
                 f"expected a tree that holds copies of the cut module ({classes}), got "
                 f"{type(part).__name__}"
             )
-        held = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(part)}
+        held = {path for path, _ in named_leaves(part)}
         like = jax.tree_util.tree_map_with_path(
             lambda path, x: x if path_name(path) in held else None, known[type(part)]
         )
@@ -200,13 +200,9 @@ def _equinox() -> ModuleType:
     return equinox
 
 
-def _call_itself(module: Any, *inputs: Any, **static: Any) -> Any:
-    return module(*inputs, **static)
-
-
 def _with_sizes(
-    eqx: ModuleType, tree: Any, at: str, structure: Structure, unknown: list[str]
-) -> Any:
+    eqx: ModuleType, tree: PyTree, at: str, structure: Structure, unknown: list[str]
+) -> PyTree:
     """A tree with the static sizes of its layers read off their arrays; lists unknown layers."""
     children, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
     names = ["/".join(filter(None, (at, path_name(path)))) for path, _ in children]
@@ -238,7 +234,7 @@ def _with_sizes(
     return _replaced(tree, sizes) if sizes else tree
 
 
-def _replaced(layer: Any, sizes: Mapping[str, Any]) -> Any:
+def _replaced(layer: PyTree, sizes: Mapping[str, object]) -> PyTree:
     """A frozen layer with other static fields; its __init__ would draw new arrays."""
     copy = object.__new__(type(layer))
     for field in dataclasses.fields(layer):
@@ -248,7 +244,9 @@ def _replaced(layer: Any, sizes: Mapping[str, Any]) -> Any:
     return copy
 
 
-def _sizes(nn: Any, layer: Any, axes: Axes, widths: Mapping[str, int]) -> dict[str, Any]:
+def _sizes(
+    nn: ModuleType, layer: PyTree, axes: Axes, widths: Mapping[str, int]
+) -> dict[str, object]:
     """The sizes that a layer declares, read off its arrays; none where they are not known."""
     match layer:
         case nn.Linear():
@@ -293,5 +291,5 @@ def _sizes(nn: Any, layer: Any, axes: Axes, widths: Mapping[str, int]) -> dict[s
     return {}
 
 
-def _affine(layer: Any) -> Any:
+def _affine(layer: PyTree) -> Array | None:
     return layer.bias if layer.weight is None else layer.weight

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 from flax import nnx
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ifjax.frameworks.agreement import blank_small, outer, require_agreement
 from ifjax.fusion.fuse import apply_maps
@@ -27,8 +27,8 @@ Axes = Callable[[str], Sequence[ex.Expression]]
 
 
 def nnx_function(
-    module: nnx.Module, call: Callable[..., Any] | None = None
-) -> tuple[Callable[..., Any], PyTree]:
+    module: nnx.Module, call: Callable[..., PyTree] | None = None
+) -> tuple[Callable[..., PyTree], PyTree]:
     """A module as a pure function and the arrays that it is a function of.
 
     Args:
@@ -48,9 +48,9 @@ def nnx_function(
       [8]
     """
     definition, state = nnx.split(module)
-    called = _call_itself if call is None else call
+    called = operator.call if call is None else call
 
-    def apply_fn(state: PyTree, *inputs: Any, **static: Any) -> Any:
+    def apply_fn(state: PyTree, *inputs: PyTree, **static: object) -> PyTree:
         return called(nnx.merge(definition, state), *inputs, **static)
 
     return apply_fn, state
@@ -60,11 +60,11 @@ def nnx_function(
 def cut_nnx(
     module: nnx.Module,
     spec: FusionSpec,
-    *inputs: Any,
+    *inputs: PyTree,
     maps: Mapping[str, Transport] | None = None,
     optimizer: nnx.Optimizer | None = None,
-    call: Callable[..., Any] | None = None,
-    **static: Any,
+    call: Callable[..., PyTree] | None = None,
+    **static: object,
 ) -> Mapping[str, Transport]:
     """Cuts a module in place: its arrays, the sizes that its layers declare, its optimizer's state.
 
@@ -134,10 +134,6 @@ def _carried(
     return carry_parts(nnx.state(optimizer), spec, maps, None, False, state, initial)
 
 
-def _call_itself(module: Any, *inputs: Any, **static: Any) -> Any:
-    return module(*inputs, **static)
-
-
 def _declare_sizes(module: nnx.Module, structure: Structure) -> list[str]:
     """Sets the sizes of layers that hold small arrays; returns those of unknown layers."""
     unknown = []
@@ -172,15 +168,15 @@ class ScaledAttention:
         by its root.
     """
 
-    attention_fn: Callable[..., Any]
+    attention_fn: Callable[..., Array]
     ratio: Fraction
 
-    def __call__(self, query: Any, *others: Any, **options: Any) -> Any:
+    def __call__(self, query: Array, *others: PyTree, **options: object) -> Array:
         """Calls the attention function on scaled queries."""
         return self.attention_fn(query * math.sqrt(self.ratio), *others, **options)
 
 
-def _scaled(attention_fn: Callable[..., Any], ratio: Fraction) -> Callable[..., Any]:
+def _scaled(attention_fn: Callable[..., Array], ratio: Fraction) -> Callable[..., Array]:
     """An attention function at another head_dim; one that is not known stays as it is."""
     found = attention_fn
     if isinstance(attention_fn, ScaledAttention):
@@ -190,7 +186,7 @@ def _scaled(attention_fn: Callable[..., Any], ratio: Fraction) -> Callable[..., 
     return found if ratio == 1 else ScaledAttention(found, ratio)
 
 
-def _attention_hints(layer: Any, where: str) -> list[str]:
+def _attention_hints(layer: nnx.Module, where: str) -> list[str]:
     """An attention whose head_dim is cut as it cannot follow, and what to do.
 
     Raises:
@@ -217,7 +213,7 @@ def _attention_hints(layer: Any, where: str) -> list[str]:
     ]
 
 
-def _sizes(layer: Any, axes: Axes, widths: Mapping[str, int]) -> dict[str, Any]:
+def _sizes(layer: nnx.Module, axes: Axes, widths: Mapping[str, int]) -> dict[str, object]:
     """The sizes that a layer declares, read off its arrays; none where they are not known."""
     match layer:
         case nnx.Linear():

@@ -15,17 +15,17 @@ their kernel, mean and variance, and the optimizer's moments of the kept neurons
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from ifjax.namespace import AnyArray, namespace, total
+from ifjax.namespace import AnyArray, Arrays, along, namespace, total
 from ifjax.structure.structure import BatchNorm
 
 
-def fold(leaves: Mapping[str, Any], norms: Iterable[BatchNorm]) -> dict[str, Any]:
+def fold(leaves: Arrays, norms: Iterable[BatchNorm]) -> dict[str, AnyArray]:
     """Scales kernels, biases and means so that the norms' slope is one; the rest is unchanged.
 
     Args:
@@ -41,18 +41,13 @@ def fold(leaves: Mapping[str, Any], norms: Iterable[BatchNorm]) -> dict[str, Any
     return folded
 
 
-def fold_one(leaves: Mapping[str, Any], norm: BatchNorm) -> dict[str, Any]:
+def fold_one(leaves: Arrays, norm: BatchNorm) -> dict[str, AnyArray]:
     """The leaves that folding one norm changes, by path."""
     paths = [p for p in (norm.kernel, norm.bias, norm.mean) if p is not None]
-    arrays = [leaves[p] for p in paths]
-    scaled = _scaled(arrays, leaves[norm.scale], leaves[norm.variance], norm.axis, norm.eps)
+    kernel, *vectors = (leaves[p] for p in paths)
+    a = leaves[norm.scale] / namespace(kernel).sqrt(leaves[norm.variance] + norm.eps)
+    scaled = [kernel * along(a, norm.axis, kernel.ndim), *(v * a for v in vectors)]
     return dict(zip(paths, scaled, strict=True))
-
-
-def _scaled(arrays: list[Any], scale: Any, variance: Any, axis: int, eps: float) -> list[Any]:
-    a = scale / namespace(scale).sqrt(variance + eps)
-    kernel, *vectors = arrays
-    return [kernel * _along(a, axis, kernel.ndim), *(v * a for v in vectors)]
 
 
 def slope(
@@ -75,7 +70,7 @@ def slope(
       Size and sign; the sign of zero is plus.
     """
     xp = namespace(kernel)
-    size = xp.where(_row_norms(kernel, axis) > 0, xp.abs(scale), 0)
+    size = xp.where(row_norms(kernel, axis) > 0, xp.abs(scale), 0)
     return size / xp.sqrt(variance + eps), xp.where(scale < 0, -1, 1).astype(scale.dtype)
 
 
@@ -96,25 +91,18 @@ def spread(
     Returns:
       An array of the kernel's shape.
     """
-    factors = spread_factors(folded_kernel, scale, axis)
-    return folded_kernel * _along(factors, axis, folded_kernel.ndim)
-
-
-def spread_factors(
-    folded_kernel: Float[AnyArray, "*shape"], scale: Float[AnyArray, " n"], axis: int
-) -> Float[AnyArray, " n"]:
-    """What `spread` multiplies the rows of the kernel by; zero for rows of zeros."""
-    xp, length = namespace(folded_kernel), _row_norms(folded_kernel, axis)
-    return xp.where(length > 0, xp.abs(scale) / xp.where(length > 0, length, 1), 0)
+    xp, length = namespace(folded_kernel), row_norms(folded_kernel, axis)
+    factors = xp.where(length > 0, xp.abs(scale) / xp.where(length > 0, length, 1), 0)
+    return folded_kernel * along(factors, axis, folded_kernel.ndim)
 
 
 def unfold(
-    leaves: Mapping[str, Any],
+    leaves: Arrays,
     norm: BatchNorm,
     spread_rows: Float[AnyArray, "*shape"],
     alpha: Float[AnyArray, " m"],
-    dtype: Any = np.float32,
-) -> dict[str, Any]:
+    dtype: DTypeLike = np.float32,
+) -> dict[str, AnyArray]:
     """A folded and fused norm with the slope alpha, and the kernel before it divided by alpha.
 
     Args:
@@ -128,21 +116,11 @@ def unfold(
       The leaves that change, by path.
     """
     paths = [p for p in (norm.kernel, norm.bias, norm.mean) if p is not None]
-    arrays, scale, variance = _unfolded(
-        [leaves[p] for p in paths], spread_rows, alpha, norm.axis, norm.eps, dtype
-    )
-    found = dict(zip(paths, arrays, strict=True))
-    return {**found, norm.scale: scale, norm.variance: variance}
-
-
-def _unfolded(
-    arrays: list[Any], spread_rows: Any, alpha: Any, axis: int, eps: float, dtype: Any
-) -> tuple[list[Any], Any, Any]:
     alpha = namespace(alpha).where(alpha == 0, 1, alpha)
-    kernel, *vectors = arrays
-    kernel = kernel / _along(alpha, axis, kernel.ndim)
-    scale, variance = refit(spread_rows, alpha, axis, eps, dtype)
-    return [kernel, *(v / alpha for v in vectors)], scale, variance
+    kernel, *vectors = (leaves[p] for p in paths)
+    divided = [kernel / along(alpha, norm.axis, kernel.ndim), *(v / alpha for v in vectors)]
+    scale, variance = refit(spread_rows, alpha, norm.axis, norm.eps, dtype)
+    return {**dict(zip(paths, divided, strict=True)), norm.scale: scale, norm.variance: variance}
 
 
 def refit(
@@ -150,7 +128,7 @@ def refit(
     alpha: Float[AnyArray, " m"],
     axis: int,
     eps: float,
-    dtype: Any = np.float32,
+    dtype: DTypeLike = np.float32,
 ) -> tuple[Float[AnyArray, " m"], Float[AnyArray, " m"]]:
     """Scale and variance that give a norm the slope alpha.
 
@@ -169,19 +147,15 @@ def refit(
       Scale and variance.
     """
     xp = namespace(spread_rows)
-    before = xp.square(_row_norms(spread_rows, axis) / alpha)  # the variance of what is normalised
+    before = xp.square(row_norms(spread_rows, axis) / alpha)  # the variance of what is normalised
     # a dead channel (all its rows zero) gets any slope, but not 0/0
     before = xp.where(before > xp.maximum(eps, 1e-12), before, eps if eps > 0 else 1.0)
     variance = (before - eps).astype(dtype).astype(before.dtype)
     return alpha * xp.sqrt(variance + eps), variance
 
 
-def _along(vector: Float[AnyArray, " n"], axis: int, ndim: int) -> Any:
-    """A vector shaped to multiply along one axis."""
-    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
-
-
-def _row_norms(kernel: Float[AnyArray, "*shape"], axis: int) -> Float[AnyArray, " n"]:
+def row_norms(kernel: Float[AnyArray, "*shape"], axis: int) -> Float[AnyArray, " n"]:
+    """The 2-norms of the rows that lie along an axis; derivatives are finite, also at zero."""
     rest = tuple(i for i in range(kernel.ndim) if i != axis)
     xp, squares = namespace(kernel), total(kernel * kernel, rest)
     # Two choices, for the derivative of a root at zero is infinite.

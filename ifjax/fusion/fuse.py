@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 from jaxtyping import PyTree
 
@@ -15,6 +14,7 @@ from ifjax.fusion.execution.solve import solved
 from ifjax.fusion.inputs import Scores, check_converged, checked_maps
 from ifjax.fusion.program import Program, compiled
 from ifjax.fusion.transport_maps import inputs_of
+from ifjax.namespace import AnyArray, Arrays
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
@@ -82,7 +82,9 @@ def fuse_params(
     return placed(params, small)
 
 
-def _fused(program: Program, leaves: Any, scores: Any, stats: Any) -> Any:
+def _fused(
+    program: Program, leaves: Arrays, scores: Arrays, stats: Stats | None
+) -> tuple[dict[str, AnyArray], dict[str, Transport]]:
     """The small leaves, and how their maps were solved."""
     maps = solved(program, leaves, scores, stats)
     sources = {p.name: p.sources for level in program.levels for p in level.problems}
@@ -150,8 +152,8 @@ def apply_maps(
     """
     check_spec(spec)
     structure = spec.structure
-    if kind not in ("weights", "gradients", "select"):
-        raise ValueError(f"kind must be one of weights, gradients, select; got {kind!r}")
+    if kind not in _APPLIED:
+        raise ValueError(f"kind must be one of {', '.join(_APPLIED)}; got {kind!r}")
     full = to_host(params) if is_held(params) else params
     leaves = checked_leaves(full, structure) if kind == "weights" else _some_leaves(full, structure)
     maps = checked_maps(maps, structure)
@@ -168,12 +170,10 @@ def apply_maps(
     return placed(params, small)
 
 
-def _applied(program: Program, leaves: Any, maps: Any, kind: str) -> Any:
-    return merged(program, leaves, maps, kind)
-
-
-_KINDS = ("weights", "gradients", "select")
-_APPLIED = {kind: functools.partial(_applied, kind=kind) for kind in _KINDS}
+# One function each, so that a program that is compiled is found again.
+_APPLIED = {
+    kind: functools.partial(merged, kind=kind) for kind in ("weights", "gradients", "select")
+}
 
 
 def _check_in_place(program: Program, kind: str) -> None:
@@ -188,7 +188,7 @@ def _check_in_place(program: Program, kind: str) -> None:
             )
 
 
-def _some_leaves(tree: PyTree, structure: Structure) -> dict[str, Any]:
+def _some_leaves(tree: PyTree, structure: Structure) -> dict[str, AnyArray]:
     """Leaves by path, if they are leaves of the structure at full shape."""
     leaves = leaves_by_path(tree)
     for path, x in leaves.items():

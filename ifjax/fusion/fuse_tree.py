@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from ifjax.fusion.part_kinds import Kinds, check_patterns, explicit_kind, initia
 from ifjax.fusion.small_function import with_small_functions
 from ifjax.fusion.state_kinds import Kind, checked_kind
 from ifjax.fusion.state_parts import Likeness, Parameters, Part, parts_of
+from ifjax.namespace import AnyArray, Arrays
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.structure import Structure
@@ -175,15 +175,15 @@ def kept_mask(tree: PyTree, spec: FusionSpec, maps: Mapping[str, Transport]) -> 
       [[1.0, 0.0, 1.0]]
     """
 
-    def ones(x: Any) -> Any:
+    def ones(x: AnyArray) -> AnyArray:
         return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.ones_like(x)
 
     return fuse_tree(jax.tree.map(ones, tree), spec, maps, kind="select", keep_shape=True)
 
 
 def _together(
-    parts: Sequence[Part], lacking: Mapping[str, Any]
-) -> Iterator[tuple[tuple[Likeness, ...], Mapping[str, Any]]]:
+    parts: Sequence[Part], lacking: Arrays
+) -> Iterator[tuple[tuple[Likeness, ...], Arrays]]:
     """Copies of weights that belong together, and what each lacks, from elsewhere.
 
     Weights and statistics of one network lie beside each other; an average that has none of its own
@@ -210,7 +210,7 @@ def _carried(
     keep_shape: bool,
     arrays: Sequence[Likeness],
     kind: str,
-    lacking: Mapping[str, Any],
+    lacking: Arrays,
 ) -> Iterator[tuple[int, Array]]:
     """The arrays of a part at the small widths, with their numbers among the tree's leaves."""
     structure = spec.structure
@@ -242,9 +242,7 @@ def _is_floating(structure: Structure, path: str) -> bool:
     return not dtype.startswith("key") and bool(jnp.issubdtype(jnp.dtype(dtype), jnp.inexact))
 
 
-def _missing(
-    spec: FusionSpec, given: Mapping[str, Any], lacking: Mapping[str, Any]
-) -> dict[str, Any]:
+def _missing(spec: FusionSpec, given: Arrays, lacking: Arrays) -> dict[str, AnyArray]:
     """The parameters that are not given: from elsewhere, or zeros where nothing given needs them.
 
     Batch norms need all of theirs.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import Literal, Var
 from jaxtyping import PyTree
 
-from ifjax.jaxprs.compat import AnyJaxpr, unpack
+from ifjax.jaxprs.compat import AnyJaxpr, Atom, unpack
 
 _COPIES = frozenset(("copy", "convert_element_type", "device_put", "stop_gradient"))
 _CALLS = frozenset(("jit", "pjit"))
@@ -58,7 +57,7 @@ def shapes_and_copies(
 
 def _traced(init: Callable[[PyTree], PyTree], structs: PyTree) -> tuple[PyTree, list[bool | None]]:
     """The state's shapes; of its leaves as `_copies_of_inputs`, False for what is no array."""
-    found: list[tuple[list[Any], Any]] = []
+    found: list[tuple[list[PyTree], PyTree]] = []
 
     def arrays_of(tree: PyTree) -> list[jax.Array]:
         leaves, treedef = jax.tree.flatten(init(tree))
@@ -73,7 +72,7 @@ def _traced(init: Callable[[PyTree], PyTree], structs: PyTree) -> tuple[PyTree, 
     return jax.tree.unflatten(treedef, [x for x, _ in pairs]), [c for _, c in pairs]
 
 
-def _is_array(x: Any) -> bool:
+def _is_array(x: object) -> bool:
     return hasattr(x, "dtype")
 
 
@@ -89,10 +88,10 @@ def _copies_of_inputs(jaxpr: AnyJaxpr, given: list[bool | None]) -> list[bool | 
     """
     inner, constants, _ = unpack(jaxpr)
     inputs = [v for v in inner.invars if v not in constants]
-    known: dict[Any, bool | None] = dict.fromkeys(constants, False)
+    known: dict[Var, bool | None] = dict.fromkeys(constants, False)
     known |= dict(zip(inputs, given, strict=True))
 
-    def of(atom: Any) -> bool | None:
+    def of(atom: Atom) -> bool | None:
         return False if isinstance(atom, Literal) else known[atom]
 
     for equation in inner.eqns:
@@ -113,7 +112,7 @@ def _tried(init: Callable[[PyTree], PyTree], params: PyTree) -> tuple[PyTree, li
     """`shapes_and_copies` by random numbers: where these come back there are parameters."""
     rng = np.random.default_rng(0)
 
-    def drawn(x: Any) -> Any:
+    def drawn(x: PyTree) -> PyTree:
         if not _is_inexact(x):
             return x
         return jnp.asarray(rng.standard_normal(x.shape, np.float32)).astype(x.dtype)
@@ -127,7 +126,7 @@ def _tried(init: Callable[[PyTree], PyTree], params: PyTree) -> tuple[PyTree, li
     return state, copies
 
 
-def _is_inexact(x: Any) -> bool:
+def _is_inexact(x: PyTree) -> bool:
     return _is_array(x) and bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 

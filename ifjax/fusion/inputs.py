@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ifjax.activations.statistics import RANKS, Stats
-from ifjax.namespace import fixed, namespace, wide
+from ifjax.namespace import AnyArray, Arrays, fixed, namespace, wide
 from ifjax.spec.method import Method
 from ifjax.structure.names import by_group, known_group
 from ifjax.structure.structure import BatchNorm, Group, Structure
@@ -22,7 +22,7 @@ from ifjax.tree import is_concrete, leaves_by_path, numbers_of
 Scores = Mapping[str, ArrayLike]
 
 
-def checked_scores(scores: Scores | None, structure: Structure) -> dict[str, Any]:
+def checked_scores(scores: Scores | None, structure: Structure) -> dict[str, AnyArray]:
     """Scores ``[*batch, n]``, finite and at least float32; no gradient flows into them."""
     if not isinstance(scores, Mapping | None):
         raise TypeError(f"expected scores by group name, got {type(scores).__name__}")
@@ -58,7 +58,7 @@ def checked_init(
 
 
 def checked_stats(
-    stats: Stats | None, structure: Structure, method: Method, scores: Mapping[str, Any]
+    stats: Stats | None, structure: Structure, method: Method, scores: Collection[str]
 ) -> Stats | None:
     """What the method's importance needs of the statistics, for the groups without scores.
 
@@ -111,20 +111,20 @@ def checked_stats(
     return Stats(**{field: result}, count=stats.count)
 
 
-def _array(x: Any) -> Any:
+def _array(x: ArrayLike) -> AnyArray:
     """An array; of numpy where it can be looked at, and is no array of jax."""
     return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def _kernels_with_gradients(
-    groups: Sequence[Group], found: dict[str, Any], structure: Structure, method: Method
+    groups: Sequence[Group], found: dict[str, AnyArray], structure: Structure, method: Method
 ) -> list[str]:
     """The kernels of some groups; those without gradients get zeros, where others have some.
 
     Adapters alone (LoRA) score the neurons that they lead to: a frozen kernel adds nothing.
     """
-    paths = [[m.path for m in _describing(group)] for group in groups]
-    zeros: dict[str, Any] = {}
+    paths = [[m.path for m in group.kernels] for group in groups]
+    zeros: dict[str, AnyArray] = {}
     for group, kernels in zip(groups, paths, strict=True):
         producers = [m.path for m in group.members if m.role == "producer"]
         first = (producers or kernels)[0] if method.reduction == "first" else None
@@ -143,16 +143,11 @@ def _kernels_with_gradients(
     return list(dict.fromkeys(path for kernels in paths for path in kernels))
 
 
-def _describing(group: Group) -> list[Any]:
-    return [m for m in group.members if m.role in ("producer", "consumer")] or [*group.members]
-
-
-def checked_indices(structure: Structure, name: str, index: Any) -> Any:
+def checked_indices(structure: Structure, name: str, given: object) -> AnyArray:
     """Integers in the range of a known group, ``[k]`` or ``[*batch, k]``."""
     group = known_group(structure, name)
     n, batch = group.size, group.batch
-    if is_concrete(index):
-        index = np.asarray(index)
+    index: AnyArray = np.asarray(given) if is_concrete(given) else given
     shaped = index.ndim == 1 or (index.ndim == 1 + len(batch) and index.shape[:-1] == batch)
     if not shaped or index.size == 0 or not jnp.issubdtype(index.dtype, jnp.integer):
         each = f", or {(*batch, 'k')} of them" if batch else ""
@@ -178,7 +173,7 @@ def checked_maps(maps: Mapping[str, Transport], structure: Structure) -> dict[st
     return maps
 
 
-def _check_transport(found: Any, where: str) -> None:
+def _check_transport(found: object, where: str) -> None:
     if not isinstance(found, Transport):
         raise TypeError(
             f"{where}: expected an ifjax.Transport, as ifjax.transport_maps gives it, got "
@@ -186,7 +181,7 @@ def _check_transport(found: Any, where: str) -> None:
         )
 
 
-def warn_of_unsettled(leaves: Mapping[str, Any], norms: Sequence[BatchNorm]) -> None:
+def warn_of_unsettled(leaves: Arrays, norms: Sequence[BatchNorm]) -> None:
     """Warns where running statistics are still those that a network begins with.
 
     Of every batch norm that is folded: all means zero, and all variances one, or zero. No data has
@@ -212,11 +207,11 @@ def warn_of_unsettled(leaves: Mapping[str, Any], norms: Sequence[BatchNorm]) -> 
         )
 
 
-def _least(numpy: Any, x: Any) -> Any:
+def _least(numpy: ModuleType, x: AnyArray) -> np.generic | AnyArray:
     return numpy.min(x)
 
 
-def _most(numpy: Any, x: Any) -> Any:
+def _most(numpy: ModuleType, x: AnyArray) -> np.generic | AnyArray:
     return numpy.max(x)
 
 

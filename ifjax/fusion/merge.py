@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Inexact, Int
 
 from ifjax.fusion.merge_steps import MergeStep
-from ifjax.namespace import AnyArray, namespace, put
+from ifjax.namespace import AnyArray, along, namespace, put
 from ifjax.parallel import placement, ring
 from ifjax.structure import axis_arrays
 from ifjax.structure.structure import Role
@@ -49,6 +49,10 @@ class GroupMap(NamedTuple):
     targets: Int[AnyArray, "*batch m"]
     pushforward: Matrix | None = None
     barycentric: Matrix | None = None
+
+
+# By group; of one with batch axes in numpy, of every entry.
+Maps = Mapping[str, GroupMap | list[GroupMap]]
 
 
 def matrix_for(role: Role, merge: str) -> str:
@@ -98,18 +102,17 @@ def group_map(
     """
     if select:
         return GroupMap(targets)
-    by = matrices(plan)
-    listed: Any = by
+    by: Mapping[str, Matrix] = matrices(plan)
     lists = _lists(plan, sources)
     if lists is not None:
-        listed = {name: SparsePlan(lists, _at(matrix, lists)) for name, matrix in by.items()}
+        by = {name: SparsePlan(lists, _at(matrix, lists)) for name, matrix in by.items()}
     if full is not None:
         rows = functools.partial(_in_place, targets=targets, full=full)
-        listed = {name: jax.tree.map(rows, matrix) for name, matrix in listed.items()}
-    return GroupMap(targets, **listed)
+        by = {name: jax.tree.map(rows, matrix) for name, matrix in by.items()}
+    return GroupMap(targets, **by)
 
 
-def _lists(plan: Any, sources: int | None) -> Any:
+def _lists(plan: Float[AnyArray, "n m"], sources: int | None) -> Int[AnyArray, "m k"] | None:
     """The sources of every target, ``[m, k]``; None where a product is faster."""
     n, m = plan.shape
     if isinstance(plan, jax.Array):
@@ -126,7 +129,7 @@ def _lists(plan: Any, sources: int | None) -> Any:
     return lists
 
 
-def _at(matrix: Any, lists: Any) -> Any:
+def _at(matrix: Float[AnyArray, "m n"], lists: Int[AnyArray, "m k"]) -> Float[AnyArray, "m k"]:
     """The entries of every row at its sources; zero where a shorter list is filled up."""
     weights = namespace(matrix).take_along_axis(matrix, lists, 1)
     if isinstance(matrix, np.ndarray):
@@ -134,7 +137,7 @@ def _at(matrix: Any, lists: Any) -> Any:
     return weights
 
 
-def _in_place(rows: Any, targets: Any, full: int) -> Any:
+def _in_place(rows: AnyArray, targets: AnyArray, full: int) -> AnyArray:
     """Rows where the targets were."""
     return put(namespace(rows).zeros((full, *rows.shape[1:]), rows.dtype), targets, rows)
 
@@ -142,7 +145,7 @@ def _in_place(rows: Any, targets: Any, full: int) -> Any:
 def merge_leaf(
     x: AnyArray,
     steps: Sequence[MergeStep],
-    maps: Mapping[str, Any],
+    maps: Maps,
     merge: Mapping[str, str],
     full: bool = False,
     neutral: bool = False,
@@ -152,7 +155,7 @@ def merge_leaf(
     Args:
       x: the array.
       steps: which groups lie along which axes.
-      maps: of the groups; of one with batch axes in numpy, of every entry.
+      maps: of the groups.
       merge: by group, see `matrix_for`; ``"select"`` for the targets as they are.
       full: the targets stay in their places.
       neutral: with ``full``, ones elsewhere in vectors that scale, for one may divide by them.
@@ -163,7 +166,7 @@ def merge_leaf(
     for step in steps:
         one = functools.partial(_merged, step=step, merge=merge, full=full, neutral=neutral)
         if step.view is None:
-            x = one(x, maps)
+            x = one(x, cast("Mapping[str, GroupMap]", maps))
             continue
         (group,) = step.groups
         entries, found = step.view.front(x, {}), maps[group]
@@ -180,13 +183,13 @@ def merge_leaf(
 
 
 def _merged(
-    x: Any,
-    maps: Mapping[str, Any],
+    x: AnyArray,
+    maps: Mapping[str, GroupMap],
     step: MergeStep,
     merge: Mapping[str, str],
     full: bool,
     neutral: bool,
-) -> Any:
+) -> AnyArray:
     """One entry of an array with one step done."""
     for axis in step.axes:
         if not full and all(merge[name] == "select" for name, _ in axis.roles):
@@ -204,10 +207,10 @@ def _merged(
 
 def _neurons(
     by: GroupMap, role: Role, merge: str, full: bool, neutral: bool
-) -> Callable[[Any, int], Any]:
+) -> Callable[[AnyArray, int], AnyArray]:
     """What is done to the neurons of a group along an axis."""
 
-    def function(x: Any, axis: int) -> Any:
+    def function(x: AnyArray, axis: int) -> AnyArray:
         if merge == "select" and not full:
             return placement.take(x, by.targets, axis)
         matrix = None if merge == "select" else getattr(by, matrix_for(role, merge))
@@ -216,16 +219,12 @@ def _neurons(
             return y
         xp = namespace(y, by.targets)
         kept = put(np.zeros(x.shape[axis], bool), by.targets, True)
-        return xp.where(_along(kept, x.ndim, axis), y, xp.asarray(neutral, y.dtype))
+        return xp.where(along(kept, axis, x.ndim), y, xp.asarray(neutral, y.dtype))
 
     return function
 
 
-def _along(vector: Any, ndim: int, axis: int) -> Any:
-    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
-
-
-def times(by: Any, x: Inexact[AnyArray, "*full"], axis: int) -> Inexact[AnyArray, "*small"]:
+def times(by: Matrix, x: Inexact[AnyArray, "*full"], axis: int) -> Inexact[AnyArray, "*small"]:
     """Neurons along one axis times a matrix in full precision: out_j = sum_i by_ji x_i.
 
     >>> times(np.array([[0.5, 0.5]]), np.array([[1.0, 3.0]]), 1).tolist()
@@ -233,18 +232,18 @@ def times(by: Any, x: Inexact[AnyArray, "*full"], axis: int) -> Inexact[AnyArray
     """
     if isinstance(by, SparsePlan):
         return _gathered(by, x, axis)
-    by = by.astype(x.dtype)
-    if isinstance(x, jax.Array) or isinstance(by, jax.Array):
-        return ring.product(by, x, axis)
+    matrix = by.astype(x.dtype)
+    if isinstance(x, jax.Array) or isinstance(matrix, jax.Array):
+        return ring.product(matrix, x, axis)
     # One product for the whole array: one for each of a stack is several times slower.
     if axis == x.ndim - 1:
-        found = (x.reshape(-1, x.shape[-1]) @ by.T).reshape(*x.shape[:-1], len(by))
+        found = (x.reshape(-1, x.shape[-1]) @ matrix.T).reshape(*x.shape[:-1], len(matrix))
     else:
-        found = np.moveaxis(np.tensordot(by, x, (1, axis)), 0, axis)
+        found = np.moveaxis(np.tensordot(matrix, x, (1, axis)), 0, axis)
     return found.astype(x.dtype, copy=False)
 
 
-def _gathered(by: SparsePlan, x: Any, axis: int) -> Any:
+def _gathered(by: SparsePlan, x: AnyArray, axis: int) -> AnyArray:
     weights = by.weights.astype(x.dtype)
     (m, k), ndim = weights.shape, x.ndim
     if isinstance(x, jax.Array) or isinstance(weights, jax.Array):
@@ -252,7 +251,7 @@ def _gathered(by: SparsePlan, x: Any, axis: int) -> Any:
         rows = rows.reshape(*x.shape[:axis], m, k, *x.shape[axis + 1 :])
         weights = weights.reshape(*(1,) * axis, m, k, *(1,) * (ndim - axis - 1))
         return jnp.sum(weights * rows, axis + 1)
-    found = np.take(x, by.sources[:, 0], axis) * _along(weights[:, 0], ndim, axis)
+    found = np.take(x, by.sources[:, 0], axis) * along(weights[:, 0], axis, ndim)
     for i in range(1, k):
-        found += np.take(x, by.sources[:, i], axis) * _along(weights[:, i], ndim, axis)
+        found += np.take(x, by.sources[:, i], axis) * along(weights[:, i], axis, ndim)
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import optax
 from jaxtyping import PyTree
 
 from ifjax.fusion import state_kinds
+from ifjax.tree import path_name
 
 Path = tuple[str, ...]
 
@@ -28,7 +28,7 @@ class Entry:
 
     path: Path
     index: int | None
-    value: Any
+    value: PyTree
 
     @property
     def is_array(self) -> bool:
@@ -50,7 +50,7 @@ class Node:
     """
 
     path: Path
-    value: Any
+    value: PyTree
     children: Mapping[str, Node]
     entries: tuple[Entry, ...]
     state: str | None = None
@@ -77,7 +77,7 @@ def node_of(tree: PyTree) -> Node:
     """A tree with the names of its nodes."""
     counter = iter(range(len(jax.tree.leaves(tree))))
 
-    def visit(value: Any, path: Path) -> Node:
+    def visit(value: PyTree, path: Path) -> Node:
         if value is None or isinstance(value, optax.MaskedNode):
             return Node(path, value, {}, (Entry(path, None, value),))
         found, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda x: x is not value)
@@ -85,7 +85,7 @@ def node_of(tree: PyTree) -> Node:
             return Node(path, value, {}, (Entry(path, next(counter), value),))
         children = {}
         for key, child in found:
-            name = jax.tree_util.keystr(key, simple=True, separator="/")
+            name = path_name(key)
             children[name] = visit(child, (*path, name))
         entries = tuple(e for child in children.values() for e in child.entries)
         state = state_kinds.state_of(type(value).__name__, children)

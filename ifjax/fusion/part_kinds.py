@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -14,6 +13,7 @@ from ifjax.fusion.initial_state import shapes_and_copies
 from ifjax.fusion.named_tree import Node, Path, node_of, nodes_of
 from ifjax.fusion.state_kinds import Kind, is_optimizer, kind_by_name
 from ifjax.fusion.state_parts import Parameters, Part, parts_of
+from ifjax.namespace import AnyArray
 from ifjax.spec.spec import FusionSpec
 
 Kinds = str | Mapping[str, str] | None
@@ -101,7 +101,7 @@ def _kind_of(part: Part, initial: Mapping[Path, Kind]) -> Kind | None:
     return "weights" if found == "weights" else named or found
 
 
-def _is_inexact(x: Any) -> bool:
+def _is_inexact(x: AnyArray) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.inexact)) and x.dtype.itemsize > 1
 
 

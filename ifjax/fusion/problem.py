@@ -17,30 +17,31 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from ifjax import importance
 from ifjax.fusion.program import GroupProblem
-from ifjax.namespace import AnyArray, as_reals, namespace
+from ifjax.namespace import AnyArray, Arrays, as_reals, namespace
 from ifjax.parallel import placement
 from ifjax.transport import costs, transport
+from ifjax.transport.costs import Order
 from ifjax.transport.targets import Neurons
 from ifjax.transport.transport import Transport
 
-Distances = Callable[[Any, Any, Any], Any]
-Part = tuple[Any, int]
+Distances = Callable[[AnyArray, AnyArray, Order], AnyArray]
+Part = tuple[AnyArray, int]
 
 
 class Problem(NamedTuple):
     """A transport problem.
 
     Attributes:
-      scores: of the neurons.
+      scores: of the neurons; None where they are not needed any more.
       targets: the neurons that are kept, or represent a centroid, ascending.
       a: mass of the neurons.
       b: mass of the targets.
@@ -48,20 +49,20 @@ class Problem(NamedTuple):
       cost: of moving each of them to each target. None where nothing is to be solved.
     """
 
-    scores: Any
+    scores: Float[AnyArray, "*batch n"] | None
     targets: Int[AnyArray, "*batch m"]
     a: Float[AnyArray, "*batch n"]
     b: Float[AnyArray, "*batch m"]
     sources: Int[AnyArray, "*batch k"] | None = None
-    cost: Any = None
+    cost: Float[AnyArray, "*batch k m"] | None = None
 
 
 def problem_of(
     group: GroupProblem,
-    entry: Mapping[str, Any],
-    scored: Mapping[str, Any],
-    scores: Any,
-    key: Any,
+    entry: Arrays,
+    scored: Arrays,
+    given: AnyArray | None,
+    key: PRNGKeyArray | None,
     distances: Distances,
 ) -> Problem:
     """Scores, targets, marginals and costs of a group, or of one entry of its batch.
@@ -70,7 +71,7 @@ def problem_of(
       group: what is static.
       entry: the arrays that describe the neurons, by path.
       scored: those that the scores are read from.
-      scores: the scores, or a statistic of every neuron; None to read them.
+      given: the scores, or a statistic of every neuron; None to read them.
       key: a random key, where one is needed.
       distances: between two sets of columns of features.
 
@@ -78,7 +79,7 @@ def problem_of(
       The problem.
     """
     method, m = group.method, group.kept
-    scores = scores_of(group, scored, scores, key)
+    scores = scores_of(group, scored, given, key)
     parts = [(as_reals(x), at) for x, at in group.described.parts(entry)]
     chosen = method.targets_value
     if isinstance(chosen, Neurons):
@@ -95,8 +96,8 @@ def problem_of(
         moving = features(parts, factors, sources)
     else:
         moving, sources = features(parts, factors, None), None
-        at: Any = None if key is None else jax.random.fold_in(key, 1)
-        found = chosen.clusters(moving.T, m, at, scores)
+        assert key is not None  # these targets are random
+        found = chosen.clusters(moving.T, m, jax.random.fold_in(key, 1), scores)
         targets, points = found.targets, found.centroids.T
         mass = namespace(scores).maximum(scores, 0) @ found.shares
     a = transport.marginal(method.source_marginal, scores)
@@ -106,7 +107,7 @@ def problem_of(
     return Problem(scores, targets, a, b, sources, distances(moving, points, method.cost_p))
 
 
-def _first(chosen: Neurons, scores: Any, k: int, name: str) -> Any:
+def _first(chosen: Neurons, scores: AnyArray, k: int, name: str) -> AnyArray:
     """The k neurons that go before all others: as many integers, whoever chose them."""
     order = chosen.first(scores, k)
     shape, dtype = np.shape(order), getattr(order, "dtype", None)
@@ -141,14 +142,14 @@ def check_problem(group: GroupProblem, problem: Problem) -> None:
       ValueError: naming the class, where scores are not finite, or neurons are out of range or
         chosen twice.
     """
-    check_scores(group, problem.scores)
+    check_scores(group, np.asarray(problem.scores))
     chosen = group.method.targets_value
     if isinstance(chosen, Neurons):
         found = [x for x in (problem.targets, problem.sources) if x is not None]
         _check_neurons(chosen, np.concatenate(found), group.size, group.name)
 
 
-def check_scores(group: GroupProblem, scores: Any) -> None:
+def check_scores(group: GroupProblem, scores: AnyArray) -> None:
     """Raises ValueError for scores, in numpy, that are not finite, and names the metric."""
     if group.reads != "given" and not np.all(np.isfinite(scores)):
         metric = group.method.importance_value
@@ -158,7 +159,9 @@ def check_scores(group: GroupProblem, scores: Any) -> None:
         )
 
 
-def scores_of(group: GroupProblem, scored: Mapping[str, Any], given: Any, key: Any) -> Any:
+def scores_of(
+    group: GroupProblem, scored: Arrays, given: AnyArray | None, key: PRNGKeyArray | None
+) -> AnyArray:
     """The importance of the neurons."""
     if group.reads == "given":
         return given
@@ -172,7 +175,7 @@ def scores_of(group: GroupProblem, scored: Mapping[str, Any], given: Any, key: A
     )
 
 
-def _real(x: Any) -> Any:
+def _real(x: AnyArray) -> AnyArray:
     """Sizes of complex numbers, integers as real ones; the rest as it is."""
     if np.issubdtype(x.dtype, np.complexfloating):
         return namespace(x).abs(x)
@@ -184,7 +187,9 @@ def _spread(parts: list[Part]) -> list[Part]:
     return [(placement.split_along(x, at), at) for x, at in parts]
 
 
-def features(parts: list[Part], factors: Any, index: Any) -> Any:
+def features(
+    parts: list[Part], factors: AnyArray, index: AnyArray | None
+) -> Float[AnyArray, "d k"]:
     """The features of some neurons, or of all, as columns ``[d, k]``."""
     if index is not None:
         parts = [(placement.take(x, index, at), at) for x, at in parts]
@@ -196,9 +201,8 @@ def features(parts: list[Part], factors: Any, index: Any) -> Any:
 
 def selected(problem: Problem) -> Transport:
     """The plan of plain pruning: every target receives itself alone."""
-    xp = namespace(problem.scores)
-    n, m = problem.scores.shape[0], problem.targets.shape[0]
-    dtype = problem.scores.dtype
+    xp, dtype = namespace(problem.a), problem.a.dtype
+    n, m = problem.a.shape[0], problem.targets.shape[0]
     zero = xp.zeros((), dtype)
     return Transport(
         map=(xp.arange(n)[:, None] == problem.targets).astype(dtype) / m,
@@ -207,7 +211,7 @@ def selected(problem: Problem) -> Transport:
         iterations=xp.zeros((), np.int32),
         marginal_error=zero,
         cost=zero,
-        potential=0 * problem.scores,
+        potential=0 * problem.a,
     )
 
 
@@ -250,7 +254,7 @@ def completed(problem: Problem, plan: np.ndarray, converged: np.ndarray) -> Tran
         np.put_along_axis(lifted, sources, potential.astype(plan.dtype), -1)
         plan, potential = whole, lifted
     error = np.abs(plan.sum(-1) - mass).sum(-1) + np.abs(plan.sum(-2) - wanted).sum(-1)
-    fields: Any = plan, targets, converged, np.zeros(total.shape, np.int32), error, total, potential
+    fields = plan, targets, converged, np.zeros(total.shape, np.int32), error, total, potential
     return Transport(
         *(x.astype(cost.dtype) if x.dtype.kind == "f" else x for x in map(np.asarray, fields))
     )

@@ -271,9 +271,7 @@ def _problem(
 ) -> GroupProblem:
     """What is read of a group."""
     group = first_producer_first(group)
-    describing = [m for m in group.members if m.role in ("producer", "consumer")]
-    members = describing or list(group.members)
-    described = layout_of(structure, group, sizes, members)
+    described = layout_of(structure, group, sizes, group.kernels)
     metric, reads, scored = method.importance_value, "weights", described
     if group.name in program.given:
         reads, scored = "given", None
@@ -283,7 +281,7 @@ def _problem(
             layout_of(structure, with_scales(structure, group, method.importance), {}),
         )
     elif metric.reads == "gradients":
-        reads, scored = "gradients", layout_of(structure, group, {}, members)
+        reads, scored = "gradients", layout_of(structure, group, {}, group.kernels)
     elif metric.statistic:
         reads, scored = "statistic", None
     elif method.scores_on == "raw":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jaxtyping import PyTree
@@ -30,12 +29,12 @@ def with_small_functions(tree: PyTree, spec: FusionSpec) -> PyTree:
     """
     held = []
 
-    def is_state(x: Any) -> bool:
+    def is_state(x: object) -> bool:
         found = callable(getattr(x, _NAME, None)) and dataclasses.is_dataclass(x)
         held.extend([x] if found else [])
         return found
 
-    def small(x: Any) -> Any:
+    def small(x: PyTree) -> PyTree:
         if is_state(x):
             return dataclasses.replace(x, **{_NAME: small_function(getattr(x, _NAME), spec)})
         return x
@@ -44,7 +43,7 @@ def with_small_functions(tree: PyTree, spec: FusionSpec) -> PyTree:
     return jax.tree.map(small, tree, is_leaf=is_state) if held else tree
 
 
-def small_function(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]:
+def small_function(apply_fn: Callable[..., PyTree], spec: FusionSpec) -> Callable[..., PyTree]:
     """`ifjax.shrink`, for a function that takes its parameters alone or in a collection.
 
     A spec may be of ``module.apply`` with ``{"params": params}``, or of a function of ``params``,
@@ -64,12 +63,12 @@ def small_function(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[.
 
 
 @functools.lru_cache(maxsize=16)
-def _small_function(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]:
+def _small_function(apply_fn: Callable[..., PyTree], spec: FusionSpec) -> Callable[..., PyTree]:
     as_traced = shrink(apply_fn, spec)
     alone = shrink(lambda p, *inputs, **static: apply_fn({_COLLECTION: p}, *inputs, **static), spec)
     within = shrink(lambda v, *inputs, **static: apply_fn(v[_COLLECTION], *inputs, **static), spec)
 
-    def apply_small(variables: PyTree, *inputs: Any, **static: Any) -> Any:
+    def apply_small(variables: PyTree, *inputs: PyTree, **static: object) -> PyTree:
         paths, known = {*leaves_by_path(variables)}, {*spec.structure.leaf}
         if paths == {f"{_COLLECTION}/{path}" for path in known}:
             return alone(variables[_COLLECTION], *inputs, **static)

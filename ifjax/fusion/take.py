@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from ifjax.fusion.execution.merging import applied
@@ -16,7 +16,7 @@ from ifjax.fusion.inputs import checked_indices
 from ifjax.fusion.merge import GroupMap
 from ifjax.fusion.merge_steps import merges_of
 from ifjax.graph.trace import DependencyGraph
-from ifjax.namespace import namespace
+from ifjax.namespace import AnyArray, namespace
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.leaves import checked_leaves
@@ -30,7 +30,7 @@ from ifjax.tree import leaves_by_path, with_leaves
 def take(
     params: PyTree,
     graph: DependencyGraph | FusionSpec,
-    selections: Mapping[str, Any],
+    selections: Mapping[str, ArrayLike | Sequence[object]],
 ) -> PyTree:
     """Re-indexes the neurons of groups, in every leaf that holds them.
 
@@ -74,7 +74,7 @@ def take(
     return with_leaves(params, {**given, **(to_devices(small, given) if is_held(small) else small)})
 
 
-def _selection(group: Group, index: Any) -> Any:
+def _selection(group: Group, index: AnyArray) -> GroupMap | list[GroupMap]:
     """Indices as a map, of every entry where the group has batch axes."""
     if not group.batch:
         return GroupMap(index)
@@ -84,7 +84,9 @@ def _selection(group: Group, index: Any) -> Any:
 
 
 @with_promotion
-def compact(params: PyTree, spec: FusionSpec, maps: Mapping[str, Transport | Any]) -> PyTree:
+def compact(
+    params: PyTree, spec: FusionSpec, maps: Mapping[str, Transport | ArrayLike | Sequence[object]]
+) -> PyTree:
     """Makes a ``keep_shape`` result small: what stands in the places of the kept neurons.
 
     Args:

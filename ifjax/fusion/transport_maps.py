@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jaxtyping import Array, PyTree
@@ -23,6 +22,7 @@ from ifjax.fusion.inputs import (
 )
 from ifjax.fusion.program import Program, compiled
 from ifjax.importance.data import NO_SCORES, Reconstruction
+from ifjax.namespace import Arrays
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
@@ -88,7 +88,7 @@ def inputs_of(
     scores: Scores | None = None,
     stats: Stats | None = None,
     keep_shape: bool = False,
-) -> tuple[Program, dict[str, Any], dict[str, Any], Stats | None]:
+) -> tuple[Program, Arrays, Arrays, Stats | None]:
     """The program of a spec; leaves that it reads, scores and statistics, checked."""
     check_spec(spec)
     spec.method.targets_value.require()
@@ -140,7 +140,7 @@ def neuron_scores(params: PyTree, spec: FusionSpec, stats: Stats | None = None) 
     return _on_devices(found, spec)
 
 
-def _on_devices(found: Any, spec: FusionSpec) -> dict[str, Any]:
+def _on_devices(found: Mapping[str, PyTree], spec: FusionSpec) -> dict[str, PyTree]:
     """Arrays of jax, by the groups in the order in which they are fused."""
     found = jax.device_put(found) if is_held(found) else found
     return {group.name: found[group.name] for group in spec.structure.in_order()}

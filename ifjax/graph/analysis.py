@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import jax
 from jax.core import Tracer
 from jax.extend.core import JaxprEqn
+from jaxtyping import Array, PyTree
 
 from ifjax.graph.facts.numbers import Numbers, find_numbers
 from ifjax.graph.twin import Elsewhere, traced_at
 from ifjax.jaxprs import compat
-from ifjax.jaxprs.arguments import Arguments, is_key, path_name, struct
+from ifjax.jaxprs.arguments import Arguments, is_key, struct
 from ifjax.jaxprs.axis_store import AxisStore, Free
 from ifjax.jaxprs.compat import AnyJaxpr
 from ifjax.jaxprs.interpret import Control, interpret
@@ -23,9 +24,12 @@ from ifjax.jaxprs.normal import normalised
 from ifjax.jaxprs.rules import rule_of
 from ifjax.jaxprs.walk import Axes, Context, Frame, Reason, walk
 from ifjax.jaxprs.width_number import Followed
+from ifjax.namespace import Shaped
 from ifjax.structure import axis as ex
+from ifjax.tree import named_leaves
 
 FIXED_KEY = "random_bits: the random key is not an input (pass it as one, or as a keyword argument)"
+Named = tuple[str, Shaped]  # path, and what lies there
 LeafAxes = Callable[[AxisStore, str, jax.ShapeDtypeStruct], Axes]
 
 
@@ -64,10 +68,10 @@ class Analysis:
 
 
 def analyse(
-    apply_fn: Callable[..., Any],
-    params: Any,
+    apply_fn: Callable[..., PyTree],
+    params: PyTree,
     arguments: Arguments,
-    static: Mapping[str, Any],
+    static: Mapping[str, object],
     leaf_axes: LeafAxes,
     state_axes: Mapping[str, LeafAxes] = MappingProxyType({}),
     carried: Callable[[str], bool] = lambda path: False,
@@ -93,14 +97,14 @@ def analyse(
     """
     params = jax.tree.map(struct, params)
 
-    def function(params: Any, *arrays: Any) -> Any:
+    def function(params: PyTree, *arrays: Array) -> PyTree:
         return arguments.call(apply_fn, params, arrays, static)
 
     structs = [struct(a) for a in arguments.arrays]
     closed, out_shape = jax.make_jaxpr(function, return_shape=True)(params, *structs)
     live = normalised(closed, keep_callbacks)
     store = AxisStore()
-    named = [(path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)]
+    named = named_leaves(params)
     leaves = [leaf_axes(store, path, x) for path, x in named]
     fixed: LeafAxes = lambda store, path, x: tuple(  # noqa: E731
         store.pinned(n, "an axis of the function's inputs") for n in x.shape
@@ -164,18 +168,13 @@ def _tie_unread(
             store.unify(node, store.instantiate(met, lambda atom: live[atom.name]))
 
 
-def _carried_outputs(
-    out_shape: Any, carried: Callable[[str], bool]
-) -> dict[int, tuple[str, jax.ShapeDtypeStruct]]:
+def _carried_outputs(out_shape: PyTree, carried: Callable[[str], bool]) -> dict[int, Named]:
     """Path and struct of the outputs that are state, by number."""
-    named = jax.tree_util.tree_leaves_with_path(out_shape)
-    paths = [f"outputs/{path_name(path)}" for path, _ in named]
-    return {i: (p, named[i][1]) for i, p in enumerate(paths) if carried(p)}
+    named = [(f"outputs/{path}", x) for path, x in named_leaves(out_shape)]
+    return {i: (path, x) for i, (path, x) in enumerate(named) if carried(path)}
 
 
-def _successors(
-    outputs: Mapping[int, tuple[str, Any]], inputs: Sequence[tuple[str, Any]]
-) -> list[tuple[int, str]]:
+def _successors(outputs: Mapping[int, Named], inputs: Sequence[Named]) -> list[tuple[int, str]]:
     """Which state among the outputs replaces which among the inputs.
 
     Of the same shape and dtype, the one whose path has the longest end in common; the first of
@@ -225,7 +224,7 @@ def _pin_fixed_randomness(
     return frozenset(drawn)
 
 
-def mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]:
+def mirrors(out_shape: PyTree, leaves: Sequence[Named]) -> dict[int, int]:
     """Outputs that are updated leaves, by the end of their path and their shape and dtype.
 
     An output mirrors a leaf where its path ends in the leaf's whole path, or in at least the last
@@ -241,8 +240,8 @@ def mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]
         if len(keys) > 2:
             index.setdefault(keys[1:], i)
     found = {}
-    for i, (path, x) in enumerate(jax.tree_util.tree_leaves_with_path(out_shape)):
-        keys = tuple(path_name(path).split("/"))
+    for i, (path, x) in enumerate(named_leaves(out_shape)):
+        keys = tuple(path.split("/"))
         for start in range(len(keys)):
             leaf = index.get(keys[start:])
             if leaf is not None:
@@ -252,7 +251,7 @@ def mirrors(out_shape: Any, leaves: Sequence[tuple[str, Any]]) -> dict[int, int]
     return found
 
 
-def mirrored_objects(out_shape: Any, params: Any) -> dict[int, int]:
+def mirrored_objects(out_shape: PyTree, params: PyTree) -> dict[int, int]:
     """Outputs that are updated leaves of an object without names, such as the `State` of equinox.
 
     An object of a class of its own mirrors the only one of the same class, structure and shapes.
@@ -264,11 +263,11 @@ def mirrored_objects(out_shape: Any, params: Any) -> dict[int, int]:
     return found
 
 
-def _objects(tree: Any) -> dict[Any, list[range]]:
+def _objects(tree: PyTree) -> dict[Hashable, list[range]]:
     """The numbers of the leaves of every node that is no plain container, by its structure."""
-    found: dict[Any, list[range]] = {}
+    found: dict[Hashable, list[range]] = {}
 
-    def visit(node: Any, first: int) -> None:
+    def visit(node: PyTree, first: int) -> None:
         leaves, structure = jax.tree.flatten(node)
         if not leaves or jax.tree_util.all_leaves([node]):
             return

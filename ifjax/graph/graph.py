@@ -8,8 +8,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-from jaxtyping import Array
+from jaxtyping import PyTree
 
 from ifjax.graph.coupling import Coupling, PinnedAxis
 from ifjax.graph.drawing import to_mermaid
@@ -21,13 +20,11 @@ from ifjax.spec import widths as selecting
 from ifjax.spec.budget import UNITS, groups_for
 from ifjax.spec.method import Method
 from ifjax.spec.nearest import nearest_first
+from ifjax.spec.numbers import Number
 from ifjax.spec.spec import FusionSpec
 from ifjax.spec.table import shortened
 from ifjax.spec.uniform import Uniform, check_uniform
 from ifjax.structure.structure import Group, Member, Structure
-
-# Of Python, numpy or jax.
-Number = int | float | np.generic | np.ndarray | Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +141,7 @@ class DependencyGraph:
         if include is not None and not isinstance(include, str) and not callable(include):
             include = list(include)  # read once for every ratio that is tried
 
-        def cut(ratio: Any, strict: bool = True) -> tuple[Group, ...]:
+        def cut(ratio: selecting.Amount, strict: bool = True) -> tuple[Group, ...]:
             return selecting.widths(
                 self.groups, ratio, keep, include, exclude, round_to, kept, strict
             )
@@ -154,7 +151,9 @@ class DependencyGraph:
         self._warn_of_numbers({g.name for g in groups if g.kept != g.size})
         return FusionSpec(dataclasses.replace(self.structure, groups=groups), Method(**method))
 
-    def _fitted(self, share: Any, of: str, cut: Callable[..., Any]) -> tuple[Group, ...]:
+    def _fitted(
+        self, share: selecting.Amount, of: str, cut: Callable[..., tuple[Group, ...]]
+    ) -> tuple[Group, ...]:
         """The groups at the uniform ratio that removes a share of the weights or FLOPs."""
         if of not in UNITS:
             raise ValueError(f"of must be one of {', '.join(UNITS)}; got {of!r}")
@@ -208,7 +207,7 @@ class DependencyGraph:
         return {name: members for name, members in held.items() if members}
 
     def verify(
-        self, apply_fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any
+        self, apply_fn: Callable[..., PyTree], params: PyTree, *inputs: PyTree, **options: Any
     ) -> Verification:
         """Permutes every group and compares the function's output; see `ifjax.graph.verify`."""
         return verify(self.structure, apply_fn, params, *inputs, **options)

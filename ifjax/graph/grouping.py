@@ -176,15 +176,7 @@ def _marks(
 
 def _freeze(axis: ex.Expression, live: Container[str]) -> ex.Expression:
     """Classes that no leaf or only dead leaves hold become pinned."""
-    match axis:
-        case ex.Atom(root, n):
-            return axis if root in live else ex.Pinned(n)
-        case ex.Product(parts):
-            return ex.Product(tuple(_freeze(p, live) for p in parts))
-        case ex.Sum(parts):
-            return ex.Sum(tuple(_freeze(p, live) for p in parts))
-        case _:
-            return axis
+    return ex.mapped(axis, lambda a: a if a.name in live else ex.Pinned(a.size))
 
 
 def _record(norm: Norm, paths: Sequence[str]) -> BatchNorm:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import jax
-
 from ifjax.graph.analysis import Analysis
 from ifjax.graph.coupling import Coupling
 from ifjax.graph.facts.roles import Roles
-from ifjax.jaxprs.arguments import path_name
+from ifjax.tree import named_leaves
 
 MOST_NAMED = 3
 
@@ -79,8 +77,7 @@ def _holders(
         for path, axes in zip(inputs, analysis.inputs, strict=True)
     }
     numbered = analysis.out_tree.unflatten(range(len(analysis.outputs)))
-    named = jax.tree_util.tree_leaves_with_path(numbered)
-    outputs = [(f"outputs/{path_name(p)}", analysis.outputs[i]) for p, i in named]
+    outputs = [(f"outputs/{path}", analysis.outputs[i]) for path, i in named_leaves(numbered)]
     found: dict[str, str] = {}
     for path, axes in (*zip(inputs, analysis.inputs, strict=True), *outputs):
         shape = tuple(map(store.size, axes))

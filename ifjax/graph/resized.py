@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from ifjax.graph.analysis import FIXED_KEY, Analysis, LeafAxes, analyse
 from ifjax.graph.facts.numbers import find_numbers
 from ifjax.jaxprs import compat
-from ifjax.jaxprs.arguments import Arguments, path_name, struct
+from ifjax.jaxprs.arguments import Arguments, struct
 from ifjax.jaxprs.axis_store import AxisStore, Factors, Free, Segments
 from ifjax.jaxprs.compat import AnyJaxpr, Values
 from ifjax.jaxprs.evaluate import evaluate
@@ -22,15 +23,17 @@ from ifjax.jaxprs.program import Step, flatten
 from ifjax.jaxprs.rules import rule_of
 from ifjax.jaxprs.rules.rule import Derive, Resize
 from ifjax.jaxprs.walk import Axes, Context, Frame, constant_axes, frames_of, walk
+from ifjax.namespace import Shaped
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.structure import Leaf, Structure
+from ifjax.tree import path_name
 
 
 def _axes_of(leaf: Leaf, atoms: dict[str, int], named: dict[str, int]) -> LeafAxes:
     """The axes of a leaf with its groups as atoms, by name the same for all leaves."""
 
-    def axes(store: AxisStore, path: str, x: Any) -> Axes:
+    def axes(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
         del path
 
         def atom(a: ex.Atom) -> int:
@@ -49,11 +52,11 @@ def _axes_of(leaf: Leaf, atoms: dict[str, int], named: dict[str, int]) -> LeafAx
 
 
 def resized(
-    apply_fn: Callable[..., Any],
+    apply_fn: Callable[..., PyTree],
     structure: Structure,
-    params: Any,
+    params: PyTree,
     arguments: Arguments,
-    static: Any,
+    static: Mapping[str, object],
 ) -> Resized:
     """Traces at full size, with the structure's groups as named atoms of the axis store.
 
@@ -114,7 +117,7 @@ def resized(
     return shrunk
 
 
-def _full_state(leaf: Leaf, x: Any, structure: Structure) -> jax.ShapeDtypeStruct:
+def _full_state(leaf: Leaf, x: Shaped, structure: Structure) -> jax.ShapeDtypeStruct:
     """State at full size, for state at small size; axes without a group may have any size."""
     x = struct(x)
     if len(x.shape) != len(leaf.axes):
@@ -182,7 +185,7 @@ class Resized:
             f"axis {member.axis}), but the function {why}; {remedy}"
         )
 
-    def constants(self) -> Sequence[Any]:
+    def constants(self) -> Values:
         """Closed-over values, of calls too."""
         found, stack = [], [self.analysis.frame]
         while stack:
@@ -227,7 +230,7 @@ class Resized:
             done = bound
         return [*sizes, self.size(node)]
 
-    def __call__(self, leaves: Sequence[Any], arrays: Sequence[Any]) -> Any:
+    def __call__(self, leaves: Values, arrays: Values) -> PyTree:
         """Evaluates the function on small parameters."""
         outputs = self.evaluate(self.analysis.frame, [*leaves, *arrays])
         return jax.tree.unflatten(self.analysis.out_tree, outputs)

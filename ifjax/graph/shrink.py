@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
 
 import jax
-from jax.core import Tracer
+from jaxtyping import PyTree
 
 from ifjax.graph.resized import Resized, resized
-from ifjax.jaxprs.arguments import Arguments, path_name, struct
+from ifjax.jaxprs.arguments import Arguments, struct
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.structure import Structure
+from ifjax.tree import is_concrete, named_leaves
+
+# What a trace depends on besides the arguments.
+_CONTEXT = ("jax_enable_x64", "jax_default_matmul_precision")
 
 
-def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]:
+def shrink(apply_fn: Callable[..., PyTree], spec: FusionSpec) -> Callable[..., PyTree]:
     """The same function at the widths of a spec.
 
     ``apply_fn`` is traced at full size for the inputs it is called with, and its equations are
@@ -50,19 +53,18 @@ def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]
         raise TypeError(
             f"expected shrink(apply_fn, spec) with a function first, got {type(apply_fn).__name__}"
         )
-    cache: dict[Any, Resized] = {}
+    cache: dict[Hashable, Resized] = {}
 
     @functools.wraps(apply_fn, updated=())
     @with_promotion
-    def apply_small(params: Any, *inputs: Any, **static: Any) -> Any:
+    def apply_small(params: PyTree, *inputs: PyTree, **static: object) -> PyTree:
         arguments = Arguments.split(inputs, static)
         leaves, tree = jax.tree.flatten(params)
         avals = tuple(map(struct, (*leaves, *arguments.arrays)))
         keywords = sorted((k, v) for k, v in static.items() if k not in arguments.keywords)
         fixed = (*arguments.static, *keywords)
         types = tuple(type(x) for _, x in fixed)  # 1, 1.0 and True are equal
-        config: Any = jax.config
-        context = (config.jax_enable_x64, config.jax_default_matmul_precision)
+        context = tuple(getattr(jax.config, name) for name in _CONTEXT)
         key = (tree, arguments.tree, fixed, types, avals, context)
         try:
             shrunk = cache.get(key)
@@ -71,20 +73,16 @@ def shrink(apply_fn: Callable[..., Any], spec: FusionSpec) -> Callable[..., Any]
         if shrunk is None:
             check_small(params, spec.structure)
             shrunk = resized(apply_fn, spec.structure, params, arguments, static)
-            if key is not None and not any(_is_traced(c) for c in shrunk.constants()):
+            if key is not None and is_concrete(*shrunk.constants()):
                 cache[key] = shrunk
         return shrunk(leaves, arguments.arrays)
 
     return apply_small
 
 
-def _is_traced(x: Any) -> bool:
-    return isinstance(x, Tracer)
-
-
-def check_small(params: Any, structure: Structure) -> None:
+def check_small(params: PyTree, structure: Structure) -> None:
     """Raises ValueError at the first leaf whose shape is not the structure's small one."""
-    found = {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    found = {path: tuple(x.shape) for path, x in named_leaves(params)}
     for path in structure.leaf:
         if path not in found:
             roles = {m.path: m.role for g in structure.groups for m in g.members}

@@ -6,10 +6,11 @@ import fnmatch
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ifjax.graph.analysis import FIXED_KEY, Analysis, analyse
 from ifjax.graph.facts.batching import batch_axes
@@ -22,21 +23,24 @@ from ifjax.graph.grouping import Described, Facts, build
 from ifjax.graph.hints import hints
 from ifjax.graph.twin import doubled
 from ifjax.graph.width_numbers import group_names, width_numbers
-from ifjax.jaxprs.arguments import Arguments, is_array, path_name, struct
+from ifjax.jaxprs.arguments import Arguments, is_array, struct
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
 from ifjax.promotion import with_promotion
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Kind, Role
+from ifjax.tree import named_leaves
+
+State: TypeAlias = str | Sequence[str] | Callable[[str], bool] | None
 
 
 @with_promotion
 def trace(
-    apply_fn: Callable[..., Any],
-    params: Any,
-    *inputs: Any,
-    state: str | Sequence[str] | Callable[[str], bool] | None = None,
-    **static: Any,
+    apply_fn: Callable[..., PyTree],
+    params: PyTree,
+    *inputs: PyTree,
+    state: State = None,
+    **static: object,
 ) -> DependencyGraph:
     """Finds the groups of coupled axes of ``apply_fn(params, *inputs, **static)``.
 
@@ -85,7 +89,7 @@ def trace(
             arguments,
             static,
             _fresh,
-            dict.fromkeys(held, _fresh_state),
+            dict.fromkeys(held, _fresh),
             is_carried,
             elsewhere=doubled,
         )
@@ -121,7 +125,7 @@ def trace(
     return DependencyGraph(*found, numbers=numbers, hints=said)
 
 
-def _check_order(apply_fn: Any, params: Any) -> None:
+def _check_order(apply_fn: object, params: object) -> None:
     """Raises TypeError where the function is not first."""
     if callable(apply_fn) and not inspect.isroutine(params):
         return
@@ -132,7 +136,7 @@ def _check_order(apply_fn: Any, params: Any) -> None:
     )
 
 
-def _check_swapped(params: Any, inputs: Sequence[Any], error: Exception) -> None:
+def _check_swapped(params: PyTree, inputs: Sequence[PyTree], error: Exception) -> None:
     """Raises TypeError where a function failed that was given its input before its parameters."""
     trees = [x for x in inputs if not is_array(x) and any(map(is_array, jax.tree.leaves(x)))]
     if is_array(params) and trees:
@@ -145,7 +149,7 @@ def _check_swapped(params: Any, inputs: Sequence[Any], error: Exception) -> None
 
 
 def _check_state(
-    state: Any,
+    state: State,
     before: Mapping[str, tuple[int, ...]],
     after: Mapping[str, tuple[int, ...]],
     is_state: Callable[[str], bool],
@@ -172,14 +176,13 @@ def _check_state(
                 )
 
 
-def _described(params: Any) -> list[Described]:
+def _described(params: PyTree) -> list[Described]:
     """Path, shape and dtype of every leaf; refuses trees that are no parameters."""
-    named = jax.tree_util.tree_leaves_with_path(params)
+    named = named_leaves(params)
     if not named:
         raise ValueError("params holds no arrays: expected a pytree of arrays or ShapeDtypeStructs")
     found: dict[str, Described] = {}
-    for path, x in named:
-        name = path_name(path)
+    for name, x in named:
         if name in found:
             raise ValueError(f"two leaves of params have the path {name}: rename one")
         if not hasattr(x, "shape") or not hasattr(x, "dtype"):
@@ -219,7 +222,7 @@ def _facts(analysis: Analysis, products: Products) -> Facts:
     return Facts(roles, norms, inexact, batch_axes(store, leaves, frame), kind_at)
 
 
-def _predicate(state: Any) -> Callable[[str], bool]:
+def _predicate(state: State) -> Callable[[str], bool]:
     """Whether a path is one of the state."""
     if state is None:
         return lambda path: False
@@ -230,16 +233,8 @@ def _predicate(state: Any) -> Callable[[str], bool]:
 
 
 def _fresh(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
-    """Axes of a leaf."""
+    """Axes of a leaf, or of an input that is state; random keys have none that could be cut."""
     del path
     if jnp.issubdtype(x.dtype, jax.dtypes.extended):
-        return tuple(store.pinned(n, "leaf holds random keys") for n in x.shape)
-    return tuple(store.fresh(n) for n in x.shape)
-
-
-def _fresh_state(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
-    """Axes of an input that is state; random keys have none that could be cut."""
-    del path
-    if jnp.issubdtype(x.dtype, jax.dtypes.extended):
-        return tuple(store.pinned(n, "random keys") for n in x.shape)
+        return tuple(store.pinned(n, "holds random keys") for n in x.shape)
     return tuple(store.fresh(n) for n in x.shape)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.extend.core import Jaxpr
+from jaxtyping import PyTree
 
 from ifjax.graph.facts.numbers import Numbers
 from ifjax.jaxprs import compat
@@ -49,13 +51,13 @@ def doubled(
 
 
 def traced_at(
-    function: Callable[..., Any],
-    params: Any,
-    arrays: Sequence[Any],
+    function: Callable[..., PyTree],
+    params: PyTree,
+    arrays: Sequence[jax.ShapeDtypeStruct],
     alternatives: Iterable[tuple[Shapes, Shapes]],
     frame: Frame,
     keep_callbacks: bool,
-) -> list[dict[int, Any]]:
+) -> list[dict[int, Jaxpr]]:
     """The function's jaxprs at other widths, see `paired`.
 
     Args:
@@ -69,7 +71,7 @@ def traced_at(
     Returns:
       One mapping for every trace; none where the function has fixed widths.
     """
-    found: list[dict[int, Any]] = []
+    found: list[dict[int, Jaxpr]] = []
     leaves, tree = jax.tree.flatten(params)
     for k, (shapes, others) in enumerate(alternatives):
         flat, rest = (
@@ -88,12 +90,12 @@ def traced_at(
     return found
 
 
-def paired(frame: Frame, jaxpr: AnyJaxpr) -> dict[int, Any]:
+def paired(frame: Frame, jaxpr: AnyJaxpr) -> dict[int, Jaxpr]:
     """The jaxprs that stand in the place of a frame's and of those of its calls, by `id`.
 
     Calls that are made of other equations are left out.
     """
-    found: dict[int, Any] = {}
+    found: dict[int, Jaxpr] = {}
     stack = [(frame, compat.unpack(jaxpr)[0])]
     while stack:
         here, other = stack.pop()
@@ -110,7 +112,9 @@ def paired(frame: Frame, jaxpr: AnyJaxpr) -> dict[int, Any]:
     return found
 
 
-def _in_place_of(jaxpr: AnyJaxpr, params: Any, others: Any) -> Any:
+def _in_place_of(
+    jaxpr: AnyJaxpr, params: Mapping[str, Any], others: Mapping[str, Any]
+) -> Jaxpr | None:
     """Of the parameters of another equation, the jaxpr that stands where one's own does."""
     for key, value in params.items():
         several = isinstance(value, tuple)

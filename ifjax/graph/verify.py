@@ -6,19 +6,21 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ifjax.graph.analysis import mirrored_objects, mirrors
-from ifjax.jaxprs.arguments import Arguments, path_name
+from ifjax.jaxprs.arguments import Arguments
+from ifjax.namespace import AnyArray, Shaped
 from ifjax.promotion import with_promotion
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import take_batched
 from ifjax.structure.structure import KEYS, Group, Structure
+from ifjax.tree import leaves_by_path, named_leaves
 
 NOISE = 1e-7  # relative change of the weights that a permutation's effect is judged against
 NOISE_FLOAT32 = 1e-6  # the same for a function that does not run in float64
@@ -51,13 +53,13 @@ class Verification:
 @with_promotion
 def verify(
     structure: Structure,
-    apply_fn: Callable[..., Any],
-    params: Any,
-    *inputs: Any,
+    apply_fn: Callable[..., PyTree],
+    params: PyTree,
+    *inputs: PyTree,
     seed: int = 0,
     limit: float = 10.0,
     throw: bool = True,
-    **static: Any,
+    **static: object,
 ) -> Verification:
     """Permutes every group, in float64, on parameters of its own in general position.
 
@@ -93,13 +95,12 @@ def verify(
     """
     check_paths(params, structure)
     rng = np.random.default_rng(seed)
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-    paths = [path_name(path) for path, _ in leaves]
-    values = general_position(structure, dict(zip(paths, (x for _, x in leaves), strict=True)), rng)
+    leaves, tree = leaves_by_path(params), jax.tree.structure(params)
+    paths, values = [*leaves], general_position(structure, leaves, rng)
     arguments = Arguments.split(inputs)
     arrays = [_as_float64(x, rng) for x in arguments.arrays]
 
-    def function(values: Sequence[Any], arrays: Sequence[Any]) -> Any:
+    def function(values: Sequence[AnyArray], arrays: Sequence[AnyArray]) -> PyTree:
         return apply_fn(jax.tree.unflatten(tree, values), *arguments.join(arrays), **static)
 
     outputs = jax.jit(functools.partial(_numbers, function))
@@ -140,7 +141,7 @@ def verify(
     return result
 
 
-def _numbers(function: Callable[..., Any], *args: Any) -> list[jax.Array]:
+def _numbers(function: Callable[..., PyTree], *args: PyTree) -> list[jax.Array]:
     """What a function returns, as vectors of one dtype; what is no number is left out."""
     found = (jnp.ravel(x) for x in jax.tree.leaves(function(*args)) if _counts(x))
     parts = (
@@ -160,7 +161,7 @@ def _checked_finite(output: np.ndarray) -> np.ndarray:
 
 
 def _with_noise(
-    values: Mapping[str, Any], size: float, rng: np.random.Generator
+    values: Mapping[str, AnyArray], size: float, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Floating-point values with relative noise."""
     return {
@@ -174,8 +175,8 @@ def _moved(
     structure: Structure,
     group: Group,
     order: np.ndarray,
-    leaves: Mapping[str, Any],
-    inputs: Mapping[str, Any],
+    leaves: Mapping[str, AnyArray],
+    inputs: Mapping[str, AnyArray],
 ) -> dict[str, np.ndarray]:
     """Leaves and state with a group permuted wherever they hold it."""
     moved: dict[str, np.ndarray] = {}
@@ -201,7 +202,7 @@ def _what_moved(result: Verification, size: float) -> str:
     )
 
 
-def _runs_in_float64(function: Callable[..., Any], *args: Any) -> bool:
+def _runs_in_float64(function: Callable[..., PyTree], *args: PyTree) -> bool:
     """A loop that fixes the dtype of what it carries does not."""
     try:
         with jax.enable_x64(True):
@@ -211,9 +212,9 @@ def _runs_in_float64(function: Callable[..., Any], *args: Any) -> bool:
     return True
 
 
-def check_paths(params: Any, structure: Structure) -> None:
+def check_paths(params: PyTree, structure: Structure) -> None:
     """Raises ValueError where the leaves are not those of the structure."""
-    found = {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    found = {path: tuple(x.shape) for path, x in named_leaves(params)}
     for path in {**structure.leaf, **found}:
         want = structure.leaf[path].shape if path in structure.leaf else None
         if found.get(path) != want:
@@ -224,8 +225,8 @@ def check_paths(params: Any, structure: Structure) -> None:
 
 
 def general_position(
-    structure: Structure, leaves: dict[str, Any], rng: np.random.Generator
-) -> list[Any]:
+    structure: Structure, leaves: dict[str, Shaped], rng: np.random.Generator
+) -> list[AnyArray]:
     """Random float64 values for all leaves: kernels normal by fan-in, variances positive.
 
     Args:
@@ -238,7 +239,7 @@ def general_position(
     """
     roles = {m.path: m.role for g in structure.groups for m in g.members}
     roles |= {n.variance: "variance" for n in structure.norms}
-    values: list[Any] = []
+    values: list[AnyArray] = []
     for path, x in leaves.items():
         shape = tuple(x.shape)
         if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -262,7 +263,7 @@ def general_position(
     return values
 
 
-def _as_float64(x: Any, rng: np.random.Generator) -> Any:
+def _as_float64(x: Shaped, rng: np.random.Generator) -> AnyArray:
     """An input in float64; structs, and arrays of one value (dummies), become normal numbers."""
     abstract = isinstance(x, jax.ShapeDtypeStruct)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -272,29 +273,32 @@ def _as_float64(x: Any, rng: np.random.Generator) -> Any:
     return np.asarray(x, np.float64)
 
 
-def _zeros(x: jax.ShapeDtypeStruct) -> Any:
+def _zeros(x: jax.ShapeDtypeStruct) -> AnyArray:
     """Zeros, or random keys, of an abstract array that is not floating point."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(jax.random.key(0, impl=KEYS[str(x.dtype)[4:-1]]), x.shape)
     return np.zeros(x.shape, x.dtype)
 
 
-def _counts(x: Any) -> bool:
+def _counts(x: Shaped) -> bool:
     return jnp.issubdtype(x.dtype, jnp.number) or jnp.issubdtype(x.dtype, jnp.bool_)
 
 
 def _unmoved(
-    apply_fn: Any, params: Any, arguments: Arguments, static: Any, carried: Sequence[str]
+    apply_fn: Callable[..., PyTree],
+    params: PyTree,
+    arguments: Arguments,
+    static: Mapping[str, object],
+    carried: Sequence[str],
 ) -> np.ndarray:
     """Which entries of the flattened output do not mirror a leaf, and are no state."""
     out = jax.eval_shape(
         lambda p, *a: apply_fn(p, *arguments.join(a), **static), params, *arguments.arrays
     )
-    named = [(path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)]
-    tied = mirrored_objects(out, params) | mirrors(out, named)
+    tied = mirrored_objects(out, params) | mirrors(out, named_leaves(params))
     parts = [
-        np.full(math.prod(x.shape), i not in tied and f"outputs/{path_name(path)}" not in carried)
-        for i, (path, x) in enumerate(jax.tree_util.tree_leaves_with_path(out))
+        np.full(math.prod(x.shape), i not in tied and f"outputs/{path}" not in carried)
+        for i, (path, x) in enumerate(named_leaves(out))
         if _counts(x)
     ]
     return np.concatenate(parts)
@@ -315,7 +319,7 @@ def _derangement(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _permuted(
-    x: Any, axes: tuple[ex.Expression, ...], axis: int, group: Group, order: np.ndarray
+    x: AnyArray, axes: tuple[ex.Expression, ...], axis: int, group: Group, order: np.ndarray
 ) -> np.ndarray:
     """A leaf with one axis permuted, by an order of its own for every entry of the batch."""
     if group.batch:

@@ -7,8 +7,6 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -88,7 +86,7 @@ def _drops(u: Float[Array, "n r"], s: Float[Array, " r"], rest: Float[Array, " n
     low = jnp.broadcast_to(jnp.append(s[1:], 0), u.shape)
     high = jnp.broadcast_to(s, u.shape)
 
-    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         t = (low + high) / 2
         gap = (s - t[..., None]) * (s + t[..., None])

@@ -55,25 +55,6 @@ def score(
         s_i = \frac{1}{K} \sum_k s^{(k)}_i \;\text{(or the sum, maximum, first)}, \qquad
         \text{score}_i = s_i \Big/ \frac{1}{n} \sum_l s_l \;\text{(or maximum, sum, 1)}.
 
-    name          score of a row                                                 members
-    ============  =============================================================  =================
-    ``l1``        sum of absolute weights                                        kernels
-    ``l2``        sum of squared weights                                         kernels
-    ``linf``      largest absolute weight                                        kernels
-    ``lamp``      `lamp`: the sum of squares relative to all larger ones         kernels
-    ``taylor``    absolute sum                                                   weights x gradients
-    ``bn_scale``  mean of absolute values                                        batch norm scales
-    ``fisher``    as it is                                                       squared gradients
-    ``chip``      as it is                                                       independence
-    ``random``    uniform in [0, 1), one draw per neuron, not normalised         kernels
-    ============  =============================================================  =================
-
-    Args:
-      name: a key of `IMPORTANCES`, or ``"random"``, which needs a key.
-      members: one ``[n, k]`` matrix per member, rows are neurons; the first one is the first
-        producer.
-      key: a random key, for ``"random"``.
-    =======
     ============  ===========  ================================================  =================
     name          value        score of a row                                    members
     ============  ===========  ================================================  =================

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
+
+from ifjax.namespace import Shaped
+from ifjax.tree import path_name
 
 RAW_KEYS = (2, 4)  # words of a raw key: threefry's, and those of rbg and unsafe_rbg
 
 
-def path_name(path: Any) -> str:
-    """A key path as text: keys joined by slashes."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def is_array(x: Any) -> bool:
+def is_array(x: object) -> TypeGuard[Shaped]:
     """Whether a leaf of the inputs is traced; other Python values are static."""
-    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+    return isinstance(x, Shaped)
 
 
-def struct(x: Any) -> jax.ShapeDtypeStruct:
+def struct(x: PyTree) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an array, tracer or struct."""
     if not all(isinstance(n, int | np.integer) for n in np.shape(x)):
         raise ValueError(
@@ -40,7 +39,7 @@ def struct(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, dtype, weak_type=weak)
 
 
-def is_key(x: Any) -> bool:
+def is_key(x: object) -> bool:
     """Whether a value is a random key, or several: typed, or the raw bits of jax's older ones."""
     if not is_array(x):
         return False
@@ -58,13 +57,15 @@ class Arguments:
     """
 
     tree: Any
-    static: tuple[tuple[int, Any], ...]
-    arrays: tuple[Any, ...]
+    static: tuple[tuple[int, object], ...]
+    arrays: tuple[Shaped, ...]
     paths: tuple[str, ...] = ()
     keywords: frozenset[str] = frozenset()
 
     @classmethod
-    def split(cls, inputs: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> Arguments:
+    def split(
+        cls, inputs: Sequence[PyTree], keywords: Mapping[str, object] | None = None
+    ) -> Arguments:
         """Takes inputs apart, and those of the keyword arguments that hold random keys."""
         keyed = {k: v for k, v in (keywords or {}).items() if any(map(is_key, jax.tree.leaves(v)))}
         plain, _ = jax.tree_util.tree_flatten_with_path(tuple(inputs))
@@ -77,21 +78,23 @@ class Arguments:
         tree = jax.tree.structure((tuple(inputs), keyed))
         return cls(tree, static, arrays, paths, frozenset(keyed))
 
-    def join(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+    def join(self, arrays: Sequence[Shaped]) -> tuple[PyTree, ...]:
         """Puts inputs together, with other arrays."""
         return self._joined(arrays)[0]
 
     def call(
-        self, function: Callable[..., Any], params: Any, arrays: Sequence[Any], static: Any
-    ) -> Any:
+        self,
+        function: Callable[..., PyTree],
+        params: PyTree,
+        arrays: Sequence[Shaped],
+        static: Mapping[str, object],
+    ) -> PyTree:
         """``function(params, *inputs, **static)`` with other arrays."""
         inputs, keywords = self._joined(arrays)
         return function(params, *inputs, **{**static, **keywords})
 
-    def _joined(self, arrays: Sequence[Any]) -> Any:
-        leaves: list[Any] = [None] * self.tree.num_leaves
-        rest = iter(arrays)
-        static = dict(self.static)
-        for i in range(len(leaves)):
-            leaves[i] = static[i] if i in static else next(rest)
+    def _joined(self, arrays: Sequence[Shaped]) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
+        rest, static = iter(arrays), dict(self.static)
+        numbers = range(self.tree.num_leaves)
+        leaves = [static[i] if i in static else next(rest) for i in numbers]
         return jax.tree.unflatten(self.tree, leaves)

@@ -20,9 +20,9 @@ Atom = Var | Literal
 Values = Sequence[ArrayLike]  # arrays, traced or not
 
 
-def unpack(jaxpr: AnyJaxpr) -> tuple[Jaxpr, list[Var], list[Any]]:
+def unpack(jaxpr: AnyJaxpr) -> tuple[Jaxpr, list[Var], list[ArrayLike]]:
     """The open jaxpr, its constant variables and their values; an open jaxpr has no constants."""
-    consts = list(getattr(jaxpr, "consts", ()))
+    consts: list[ArrayLike] = list(getattr(jaxpr, "consts", ()))
     inner: Any = getattr(jaxpr, "jaxpr", jaxpr)
     constvars = list(inner.constvars)
     if consts and not constvars:
@@ -36,7 +36,9 @@ def with_inner(jaxpr: AnyJaxpr, inner: Jaxpr) -> AnyJaxpr:
     return inner if getattr(closed, "jaxpr", closed) is closed else closed.replace(jaxpr=inner)
 
 
-def with_equations(jaxpr: Jaxpr, equations: Sequence[JaxprEqn], effects: Collection[Any]) -> Jaxpr:
+def with_equations(
+    jaxpr: Jaxpr, equations: Sequence[JaxprEqn], effects: Collection[object]
+) -> Jaxpr:
     """The jaxpr with other equations and their effects."""
     replaced: Any = jaxpr
     return replaced.replace(eqns=list(equations), effects={*effects})
@@ -47,7 +49,7 @@ def new_variable(aval: AbstractValue) -> Var:
     return gensym()(aval)
 
 
-def bind(equation: JaxprEqn, values: Values, **changed: Any) -> list[jax.Array]:
+def bind(equation: JaxprEqn, values: Values, **changed: object) -> list[jax.Array]:
     """Evaluates one equation on ``values``, with some of its parameters changed."""
     params = equation.primitive.get_bind_params({**equation.params, **changed})
     info = equation.source_info
@@ -89,7 +91,9 @@ def scan_counts(equation: JaxprEqn) -> tuple[int, int]:
     return len(constants), len(carries)
 
 
-def jvp_jaxpr(equation: JaxprEqn, zeros: Sequence[bool]) -> tuple[Jaxpr, list[Any], list[bool]]:
+def jvp_jaxpr(
+    equation: JaxprEqn, zeros: Sequence[bool]
+) -> tuple[Jaxpr, list[ArrayLike], list[bool]]:
     """The derivative rule of a ``custom_jvp_call``: jaxpr, its constants, which tangents are zero.
 
     The jaxpr takes the primal inputs without constants, then the tangents that ``zeros`` does not

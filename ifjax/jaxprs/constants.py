@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import JaxprEqn, Literal, Var
+from jax.typing import ArrayLike
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.traits import traits_of
@@ -75,7 +75,7 @@ FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-def numbers(variables: Sequence[Var], values: Sequence[Any]) -> Numbers:
+def numbers(variables: Sequence[Var], values: Sequence[ArrayLike]) -> Numbers:
     """Those of the values that are known integers, by variable."""
     found = {}
     for variable, value in zip(variables, values, strict=True):
@@ -85,7 +85,7 @@ def numbers(variables: Sequence[Var], values: Sequence[Any]) -> Numbers:
     return found
 
 
-def as_number(value: Any) -> np.ndarray | None:
+def as_number(value: ArrayLike) -> np.ndarray | None:
     """The value as an array, where it is a known integer or truth value of moderate size."""
     dtype = getattr(value, "dtype", None)
     if dtype is None:
@@ -95,7 +95,7 @@ def as_number(value: Any) -> np.ndarray | None:
     return np.asarray(value)
 
 
-def _is_whole(dtype: Any) -> bool:
+def _is_whole(dtype: object) -> bool:
     return getattr(dtype, "kind", None) in ("i", "u", "b")  # dtypes of keys have no kind
 
 

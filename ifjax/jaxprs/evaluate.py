@@ -12,7 +12,6 @@ import heapq
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -154,7 +153,7 @@ def _taken_apart(
     """The results of a loop or branch whose equations are seen; None where it stays whole."""
     if traits_of(step.equation).kind != "control" or not inside(step):
         return None
-    programs: dict[Any, Program] = {}
+    programs: dict[tuple[int, ...], Program] = {}
     flags = list(step.data)
 
     def run(
@@ -189,7 +188,8 @@ def _scan(
     p, note = step.equation.params, step.note
     body = note.body if isinstance(note, Loop) else p["jaxpr"]
     counts = (0, *compat.scan_counts(step.equation))
-    _, constants, carries, stacked = loop_parts(counts, operands)
+    _, constants, carries, arrays = loop_parts(counts, operands)
+    stacked = list(map(jnp.asarray, arrays))
     _, fixed, moving, sliced = loop_parts(counts, flags)
     length, n = p["length"], counts[2]
     if not length:
@@ -226,7 +226,6 @@ def _while(
         if not more:
             return carries
         carries, moving = run(body, [*constants, *carries], [*fixed, *moving], watch(turn))
-    return None
 
 
 def _branch(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from jax.extend.core import JaxprEqn, Literal
+from jax.typing import ArrayLike
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore
@@ -53,10 +54,10 @@ def interpret(
     store: AxisStore,
     inputs: Sequence[V],
     transfer: Callable[[JaxprEqn, list[Axes], list[Axes], list[V]], list[V]],
-    constant: Callable[[Any], V],
+    constant: Callable[[ArrayLike], V],
     visit: Callable[[Frame, int], None] | None = None,
     control: Control[V] | None = None,
-    literal: Callable[[Frame, int, int, Any], V] | None = None,
+    literal: Callable[[Frame, int, int, ArrayLike], V] | None = None,
 ) -> list[V]:
     """Evaluates a walked jaxpr, calls included, on abstract values.
 

@@ -10,6 +10,7 @@ Three things stand between what a function computes and what its jaxpr shows:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -104,7 +105,7 @@ def _inside(equation: JaxprEqn, keep_callbacks: bool, done: dict[int, Jaxpr]) ->
     return equation.replace(params=params, effects=equation.effects - (before - after))
 
 
-def _effects(params: Any) -> set[Any]:
+def _effects(params: Mapping[str, Any]) -> set[object]:
     """The effects of the jaxprs among the parameters of an equation."""
     found = [v for value in params.values() for v in (value if type(value) is tuple else (value,))]
     return set().union(*(compat.unpack(j)[0].effects for j in found if hasattr(j, "eqns")))

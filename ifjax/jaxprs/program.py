@@ -127,7 +127,7 @@ class Program:
         return [number(v) for v in inner.outvars]
 
 
-def _unpack(function: Frame | Jaxpr | ClosedJaxpr) -> tuple[Jaxpr, list[Var], list[Any]]:
+def _unpack(function: Frame | Jaxpr | ClosedJaxpr) -> tuple[Jaxpr, list[Var], list[ArrayLike]]:
     """The jaxpr, its constant variables and their values."""
     if not isinstance(function, Frame):
         return compat.unpack(function)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.typing import ArrayLike
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs import constants as static
 from ifjax.jaxprs import positions as places
 from ifjax.jaxprs.axis_store import AxisStore
-from ifjax.jaxprs.compat import AnyJaxpr, Atom
+from ifjax.jaxprs.compat import AnyJaxpr, Atom, Values
 from ifjax.jaxprs.positions import Positions
 from ifjax.jaxprs.traits import traits_of
 
+T = TypeVar("T")
 Axes = tuple[int, ...]
 MAX_RUNS = 64  # runs of equal slices along an axis of a constant, before it is pinned instead
 
@@ -43,7 +45,7 @@ class Frame:
     """One walk through one jaxpr: the axes of its variables and what the rules noted."""
 
     jaxpr: Jaxpr
-    constants: list[Any]
+    constants: list[ArrayLike]
     axes: dict[Var, Axes] = dataclasses.field(default_factory=dict)
     notes: dict[int, Any] = dataclasses.field(default_factory=dict)
     numbers: static.Numbers = dataclasses.field(default_factory=dict)
@@ -79,7 +81,7 @@ class Loop:
     steps: int | None = None
 
 
-def loop_parts(counts: Sequence[int], operands: Sequence[Any]) -> list[list[Any]]:
+def loop_parts(counts: Sequence[int], operands: Sequence[T]) -> list[list[T]]:
     """Tests, constants, carries and stacked arrays among a loop's operands."""
     ends = [0, *itertools.accumulate(counts), len(operands)]
     return [list(operands[a:b]) for a, b in itertools.pairwise(ends)]
@@ -210,7 +212,7 @@ def walk(
     context: Context,
     jaxpr: AnyJaxpr,
     inputs: Sequence[Axes],
-    constants: Sequence[Any] = (),
+    constants: Values = (),
     numbers: static.Numbers | None = None,
     positions: Mapping[Var, Positions] | None = None,
 ) -> tuple[Frame, list[Axes]]:
@@ -254,15 +256,16 @@ def walk(
     return frame, [frame.read(v, store) for v in inner.outvars]
 
 
-def constant_axes(store: AxisStore, value: Any) -> Axes:
+def constant_axes(store: AxisStore, value: ArrayLike) -> Axes:
     """Axes of a closed-over array: a free class per run of equal slices, pinned where too many.
 
     A rotary table or a mask differs from slice to slice and is pinned; an array of zeros is not.
     """
     shape = np.shape(value)
-    if isinstance(value, Tracer) or not hasattr(value, "dtype"):
+    dtype = getattr(value, "dtype", None)
+    if isinstance(value, Tracer) or dtype is None:
         return tuple(store.pinned(n, "constant that is traced") for n in shape)
-    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
         return tuple(store.pinned(n, "constant random key") for n in shape)
     array = np.asarray(value)
     axes = []

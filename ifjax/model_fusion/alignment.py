@@ -19,10 +19,10 @@ from jaxtyping import Array, Float
 from ifjax.namespace import as_reals
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
+from ifjax.structure.axis import Sizes
 from ifjax.structure.batch_view import View, mentioned
 from ifjax.structure.structure import Group, Member, Structure
 
-Sizes = Mapping[str, int]
 SELF = "self"  # the group at hand
 
 

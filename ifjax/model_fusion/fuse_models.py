@@ -30,12 +30,14 @@ from ifjax.model_fusion.inputs import (
     check_options,
     checked_method,
 )
-from ifjax.model_fusion.matching import Order, activation_costs, align
+from ifjax.model_fusion.matching import activation_costs, align
+from ifjax.namespace import AnyArray
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.resize import at_widths
 from ifjax.structure.structure import Structure
+from ifjax.transport.costs import Order
 from ifjax.transport.solvers import Solver
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted, with_leaves
@@ -49,8 +51,8 @@ def fuse_models(
     weights: Sequence[float | int | Array] | Array | None = None,
     maps: Sequence[Maps] | None = None,
     specs: Sequence[FusionSpec | None] | None = None,
-    apply_fn: Callable[..., Any] | None = None,
-    batches: Iterable[Any] | None = None,
+    apply_fn: Callable[..., PyTree] | None = None,
+    batches: Iterable[PyTree] | None = None,
     **alignment: Any,
 ) -> PyTree:
     r"""One network from several of one architecture, at the size of the first one.
@@ -119,9 +121,8 @@ def fuse_models(
     fused = with_leaves(models[0], _averaged(leaves, structures, maps, shares))
     if not data:
         return fused
-    return reset_where_any(
-        _function(apply_fn, None if specs is None else specs[0]), fused, data["batches"]
-    )
+    function = _function(data["apply_fn"], None if specs is None else specs[0])
+    return reset_where_any(function, fused, data["batches"])
 
 
 @with_promotion
@@ -131,8 +132,8 @@ def align_models(
     *,
     specs: Sequence[FusionSpec | None] | None = None,
     on: str = "weights",
-    apply_fn: Callable[..., Any] | None = None,
-    batches: Iterable[Any] | None = None,
+    apply_fn: Callable[..., PyTree] | None = None,
+    batches: Iterable[PyTree] | None = None,
     solver: str | Solver = "exact",
     epsilon: float | int | None = None,
     cost_p: Order = 2.0,
@@ -199,7 +200,7 @@ def align_models(
         Network(structure, batch_norm.fold(_promoted(x), structure.norms))
         for x, structure in zip(leaves, structures, strict=True)
     ]
-    function = functools.cache(functools.partial(_function, apply_fn))
+    function = functools.cache(lambda spec: _function(data["apply_fn"], spec))
     result = []
     for k, network in enumerate(networks[1:], 1):
         costs = {}
@@ -223,7 +224,7 @@ def align_models(
 
 
 def _averaged(
-    leaves: Sequence[Mapping[str, Any]],
+    leaves: Sequence[Mapping[str, AnyArray]],
     structures: Sequence[Structure],
     maps: Sequence[Maps],
     shares: Array,
@@ -258,7 +259,7 @@ def _averaged(
     }
 
 
-def _promoted(leaves: Mapping[str, Any]) -> dict[str, Array]:
+def _promoted(leaves: Mapping[str, AnyArray]) -> dict[str, Array]:
     """The real and complex leaves, at least float32."""
     floating = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
     return {path: jnp.asarray(promoted(x)) for path, x in floating.items()}
@@ -286,13 +287,15 @@ def _spread(kernels: list[Array], spreads: list[Array], shares: Array, axis: int
 @functools.partial(jax.jit, static_argnames="axis")
 def _restored(scale: Array, spread: Array, rows: Array, axis: int) -> Array:
     """The scale with which a channel of the given rows spreads as it should."""
-    length = jnp.sqrt(jnp.sum(rows**2, [i for i in range(rows.ndim) if i != axis]))
+    length = batch_norm.row_norms(rows, axis)
     return jnp.where(length > 0, scale * spread / jnp.where(length > 0, length, 1), scale)
 
 
 def _checked_models(
-    models: Any, graph: Any, specs: Any
-) -> tuple[list[Structure], list[dict[str, Any]]]:
+    models: Sequence[PyTree],
+    graph: DependencyGraph,
+    specs: Sequence[FusionSpec | None] | None,
+) -> tuple[list[Structure], list[dict[str, AnyArray]]]:
     """Every network's structure at its widths, groups in the order of alignment; its leaves."""
     if not isinstance(graph, DependencyGraph):
         raise TypeError(f"expected a graph, as ifjax.trace gives it, got {type(graph).__name__}")
@@ -325,7 +328,7 @@ def _checked_models(
     return structures, leaves
 
 
-def _checked_weights(weights: Any, count: int) -> Array:
+def _checked_weights(weights: Sequence[float | int | Array] | Array | None, count: int) -> Array:
     """Shares of sum one."""
     if weights is None:
         return jnp.full((count,), 1 / count)
@@ -343,7 +346,12 @@ def _checked_weights(weights: Any, count: int) -> Array:
     return weights / weights.sum()
 
 
-def _checked_data(apply_fn: Any, batches: Any, params: PyTree, specs: Any) -> dict[str, Any]:
+def _checked_data(
+    apply_fn: Callable[..., PyTree] | None,
+    batches: Iterable[PyTree] | None,
+    params: PyTree,
+    specs: Sequence[FusionSpec | None] | None,
+) -> dict[str, PyTree]:
     """Function and batches, or neither."""
     if (apply_fn is None) != (batches is None):
         raise ValueError(
@@ -359,6 +367,6 @@ def _checked_data(apply_fn: Any, batches: Any, params: PyTree, specs: Any) -> di
     return {"apply_fn": apply_fn, "batches": found}
 
 
-def _function(apply_fn: Any, spec: FusionSpec | None) -> Callable[..., Any]:
+def _function(apply_fn: Callable[..., PyTree], spec: FusionSpec | None) -> Callable[..., PyTree]:
     """The function of one network, at its widths; an object of its own, so that it is hashable."""
     return functools.partial(apply_fn if spec is None else shrink(apply_fn, spec))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from ifjax.spec.method import Method
 from ifjax.structure.structure import Structure
+from ifjax.transport.costs import Order
 from ifjax.transport.solvers import Solver, solver_of
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete
@@ -24,7 +24,7 @@ def check_options(on: str, sweeps: int) -> None:
         raise ValueError(f"sweeps must be an integer that is not negative, got {sweeps!r}")
 
 
-def checked_method(solver: str | Solver, epsilon: float | int | None, cost_p: Any) -> Method:
+def checked_method(solver: str | Solver, epsilon: float | int | None, cost_p: Order) -> Method:
     """A method of these options, with a solver that gives every target its mass."""
     method = Method(solver=solver_of(solver, epsilon), cost_p=cost_p)
     if not method.solver_value.balanced:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Inexact, Int
+from jaxtyping import Array, Float, Inexact, Int, PyTree
 from scipy.optimize import linear_sum_assignment
 
 from ifjax.activations.layer_inputs import layer_inputs
@@ -17,12 +17,10 @@ from ifjax.model_fusion.alignment import Network, describing, entries, inside, s
 from ifjax.namespace import as_reals
 from ifjax.structure.structure import Group, Structure
 from ifjax.transport import transport
-from ifjax.transport.costs import cost_matrix
+from ifjax.transport.costs import Order, cost_matrix
 from ifjax.transport.solvers import Solver
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted
-
-Order = float | int | Literal["cosine"]  # of the norm that is a cost
 
 
 def align(
@@ -167,10 +165,10 @@ def _assigned(cost: Float[Array, "batch n m"]) -> Transport:
     return jax.vmap(one)(cost)
 
 
-def _assign(cost: Any) -> Int[np.ndarray, " m"]:
-    cost = np.nan_to_num(np.asarray(cost, np.float64), nan=np.inf, posinf=1e300)
-    sources = np.argmin(cost, axis=0)
-    rows, columns = linear_sum_assignment(cost)
+def _assign(cost: Array) -> Int[np.ndarray, " m"]:
+    finite = np.nan_to_num(np.asarray(cost, np.float64), nan=np.inf, posinf=1e300)
+    sources = np.argmin(finite, axis=0)
+    rows, columns = linear_sum_assignment(finite)
     sources[columns] = rows
     return sources.astype(np.int32)
 
@@ -183,7 +181,7 @@ class Moments(NamedTuple):
     squares: tuple[Array, Array]
     products: Array
 
-    def __add__(self, other: Any) -> Moments:
+    def plus(self, other: Moments) -> Moments:
         """Of both samples (Chan et al., `Algorithms for computing the sample variance`, 1983)."""
         count = self.count + other.count
         dx, dy = (b - a for a, b in zip(self.means, other.means, strict=True))
@@ -207,9 +205,9 @@ class Moments(NamedTuple):
 
 
 def activation_costs(
-    source: tuple[Callable[..., Any], Any, Structure],
-    target: tuple[Callable[..., Any], Any, Structure],
-    batches: Iterable[Any],
+    source: tuple[Callable[..., PyTree], PyTree, Structure],
+    target: tuple[Callable[..., PyTree], PyTree, Structure],
+    batches: Iterable[PyTree],
 ) -> dict[str, Float[Array, "1 n m"]]:
     """One minus the correlation of two networks' neurons over inputs, streamed in sums.
 
@@ -224,18 +222,18 @@ def activation_costs(
     structure = target[2]
     names = frozenset(g.name for g in structure.groups if not g.batch and not inside(structure, g))
     functions, structures = (source[0], target[0]), (source[2], structure)
-    total: Any = None
+    total: dict[str, list[Moments]] = {}
     for inputs in batches:
         found = _read_moments((source[1], target[1]), inputs, functions, structures, names)
-        total = found if total is None else _added(total, found)
+        total = _added(total, found) if total else found
     return _uncorrelated(total)
 
 
 @functools.partial(jax.jit, static_argnames=("functions", "structures", "names"))
 def _read_moments(
-    params: tuple[Any, Any],
-    inputs: Any,
-    functions: tuple[Callable[..., Any], ...],
+    params: tuple[PyTree, PyTree],
+    inputs: PyTree,
+    functions: tuple[Callable[..., PyTree], ...],
     structures: tuple[Structure, ...],
     names: frozenset[str],
 ) -> dict[str, list[Moments]]:
@@ -254,16 +252,16 @@ def _uncorrelated(total: dict[str, list[Moments]]) -> dict[str, Array]:
 
 
 @jax.jit
-def _added(a: Any, b: Any) -> Any:
-    return jax.tree.map(Moments.__add__, a, b, is_leaf=lambda x: isinstance(x, Moments))
+def _added(a: dict[str, list[Moments]], b: dict[str, list[Moments]]) -> dict[str, list[Moments]]:
+    return jax.tree.map(Moments.plus, a, b, is_leaf=lambda x: isinstance(x, Moments))
 
 
 def _activations(
-    apply_fn: Callable[..., Any],
-    params: Any,
+    apply_fn: Callable[..., PyTree],
+    params: PyTree,
     structure: Structure,
     names: frozenset[str],
-    inputs: Any,
+    inputs: PyTree,
 ) -> dict[str, list[Array]]:
     """What is read of every group, ``[n, samples]``, once where several weights read the same."""
     found: dict[str, list[Array]] = {}

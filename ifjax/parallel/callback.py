@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
 
-def called(function: Callable[..., Any], shapes: Any, *trees: Any) -> Any:
+def called(function: Callable[..., PyTree], shapes: PyTree, *trees: PyTree) -> PyTree:
     """What a function of numpy arrays returns, called on the host, also under jit and vmap.
 
     Args:
@@ -24,10 +24,10 @@ def called(function: Callable[..., Any], shapes: Any, *trees: Any) -> Any:
     # The callback runs in a thread of its own, where `jax.enable_x64` as a context is not seen and
     # jax would round float64: it travels as pairs of words.
 
-    def packed(x: Any) -> Any:
+    def packed(x: Array) -> Array:
         return jax.lax.bitcast_convert_type(x, jnp.uint32) if x.dtype == jnp.float64 else x
 
-    def on_words(*words: Any) -> Any:
+    def on_words(*words: PyTree) -> PyTree:
         numbers = jax.tree.map(
             lambda x, double: np.ascontiguousarray(x).view(np.float64)[..., 0] if double else x,
             jax.tree.map(np.asarray, words),

@@ -23,7 +23,6 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 from jax.core import Tracer
@@ -67,8 +66,8 @@ def on_mesh(
     if traced:
         with _work_on(mesh):
             return jax.sharding.auto_axes(function, out_sharding=outputs())(*trees)
-    places: Any = [x.sharding for x in arrays if not _mesh_of(x).empty]
-    explicit = places[0].mesh
+    explicit = next(x.sharding.mesh for x in arrays if isinstance(x.sharding, NamedSharding))
+    assert isinstance(explicit, Mesh)  # of arrays, which lie on devices
     auto = Mesh(explicit.devices, explicit.axis_names)
     result = on_mesh(function, *_moved(trees, explicit, auto), outputs=outputs)
     return _moved(result, auto, explicit)
@@ -84,14 +83,14 @@ def _work_on(mesh: AbstractMesh) -> Iterator[None]:
         _working.reset(token)
 
 
-def _mesh_of(x: Array) -> Any:
+def _mesh_of(x: Array) -> AbstractMesh:
     return jax.typeof(x).sharding.mesh
 
 
 def _moved(tree: PyTree, source: Mesh, target: Mesh) -> PyTree:
     """The same arrays on a mesh of the same devices: no data moves."""
 
-    def moved(x: Any) -> Any:
+    def moved(x: PyTree) -> PyTree:
         found = getattr(x, "sharding", None)
         if isinstance(found, NamedSharding) and found.mesh == source:
             return jax.device_put(x, NamedSharding(target, found.spec))
@@ -122,7 +121,7 @@ def devices_over(names: tuple[str, ...]) -> int:
 
 
 def _laid(x: Array, axis: int | None) -> Array:
-    spec: list[Any] = [None] * x.ndim
+    spec: list[tuple[str, ...] | None] = [None] * x.ndim
     if axis is not None:
         spec[axis] = names_over(x.shape[axis]) or None
     return jax.lax.with_sharding_constraint(x, P(*spec))

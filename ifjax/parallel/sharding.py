@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from ifjax.namespace import Shaped
 from ifjax.tree import is_concrete, leaves_by_path
 
 
@@ -28,13 +28,13 @@ def laid_like(tree: PyTree, params: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(tree), list({**found, **laid}.values()))
 
 
-def _placed(x: Any, place: NamedSharding) -> Any:
+def _placed(x: Shaped, place: Sharding) -> Shaped:
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
     return jax.device_put(x, place)
 
 
-def sharding_of(name: str, x: Any) -> Any:
+def sharding_of(name: str, x: Shaped | Sharding) -> Sharding:
     """The sharding of an array or a struct, or the sharding that it is."""
     found = x if isinstance(x, Sharding) else getattr(x, "sharding", None)
     if not is_concrete(x):
@@ -55,8 +55,8 @@ def sharding_of(name: str, x: Any) -> Any:
 
 
 def divided(
-    full: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], strict: bool = False
-) -> dict[str, Any]:
+    full: Mapping[str, Sharding], shapes: Mapping[str, Sequence[int]], strict: bool = False
+) -> dict[str, Sharding]:
     """The shardings without the mesh axes that do not divide the shapes; warns of these.
 
     With ``strict`` they are an error, which names the widths that would do.

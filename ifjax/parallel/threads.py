@@ -10,10 +10,11 @@ import concurrent.futures
 import functools
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ _SMALL = 2**18
 
 
 def each(
-    calls: Iterable[Callable[[], T]], sizes: Iterable[float | int] = (), *operands: Any
+    calls: Iterable[Callable[[], T]], sizes: Iterable[float | int] = (), *operands: PyTree
 ) -> list[T]:
     """The results of some calls, made side by side, the largest first.
 
@@ -52,7 +53,7 @@ def each(
     return [found[i].result() for i in range(len(calls))]
 
 
-def threadable(*operands: Any) -> bool:
+def threadable(*operands: PyTree) -> bool:
     """Whether calls in other threads do the same as in this one, and there are other threads."""
     return (
         _THREADS > 1
@@ -67,7 +68,7 @@ def _quiet(call: Callable[[], T]) -> T:
         return call()
 
 
-def _configuration() -> dict[str, Any]:
+def _configuration() -> dict[str, object]:
     """As this thread sees it: context managers change it for their own thread alone."""
     return {name: getattr(jax.config, name, None) for name in jax.config.values}
 

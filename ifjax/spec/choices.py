@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 
-def plain_name(value: Any, registry: Mapping[str, type], apart: str = "") -> str | None:
+def plain_name(value: object, registry: Mapping[str, type], apart: str = "") -> str | None:
     """The name that says all of a value: that of its class, where its options are the defaults.
 
     Args:
@@ -28,7 +27,7 @@ def plain_name(value: Any, registry: Mapping[str, type], apart: str = "") -> str
     return None
 
 
-def check_hashable(option: str, value: Any) -> None:
+def check_hashable(option: str, value: object) -> None:
     """Raises TypeError for a value that a spec, which is hashable, cannot hold."""
     try:
         hash(value)
@@ -39,7 +38,9 @@ def check_hashable(option: str, value: Any) -> None:
         ) from error
 
 
-def to_json(option: str, value: Any, registry: Mapping[str, type], where: str) -> Any:
+def to_json(
+    option: str, value: object, registry: Mapping[str, type], where: str
+) -> str | dict[str, object]:
     """What JSON can say of a choice: a name, or a name and options.
 
     Args:
@@ -76,7 +77,7 @@ def to_json(option: str, value: Any, registry: Mapping[str, type], where: str) -
     )
 
 
-def from_json(option: str, value: Any, registry: Mapping[str, type]) -> Any:
+def from_json(option: str, value: object, registry: Mapping[str, type]) -> object:
     """Inverse of `to_json`.
 
     Raises:
@@ -96,7 +97,7 @@ def from_json(option: str, value: Any, registry: Mapping[str, type]) -> Any:
     return registry[value["name"]](**options)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, str | bool | int | float)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, Literal, NamedTuple, TypeGuard
+from collections.abc import Mapping
+from types import UnionType
+from typing import Literal, NamedTuple, TypeGuard
 
 from ifjax import importance as importances
 from ifjax.importance import GroupMetric
@@ -151,7 +153,7 @@ class Method:
         """
         return solvers.solver_of(self.solver, self.epsilon)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The fields as JSON has them: names, or name and options of a value.
 
         Raises:
@@ -163,7 +165,7 @@ class Method:
         return {key: "inf" if value == math.inf else value for key, value in found.items()}
 
     @classmethod
-    def from_json(cls, fields: Any) -> Method:
+    def from_json(cls, fields: object) -> Method:
         """Inverse of `to_json`.
 
         No option counts as given beside another: one that is replaced brings its own epsilon or
@@ -262,7 +264,7 @@ class Method:
         if epsilon is not None and not (is_real(epsilon) and 0 < epsilon < math.inf):
             raise ValueError(f"epsilon must be positive and finite; got {epsilon!r}")
 
-    def _keep(self, option: str, value: Any) -> None:
+    def _keep(self, option: str, value: object) -> None:
         choices.check_hashable(option, value)
         object.__setattr__(self, option, value)
 
@@ -294,7 +296,7 @@ class Method:
                 raise ValueError(f"{name} must be one of {known}; got {value!r}{own}")
 
 
-def _is_class(value: object, base: Any) -> TypeGuard[type]:
+def _is_class(value: object, base: type | UnionType) -> TypeGuard[type]:
     """Whether a value is the class of what was wanted, instead of one of its values."""
     return isinstance(value, type) and issubclass(value, base)
 
@@ -302,8 +304,8 @@ def _is_class(value: object, base: Any) -> TypeGuard[type]:
 class _Values(NamedTuple):
     """What an option may be besides a name: the type, the names of its classes, and where."""
 
-    base: Any
-    registry: dict[str, Any]
+    base: type | UnionType
+    registry: Mapping[str, type]
     where: str
 
 

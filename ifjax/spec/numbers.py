@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array
+
+# Of Python, numpy or jax.
+Number: TypeAlias = int | float | np.generic | np.ndarray | Array
 
 
-def plain_number(value: Any) -> Any:
+def plain_number(value: object) -> object:
     """A number of numpy or jax as one of Python: the shortest one that it is the rounding of.
 
     Everything else, also a tracer, is itself.

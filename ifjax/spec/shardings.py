@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
@@ -62,7 +65,7 @@ def small_shardings(spec: FusionSpec, params: PyTree, *, strict: bool = False) -
 def explicit_outputs(spec: FusionSpec, params: PyTree, keep_shape: bool) -> PyTree:
     """The `PartitionSpec` of every merged leaf, of parameters on a mesh with explicit axes."""
     if keep_shape:
-        return jax.tree.map(lambda x: sharding_of("", x).spec, params)
+        return jax.tree.map(lambda x: cast("NamedSharding", sharding_of("", x)).spec, params)
     return jax.tree.map(lambda x: x.spec, small_shardings(spec, params))
 
 

@@ -10,28 +10,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
+from jaxtyping import PyTree
 
+from ifjax.namespace import Shaped
 from ifjax.parallel.sharding import laid_like
 from ifjax.spec.method import Method
 from ifjax.spec.table import shortened, spec_table
 from ifjax.structure import axis as ex
 from ifjax.structure.serialise import from_dict, to_dict
-from ifjax.structure.structure import (
-    KEYS,
-    Group,
-    Structure,
-)
+from ifjax.structure.structure import KEYS, Group, Structure
+from ifjax.tree import path_name
 
 
-def _dtype(name: str) -> Any:
-    """A dtype by its name; random keys are called ``key<fry>`` and the like."""
-    if name.startswith("key<"):
-        return jax.eval_shape(lambda: jax.random.key(0, impl=KEYS[name[4:-1]])).dtype
-    return jnp.dtype(name)
+def _struct(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+    """Of a dtype by its name; random keys are called ``key<fry>`` and the like."""
+    if not dtype.startswith("key<"):
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    key = jax.eval_shape(lambda: jax.random.key(0, impl=KEYS[dtype[4:-1]]))
+    return jax.ShapeDtypeStruct(shape, key.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class FusionSpec:
         """Floating-point operations of all contractions before and after, for the traced inputs."""
         return self.structure.flops({}), self.structure.flops()
 
-    def small_struct(self, params: Any = None) -> Any:
+    def small_struct(self, params: PyTree | None = None) -> PyTree:
         """The abstract small tree.
 
         Args:
@@ -99,24 +99,24 @@ class FusionSpec:
           ValueError: if ``params`` has a leaf that the spec has not.
         """
         if params is None:
-            tree: dict[str, Any] = {}
+            tree: dict[str, PyTree] = {}
             for leaf in self.structure.leaves:
                 *parents, last = leaf.path.split("/")
                 at = tree
                 for key in parents:
                     at = at.setdefault(key, {})
-                at[last] = jax.ShapeDtypeStruct(self.structure.shape(leaf.path), _dtype(leaf.dtype))
+                at[last] = _struct(self.structure.shape(leaf.path), leaf.dtype)
             return tree
 
-        def small(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+        def small(path: KeyPath, leaf: Shaped) -> jax.ShapeDtypeStruct:
+            name = path_name(path)
             if name not in self.structure.leaf:
                 raise ValueError(f"{name}: not a leaf of the network this spec was made for")
             return jax.ShapeDtypeStruct(self.structure.shape(name), leaf.dtype)
 
         return laid_like(jax.tree_util.tree_map_with_path(small, params), params)
 
-    def small_inputs(self, *inputs: Any) -> tuple[Any, ...]:
+    def small_inputs(self, *inputs: PyTree) -> tuple[PyTree, ...]:
         """The abstract inputs of the small function: state at its small widths, the rest as it is.
 
         Args:
@@ -127,8 +127,8 @@ class FusionSpec:
         """
         state = {f.path: f.axes for f in self.structure.state}
 
-        def small(path: Any, x: Any) -> Any:
-            name = "inputs/" + jax.tree_util.keystr(path, simple=True, separator="/")
+        def small(path: KeyPath, x: PyTree) -> PyTree:
+            name = f"inputs/{path_name(path)}"
             if not hasattr(x, "shape"):
                 return x
             axes = state.get(name, tuple(map(ex.Pinned, x.shape)))
@@ -171,7 +171,7 @@ class FusionSpec:
         return shortened(str(self))
 
 
-def check_spec(spec: Any) -> None:
+def check_spec(spec: object) -> None:
     """Raises TypeError for anything but a spec: a graph has a structure too."""
     if not isinstance(spec, FusionSpec):
         how = ": say how much is to go by graph.spec(0.5)" if hasattr(spec, "structure") else ""

@@ -8,19 +8,21 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TypeAlias, TypeGuard, TypeVar
 
-from ifjax.spec.numbers import plain_number
+from ifjax.spec.numbers import Number, is_real, plain_number
 from ifjax.structure.names import older_name
 from ifjax.structure.structure import Group, Member
 
+Value = TypeVar("Value")
+Amount: TypeAlias = Number | Mapping[str, Number] | None
 Selector = str | Iterable[str] | Callable[[Group], bool] | None
 
 
 def widths(
     groups: Sequence[Group],
-    sparsity: Any,
-    keep: Any,
+    sparsity: Amount,
+    keep: Amount,
     include: Selector,
     exclude: Selector,
     round_to: int,
@@ -68,31 +70,33 @@ def widths(
 
 
 def _checked_amounts(
-    groups: Sequence[Group], sparsity: Any, keep: Any, round_to: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    groups: Sequence[Group], sparsity: Amount, keep: Amount, round_to: int
+) -> tuple[dict[str, float], dict[str, int]]:
     """Fractions to remove and numbers to keep, by pattern."""
     if all(x is None or (isinstance(x, Mapping) and not x) for x in (sparsity, keep)):
         raise ValueError("spec needs a sparsity or keep: nothing says how many neurons to keep")
-    round_to = plain_number(round_to)
-    if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
+    if not _is_count(plain_number(round_to)):
         raise ValueError(f"round_to must be a positive integer; got {round_to!r}")
-    fractions = {k: plain_number(v) for k, v in _mapping(groups, sparsity, "sparsity").items()}
-    counts = {k: plain_number(v) for k, v in _mapping(groups, keep, "keep").items()}
-    for pattern, value in fractions.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, numbers.Real)
-            or not 0 <= float(value) < 1
-        ):
+    fractions, counts = dict[str, float](), dict[str, int]()
+    for pattern, given in _mapping(groups, sparsity, "sparsity").items():
+        value = plain_number(given)
+        if not is_real(value) or not 0 <= float(value) < 1:
             raise ValueError(f"sparsity must be a number in [0, 1); got {value!r} for {pattern!r}")
-    for pattern, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        fractions[pattern] = value
+    for pattern, given in _mapping(groups, keep, "keep").items():
+        value = plain_number(given)
+        if not _is_count(value):
             raise ValueError(f"keep must be a positive integer; got {value!r} for {pattern!r}")
+        counts[pattern] = value
     return fractions, counts
 
 
+def _is_count(value: object) -> TypeGuard[int]:
+    return is_real(value) and isinstance(value, numbers.Integral) and value >= 1
+
+
 def _kept(
-    group: Group, fractions: Mapping[str, Any], counts: Mapping[str, Any], round_to: int
+    group: Group, fractions: Mapping[str, float], counts: Mapping[str, int], round_to: int
 ) -> int:
     """How many neurons of a group stay, of values by group."""
     count, fraction = counts.get(group.name), fractions.get(group.name)
@@ -103,7 +107,7 @@ def _kept(
     return kept_neurons(group.size, fraction, round_to) if fraction else group.size
 
 
-def _mapping(groups: Sequence[Group], value: Any, what: str) -> dict[str, Any]:
+def _mapping(groups: Sequence[Group], value: Amount, what: str) -> dict[str, Number]:
     """Values by pattern; those of patterns that match nothing are refused."""
     if value is None:
         return {}
@@ -114,9 +118,9 @@ def _mapping(groups: Sequence[Group], value: Any, what: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _by_group(groups: Sequence[Group], mapping: Mapping[str, Any]) -> dict[str, Any]:
+def _by_group(groups: Sequence[Group], mapping: Mapping[str, Value]) -> dict[str, Value]:
     """The value of the first pattern that matches, by name of the group."""
-    found: dict[str, Any] = {}
+    found: dict[str, Value] = {}
     for pattern, value in mapping.items():
         for name in matching(groups, pattern):
             found.setdefault(name, value)

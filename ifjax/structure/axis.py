@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
@@ -103,20 +102,28 @@ def places(expression: Expression, name: str, offset: int = 0) -> Iterator[str]:
                 offset += size(segment)
 
 
+def mapped(expression: Expression, atom: Callable[[Atom], Expression]) -> Expression:
+    """The same expression with something else in the place of every atom.
+
+    >>> mapped(Sum((Atom("a", 4), Pinned(2))), lambda a: Pinned(a.size)).segments
+    (Pinned(size=4, name=None), Pinned(size=2, name=None))
+    """
+    match expression:
+        case Atom():
+            return atom(expression)
+        case Product(parts):
+            return Product(tuple(mapped(p, atom) for p in parts))
+        case Sum(parts):
+            return Sum(tuple(mapped(p, atom) for p in parts))
+    return expression
+
+
 def rename(expression: Expression, names: Mapping[str, str]) -> Expression:
     """The same expression with its groups renamed."""
-    match expression:
-        case Atom(name, n):
-            return Atom(names.get(name, name), n)
-        case Product(parts):
-            return Product(tuple(rename(p, names) for p in parts))
-        case Sum(parts):
-            return Sum(tuple(rename(p, names) for p in parts))
-        case _:
-            return expression
+    return mapped(expression, lambda a: Atom(names.get(a.name, a.name), a.size))
 
 
-def to_json(expression: Expression) -> list[Any]:
+def to_json(expression: Expression) -> list[object]:
     """A nested list of strings and numbers; inverse of `from_json`."""
     match expression:
         case Pinned(n, None):
@@ -131,7 +138,7 @@ def to_json(expression: Expression) -> list[Any]:
             return ["sum", [to_json(p) for p in parts]]
 
 
-def from_json(value: list[Any]) -> Expression:
+def from_json(value: object) -> Expression:
     """Inverse of `to_json`."""
     match value:
         case ["pinned", int(n)]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from ifjax.namespace import AnyArray, namespace
 from ifjax.parallel import placement
@@ -17,8 +16,8 @@ from ifjax.structure.axis import Atom, Expression, Pinned, Product, Sizes, Sum, 
 
 
 def indices(
-    expression: Expression, selections: Mapping[str, Any], sizes: Sizes | None = None
-) -> Int[Array, " k"] | Int[np.ndarray, " k"]:
+    expression: Expression, selections: Mapping[str, AnyArray], sizes: Sizes | None = None
+) -> Int[AnyArray, " k"]:
     """Positions along the axis that remain when each named group keeps ``selections[name]``.
 
     >>> axis = Sum((Atom("a", 2), Product((Pinned(2), Atom("a", 2)))))
@@ -31,7 +30,7 @@ def indices(
         case Pinned() | Atom():
             return np.arange(size(expression, sizes))
         case Product(factors):
-            index: Any = np.zeros((1,), int)
+            index: AnyArray = np.zeros((1,), int)
             for factor in factors:
                 inner = indices(factor, selections, sizes)
                 index = (index[:, None] * size(factor, sizes) + inner[None, :]).reshape(-1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +75,7 @@ def take_batched(
     x: AnyArray,
     axes: tuple[Expression, ...],
     group: Group,
-    index: Any,
+    index: AnyArray,
     sizes: Mapping[str, int],
     only: int | None = None,
 ) -> AnyArray:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from ifjax.namespace import AnyArray
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
+from ifjax.structure.axis import Sizes
 from ifjax.structure.batch_view import View
 from ifjax.structure.structure import Group, Member, Role, Structure
-
-Sizes = Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +168,6 @@ def _joined(parts: Sequence[ex.Expression], names: Collection[str], sizes: Sizes
     return ex.Sum((*joined, ex.Pinned(pinned)) if held else tuple(joined))
 
 
-def flat(group: Group, found: Any) -> Any:
+def flat(group: Group, found: PyTree) -> PyTree:
     """Arrays ``[*batch, ...]`` as ``[batch, ...]``."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(group.batch) :]), found)

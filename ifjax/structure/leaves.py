@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ifjax.namespace import AnyArray
 from ifjax.structure.structure import Structure
 from ifjax.tree import check_finite, leaves_by_path, lowest, numbers_of
 
 
-def checked_leaves(params: PyTree, structure: Structure) -> dict[str, Any]:
+def checked_leaves(params: PyTree, structure: Structure) -> dict[str, AnyArray]:
     """Leaves by path, if they are those of the structure.
 
     Args:
@@ -69,7 +69,7 @@ def _kind(dtype: str) -> str:
     return next(k.__name__ for k in kinds if jnp.issubdtype(jnp.dtype(dtype), k))
 
 
-def _check_variances(leaves: Mapping[str, Any], structure: Structure) -> None:
+def _check_variances(leaves: Mapping[str, AnyArray], structure: Structure) -> None:
     variances = {norm.variance: leaves[norm.variance] for norm in structure.norms}
     least = numbers_of(variances, lowest)
     for norm in structure.norms:

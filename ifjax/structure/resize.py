@@ -13,14 +13,7 @@ def at_widths(structure: Structure, widths: Mapping[str, int]) -> Structure:
     """The structure of the network after its groups were cut to some widths."""
 
     def resized(e: ex.Expression) -> ex.Expression:
-        match e:
-            case ex.Atom(name, n):
-                return ex.Atom(name, widths.get(name, n))
-            case ex.Product(parts):
-                return ex.Product(tuple(map(resized, parts)))
-            case ex.Sum(parts):
-                return ex.Sum(tuple(map(resized, parts)))
-        return e
+        return ex.mapped(e, lambda a: ex.Atom(a.name, widths.get(a.name, a.size)))
 
     leaves = tuple(
         dataclasses.replace(

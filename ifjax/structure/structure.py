@@ -89,6 +89,11 @@ class Group:
     along: tuple[str, ...] = ()
     exact: bool = True
 
+    @property
+    def kernels(self) -> list[Member]:
+        """Its producers and consumers; all members where there are none."""
+        return [m for m in self.members if m.role in ("producer", "consumer")] or [*self.members]
+
     @functools.cached_property
     def position(self) -> int:
         """Order of the last producer in the function; later groups are fused first."""

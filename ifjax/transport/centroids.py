@@ -7,7 +7,8 @@ import dataclasses
 import functools
 import importlib
 import warnings
-from typing import Any, ClassVar, NamedTuple
+from types import ModuleType
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -208,7 +209,7 @@ class GaussianMixture(KMeans):
         _mixture()
 
 
-def _responsibilities(features: Any, centroids: Any, shares: Any) -> np.ndarray:
+def _responsibilities(features: Array, centroids: Array, shares: Array) -> np.ndarray:
     """Shares of the neurons in a Gaussian mixture fitted from clusters; NaN stays NaN."""
     x, means, start = (np.asarray(v, np.float64) for v in (features, centroids, shares))
     if not (np.isfinite(x).all() and np.isfinite(means).all()):
@@ -217,7 +218,7 @@ def _responsibilities(features: Any, centroids: Any, shares: Any) -> np.ndarray:
     # Within the clusters; the floor keeps single neurons and equal ones from a variance of zero.
     variance, floor = np.mean((x - start @ means) ** 2), 1e-3 * np.mean(x.var(0)) + 1e-12
     weights = (start.sum(0) + 1 / m) / (n + 1)
-    mixture = _mixture()(
+    mixture = _mixture().GaussianMixture(
         m,
         covariance_type="spherical",
         reg_covar=floor,
@@ -233,20 +234,19 @@ def _responsibilities(features: Any, centroids: Any, shares: Any) -> np.ndarray:
 
 
 @functools.cache
-def _mixture() -> Any:
-    """scikit-learn's Gaussian mixture, an optional dependency."""
+def _mixture() -> ModuleType:
+    """scikit-learn's Gaussian mixtures, an optional dependency."""
     try:
-        from sklearn.mixture import GaussianMixture
+        return importlib.import_module("sklearn.mixture")
     except ImportError as error:
         raise ImportError(
             "centroids 'gaussian_mixture' needs scikit-learn: pip install 'ifjax[centroids]' (or "
             "take centroids='kmeans')"
         ) from error
-    return GaussianMixture
 
 
 @functools.cache
-def _k_means() -> Any:
+def _k_means() -> ModuleType:
     """ott-jax's k-means, imported at its first use: its jaxopt warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

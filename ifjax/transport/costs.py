@@ -8,7 +8,7 @@ References:
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float
 from ifjax.namespace import AnyArray, fixed, namespace, total
 from ifjax.promotion import with_promotion
 
-# Of a norm; or "cosine".
-Order = float | int | str
+# Of a norm.
+Order = float | int | Literal["cosine"]
 
 # Features per step of an accumulation: XLA fuses 16 differences into one vectorised loop that reads
 # and writes the accumulator once.
@@ -99,7 +99,7 @@ def _norms(x: Float[AnyArray, "..."], axis: int) -> Float[AnyArray, " n"]:
 @with_promotion
 @functools.partial(jax.jit, static_argnames=("p", "axis"))
 def cost_matrix(
-    x: Float[Array, "_ _"], y: Float[Array, "_ _"], p: Order = 1, axis: int = 0
+    x: Float[Array, "_ _"], y: Float[Array, "_ _"], p: float | int | str = 1, axis: int = 0
 ) -> Float[Array, "n m"]:
     r"""Distances :math:`C_{ij} = \|x_i - y_j\|_p` between two sets of rows.
 
@@ -137,11 +137,11 @@ def cost_matrix(
         raise ValueError(f"cost_matrix needs a norm p >= 1, inf or 'cosine', got p = {p!r}")
     dtype = jnp.result_type(jnp.float32, x, y)
     x, y = x.astype(dtype), y.astype(dtype)
-    return _distances(x, y, p, axis)
+    return _distances(x, y, "cosine" if isinstance(p, str) else p, axis)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _distances(x: Array, y: Array, p: Any, axis: int) -> Float[Array, "n m"]:
+def _distances(x: Array, y: Array, p: Order, axis: int) -> Float[Array, "n m"]:
     if axis and p in (2, "cosine"):
         x, y, axis = x.T, y.T, 0
     if p == "cosine":
@@ -161,19 +161,19 @@ def _distances(x: Array, y: Array, p: Any, axis: int) -> Float[Array, "n m"]:
     return scale * powers ** jnp.asarray(1 / p, powers.dtype)
 
 
-def _forward(x: Array, y: Array, p: Any, axis: int) -> tuple[Array, tuple[Array, Array, Array]]:
+def _forward(x: Array, y: Array, p: Order, axis: int) -> tuple[Array, tuple[Array, Array, Array]]:
     cost = jnp.asarray(_distances(x, y, p, axis))
     return cost, (x, y, cost)
 
 
 def _backward(
-    p: Any, axis: int, residuals: tuple[Array, Array, Array], g: Float[Array, "n m"]
+    p: Order, axis: int, residuals: tuple[Array, Array, Array], g: Float[Array, "n m"]
 ) -> tuple[Array, Array]:
     x, y, cost = residuals
     if axis:
         of_x, of_y = _backward(p, 0, (x.T, y.T, cost), g)
         return of_x.T, of_y.T
-    if p in (2, "cosine"):
+    if p == "cosine" or p == 2:
         if p == 2:
             # The direction between rows that differ by rounding alone is noise.
             rounding = jnp.finfo(cost.dtype).eps * jnp.sqrt(_sizes(x)[:, None] + _sizes(y))
@@ -199,7 +199,7 @@ def _pulled(
     y: Float[Array, "m d"],
     g: Float[Array, "n m"],
     cost: Float[Array, "n m"],
-    p: Any,
+    p: float | int,
 ) -> Float[Array, "n d"]:
     """The sum over j of g_ij times the derivative of the distance from x_i to y_j."""
     scale = jnp.where(cost > 0, cost, 1)
@@ -216,10 +216,10 @@ def _pulled(
             total = total + jnp.where(t > 0, weight, jnp.where(t < 0, -weight, 0))
         return total
 
-    return jax.lax.fori_loop(0, _chunks(y.shape[0]), step, jnp.zeros_like(x))
+    return jax.lax.fori_loop(0, -(-y.shape[0] // CHUNK), step, jnp.zeros_like(x))
 
 
-def _squares(x: Float[Array, "n d"], y: Float[Array, "m d"], p: Any) -> Float[Array, "n m"]:
+def _squares(x: Float[Array, "n d"], y: Float[Array, "m d"], p: Order) -> Float[Array, "n m"]:
     """Squared Euclidean distances, for the cosine of normalised rows; accurate however small."""
     u, v = _scales(x, p), _scales(y, p)
     size = (u * u * _sizes(x))[:, None] + v * v * _sizes(y)
@@ -252,7 +252,7 @@ def _squares(x: Float[Array, "n d"], y: Float[Array, "m d"], p: Any) -> Float[Ar
     return jax.lax.while_loop(unfinished, again, (square, jnp.any(near, axis=1)))[0]
 
 
-def _scales(x: Float[Array, "n d"], p: Any) -> Float[Array, " n"]:
+def _scales(x: Float[Array, "n d"], p: Order) -> Float[Array, " n"]:
     """What the rows are multiplied by: for the cosine, to have norm one, or zero."""
     size = _sizes(x)
     if p == 2:
@@ -276,7 +276,7 @@ def _accumulate(
     # An update of a part of an array XLA leaves to one thread; others would wait for each other.
     spare = n * m <= _SHORT
 
-    def step(total: Array, start: Any, count: int) -> Array:
+    def step(total: Array, start: Array | int, count: int) -> Array:
         def cut(z: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(z, start, count, 1 - axis)
 
@@ -293,10 +293,6 @@ def _accumulate(
         total = jax.lax.fori_loop(0, d // CHUNK, lambda i, t: step(t, i * CHUNK, CHUNK), total)
     rest = d % CHUNK
     return (step(total, d - rest, rest) if rest else total)[:n]
-
-
-def _chunks(size: int) -> int:
-    return -(-size // CHUNK)
 
 
 def _chunk(z: Float[Array, "n d"], i: Array, axis: int) -> Float[Array, "chunk _"]:

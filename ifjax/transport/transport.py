@@ -9,7 +9,7 @@ References:
   ICLR 2024, section 3.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,8 +136,7 @@ def solve(
     chosen = solvers.solver_of(solver, epsilon)
     dtype = jnp.result_type(jnp.float32, cost)
     cost, a, b = (jnp.asarray(x, dtype) for x in (cost, a, b))
-    start: Any = init.potential if isinstance(init, Transport) else init
-    solution = chosen(cost, a, b, start)
+    solution = chosen(cost, a, b, init.potential if isinstance(init, Transport) else init)
     return Transport(
         map=solution.map,
         targets=targets,

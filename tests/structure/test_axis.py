@@ -1,90 +1,15 @@
-"""Axis expressions against arrays that are re-indexed position by position."""
+"""Axis expressions: values that go through JSON and jit."""
 
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ifjax.structure import axis as ex
-from ifjax.structure import axis_arrays
+from tests.structure.expressions import EXPRESSIONS
 
 pytestmark = pytest.mark.usefixtures("unchecked")
-
-SIZES = {"a": 3, "b": 2, "c": 4}
-ATOMS = st.sampled_from([ex.Atom(n, k) for n, k in SIZES.items()])
-LEAVES = ATOMS | st.builds(ex.Pinned, st.integers(1, 3))
-
-
-def nest(inner):
-    parts = st.lists(inner, min_size=1, max_size=3).map(tuple)
-    return st.builds(ex.Product, parts) | st.builds(ex.Sum, parts)
-
-
-EXPRESSIONS = st.recursive(LEAVES, nest, max_leaves=6).filter(lambda e: ex.size(e) <= 150)
-
-
-def labels(e: ex.Expression, neurons: dict[str, list]) -> list:
-    """What lies at every position: the factors' and segments' labels, nested."""
-    match e:
-        case ex.Atom(name, _):
-            return [(name, i) for i in neurons[name]]
-        case ex.Pinned(n):
-            return [("pinned", i) for i in range(n)]
-        case ex.Sum(parts):
-            return [(k, x) for k, p in enumerate(parts) for x in labels(p, neurons)]
-        case ex.Product(parts):
-            found = [()]
-            for p in parts:
-                found = [(*f, x) for f in found for x in labels(p, neurons)]
-            return found
-
-
-FULL = {n: list(range(k)) for n, k in SIZES.items()}
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(EXPRESSIONS, st.fixed_dictionaries({n: st.permutations(FULL[n]) for n in "ab"}), st.data())
-def test_indices_are_the_positions_of_the_selected_neurons(e, chosen, data):
-    chosen = {n: c[: data.draw(st.integers(1, len(c)))] for n, c in chosen.items()}
-    before = labels(e, FULL)
-    after = labels(e, FULL | chosen)
-    index = axis_arrays.indices(e, {n: np.array(c) for n, c in chosen.items()})
-    assert [before[i] for i in index] == after
-    sizes = {n: len(c) for n, c in chosen.items()}
-    assert ex.size(e, sizes) == len(after)
-    assert ex.size(e) == len(before)
-    # in two steps, the second one at the sizes that the first one left
-    first = axis_arrays.indices(e, {"a": np.array(chosen["a"])})
-    second = axis_arrays.indices(e, {"b": np.array(chosen["b"])}, {"a": len(chosen["a"])})
-    np.testing.assert_array_equal(np.asarray(first)[second], index)
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(EXPRESSIONS)
-def test_transform_and_rows_go_through_every_occurrence(e):
-    x = np.arange(2.0 * ex.size(e)).reshape(ex.size(e), 2).T
-    chosen = [2, 0]
-    got = axis_arrays.transform(
-        jnp.asarray(x), 1, e, "a", lambda part, axis: jnp.take(part, jnp.array(chosen), axis)
-    )
-    np.testing.assert_array_equal(got, x[:, axis_arrays.indices(e, {"a": np.array(chosen)})])
-    found = axis_arrays.rows(jnp.asarray(x), 1, e, "a")
-    where = labels(e, FULL)
-
-    def holds(label, name, i):
-        if isinstance(label, tuple) and label == (name, i):
-            return True
-        return isinstance(label, tuple) and any(holds(part, name, i) for part in label)
-
-    for i in range(3):  # neuron i's entries are those whose label holds it, once per occurrence
-        entries = np.concatenate([np.zeros(0), *(np.asarray(r[i]) for r in found)])
-        columns = [k for k, label in enumerate(where) if holds(label, "a", i)]
-        assert set(entries) == set(x[:, columns].ravel())
-    assert len(found) == len(list(ex.places(e, "a")))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -103,19 +28,14 @@ def test_other_json_is_an_error(value):
         ex.from_json(value)
 
 
-def test_traced_selections():
-    e = ex.Sum((ex.Pinned(2), ex.Product((ex.Atom("a", 3), ex.Pinned(2)))))
-    index = jax.jit(lambda i: axis_arrays.indices(e, {"a": i}))(jnp.array([2, 0]))
-    assert index.tolist() == [0, 1, 6, 7, 2, 3]
-
-
 def test_expressions_are_static_in_jitted_functions():
     e = ex.Product((ex.Atom("a", 3), ex.Pinned(2)))
     assert jax.tree.leaves({"e": e}) == []
     assert hash(e) == hash(ex.Product((ex.Atom("a", 3), ex.Pinned(2))))
 
 
-def test_a_transformed_axis_beside_an_empty_one():
-    e = ex.Product((ex.Atom("a", 3), ex.Pinned(2)))
-    got = axis_arrays.transform(jnp.zeros((0, 6)), 1, e, "a", lambda x, axis: x[:, :1])
-    assert got.shape == (0, 2)
+def test_atoms_are_replaced_wherever_they_are():
+    e = ex.Sum((ex.Atom("a", 3), ex.Product((ex.Pinned(2), ex.Atom("b", 4)))))
+    found = ex.mapped(e, lambda a: ex.Pinned(a.size, a.name))
+    assert found == ex.Sum((ex.Pinned(3, "a"), ex.Product((ex.Pinned(2), ex.Pinned(4, "b")))))
+    assert ex.mapped(ex.Pinned(2), lambda a: ex.Pinned(0)) == ex.Pinned(2)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
+
+from ifjax.namespace import AnyArray
 
 # Differences |x - y| that SciPy takes in the time that a tile takes to be begun.
 _SMALL = 2**23
@@ -45,16 +46,15 @@ def distances(
     return scale * _tiled(x, y, float(p), 1 / scale) ** (1 / p)
 
 
-def _by_scipy(x: Any, y: Any, p: Any) -> Any:
+def _by_scipy(x: np.ndarray, y: np.ndarray, p: float | int) -> np.ndarray:
     from scipy.spatial.distance import cdist
 
-    names: dict[Any, Any] = {1: "cityblock", math.inf: "chebyshev"}
-    options = {} if p in names else {"p": p}
-    found = cdist(x.T, y.T, names.get(p, "minkowski"), **options)
-    return found.astype(x.dtype)
+    if p == 1 or math.isinf(p):
+        return cdist(x.T, y.T, "cityblock" if p == 1 else "chebyshev").astype(x.dtype)
+    return cdist(x.T, y.T, "minkowski", p=p).astype(x.dtype)
 
 
-def _euclidean(x: Any, y: Any, p: Any) -> Any:
+def _euclidean(x: np.ndarray, y: np.ndarray, p: float | int | str) -> np.ndarray:
     """Euclidean distances, or one minus the cosine: by a product, near pairs pair by pair."""
     dtype = x.dtype
     x, y = x.T, y.T
@@ -78,12 +78,12 @@ def _euclidean(x: Any, y: Any, p: Any) -> Any:
     return found.astype(dtype)
 
 
-def _tiled(x: Any, y: Any, p: float, by: Any = None) -> Any:
+def _tiled(x: np.ndarray, y: np.ndarray, p: float, by: np.ndarray | None = None) -> np.ndarray:
     """Folds |x_ik - y_jk| over the features k: the sum of powers, or the largest."""
     n, m, side = x.shape[1], y.shape[1], _side()
     rows, columns = _blocks(x, side), _blocks(y, side)
     scales = None if by is None else _blocks(by, side)
-    totals: dict[tuple[int, int], Any] = {}
+    totals: dict[tuple[int, int], AnyArray] = {}
     for k in range(rows.shape[0]):  # feature after feature, so that tiles run side by side
         for i in range(rows.shape[1]):
             for j in range(columns.shape[1]):
@@ -105,7 +105,7 @@ def _chunk() -> int | None:
     return 16 if jax.default_backend() == "cpu" else None
 
 
-def _blocks(x: Any, side: int) -> Any:
+def _blocks(x: np.ndarray, side: int) -> np.ndarray:
     """A matrix as ``[i, j, side, side]``, filled up with zeros."""
     rows, columns = (-(-size // side) for size in x.shape)
     whole = np.zeros((rows * side, columns * side), x.dtype)
@@ -114,19 +114,19 @@ def _blocks(x: Any, side: int) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("p", "chunk"))
-def _tile(total: Any, x: Any, y: Any, by: Any, p: float, chunk: int | None) -> Any:
+def _tile(total: Array, x: Array, y: Array, by: Array | None, p: float, chunk: int | None) -> Array:
     """One block of features ``[d, n]`` and ``[d, m]`` more."""
 
-    def add(total: Any, t: Any, axis: int | None = None) -> Any:
+    def add(total: Array, t: Array, axis: int | None = None) -> Array:
         if math.isinf(p):
             return jnp.maximum(total, t if axis is None else jnp.max(t, axis))
-        t = t if p == 1 else (t * by) ** p
+        t = t if p == 1 or by is None else (t * by) ** p
         return total + (t if axis is None else jnp.sum(t, axis))
 
     if chunk is None:
         return add(total, jnp.abs(x[:, :, None] - y[:, None]), 0)
 
-    def step(i: Any, total: Any) -> Any:
+    def step(i: Array, total: Array) -> Array:
         u, v = (jax.lax.dynamic_slice_in_dim(z, i * chunk, chunk) for z in (x, y))
         for k in range(chunk):
             total = add(total, jnp.abs(u[k, :, None] - v[k]))

@@ -5,21 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
 from ifjax.fusion import batch_norm
-from ifjax.fusion.merge import group_map, merge_leaf
+from ifjax.fusion.merge import GroupMap, Maps, group_map, merge_leaf
 from ifjax.fusion.merge_steps import Merges
 from ifjax.fusion.program import Program, Refit
+from ifjax.namespace import AnyArray, Arrays
 from ifjax.parallel import threads
 from ifjax.structure.structure import BatchNorm, Group
 from ifjax.transport.transport import Transport
 from ifjax.tree import promoted
-
-Arrays = Mapping[str, Any]
-Maps = Mapping[str, Any]
 
 
 def merged(
@@ -28,7 +25,7 @@ def merged(
     transports: Mapping[str, Transport],
     kind: str = "weights",
     sources: Mapping[str, int | None] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, AnyArray]:
     """The leaves that hold a group, at their small widths, in their dtypes.
 
     Args:
@@ -62,7 +59,7 @@ def merged(
     }
 
 
-def fold(leaves: Arrays, norms: Sequence[BatchNorm]) -> dict[str, Any]:
+def fold(leaves: Arrays, norms: Sequence[BatchNorm]) -> dict[str, AnyArray]:
     """`ifjax.fusion.batch_norm.fold`, the norms side by side."""
     calls = [functools.partial(batch_norm.fold_one, leaves, norm) for norm in norms]
     each = threads.each(calls, [leaves[norm.kernel].size for norm in norms], leaves)
@@ -76,12 +73,12 @@ def group_maps(
     kind: str,
     sources: Mapping[str, int | None],
     in_place: bool | None = None,
-) -> dict[str, Any]:
+) -> dict[str, GroupMap | list[GroupMap]]:
     """What merging reads of the transports of some groups, of every entry of a batch."""
     in_place = program.keep_shape if in_place is None else in_place
     merge = program.merge(kind)
 
-    def one(group: Group) -> Any:
+    def one(group: Group) -> GroupMap | list[GroupMap]:
         found = transports[group.name]
         by = functools.partial(
             group_map,
@@ -111,7 +108,7 @@ def applied(
     merge: Mapping[str, str],
     full: bool = False,
     neutral: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, AnyArray]:
     """The leaves that some groups lie in, merged, as far as they are given."""
     found = [(path, steps) for path, steps in merges.items() if path in leaves]
     calls = [
@@ -131,7 +128,7 @@ def _refit(
     merge: Mapping[str, str],
     program: Program,
     leaves: Arrays,
-) -> dict[str, Any]:
+) -> dict[str, AnyArray]:
     """The leaves of one batch norm, with the slope and the spread that merging gives it."""
     norm, full = refit.norm, program.keep_shape
     kernel, scale, variance = folded[norm.kernel], work[norm.scale], work[norm.variance]

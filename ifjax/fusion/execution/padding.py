@@ -6,17 +6,17 @@ import dataclasses
 import functools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ifjax.fusion.problem import Problem
 from ifjax.fusion.program import GroupProblem, Level
-from ifjax.namespace import namespace
+from ifjax.namespace import AnyArray, namespace
 from ifjax.transport import transport
-from ifjax.transport.solvers import HostSolver
+from ifjax.transport.solvers import HostSolver, Solver
 from ifjax.transport.transport import Transport
 
 # Costs that are iterated on in the time that a solver takes to be compiled, and to be begun.
@@ -94,7 +94,7 @@ def _batch(counts: Sequence[int], costs: int, backend: str) -> int:
 def solve_padded(
     groups: Sequence[GroupProblem],
     problems: Sequence[Problem],
-    starts: Sequence[Any],
+    starts: Sequence[AnyArray | None],
     padding: Mapping[str, Padding],
 ) -> list[Transport]:
     """The transports of groups that do not wait on each other, batch by batch.
@@ -108,10 +108,10 @@ def solve_padded(
     Returns:
       A transport ``[count, ...]`` per group.
     """
-    alike: dict[Any, list[tuple[int, int]]] = defaultdict(list)
+    alike: dict[tuple[Solver | None, Padding], list[tuple[int, int]]] = defaultdict(list)
     for g, group in enumerate(groups):
         alike[group.solver, padding[group.name]] += [(g, i) for i in range(group.count)]
-    found: list[list[Any]] = [[None] * group.count for group in groups]
+    found: dict[int, dict[int, Transport]] = defaultdict(dict)
     for (solver, size), members in alike.items():
         for first in range(0, len(members), size.batch):
             batch = members[first : first + size.batch]
@@ -132,16 +132,17 @@ def solve_padded(
                 found[g][i] = one._replace(
                     map=one.map[:n, :m], potential=one.potential[:n], targets=problems[g].targets[i]
                 )
-    return [jax.tree.map(lambda *x: namespace(*x).stack(x), *transports) for transports in found]
+    each = ([found[g][i] for i in range(group.count)] for g, group in enumerate(groups))
+    return [jax.tree.map(lambda *x: namespace(*x).stack(x), *transports) for transports in each]
 
 
 def _stacked(
     problems: Sequence[Problem],
-    starts: Sequence[Any],
+    starts: Sequence[AnyArray | None],
     members: Sequence[tuple[int, int]],
     size: Padding,
     name: str,
-) -> Any:
+) -> AnyArray:
     """One field of some problems; filled up with zeros, where mass is zero nothing is present."""
     parts, shape = [], {"cost": (size.n, size.m), "b": (size.m,)}.get(name, (size.n,))
     for g, i in members:
@@ -156,8 +157,8 @@ def _stacked(
 
 
 @functools.partial(jax.jit, static_argnames="solver")
-def _solved(cost: Any, a: Any, b: Any, start: Any, solver: Any) -> Transport:
-    def one(cost: Any, a: Any, b: Any, start: Any) -> Transport:
+def _solved(cost: Array, a: Array, b: Array, start: Array | None, solver: Solver) -> Transport:
+    def one(cost: Array, a: Array, b: Array, start: Array | None) -> Transport:
         targets = jnp.arange(b.shape[0])
         return transport.solve(cost, a, b, targets, solver=solver, init=start)
 

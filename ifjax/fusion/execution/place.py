@@ -6,15 +6,16 @@ import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
+from jax.sharding import Sharding
 from jaxtyping import PyTree
 
 from ifjax.fusion.program import Program
+from ifjax.namespace import Arrays
 from ifjax.parallel.placement import on_mesh
 from ifjax.parallel.sharding import laid_like
 from ifjax.spec.shardings import explicit_maps, explicit_outputs
@@ -44,13 +45,13 @@ def to_host(tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, [np.asarray(x) if fetch else x for x, fetch in pairs])
 
 
-def _is_key(x: Any) -> bool:
+def _is_key(x: jax.Array) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def to_devices(found: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[str, jax.Array]:
+def to_devices(found: Mapping[str, np.ndarray], like: Arrays) -> dict[str, jax.Array]:
     """Arrays from the host where the given ones lie, all at once: nothing is compiled."""
-    alike: dict[Any, dict[str, np.ndarray]] = defaultdict(dict)
+    alike: dict[Sharding | None, dict[str, np.ndarray]] = defaultdict(dict)
     for path, x in found.items():
         full = like[path]
         # Where an array was not put on a device on purpose, its small one is not either.
@@ -95,7 +96,7 @@ def _traced(function: Callable[..., PyTree], program: Program, *given: PyTree) -
     return function(program, *given)
 
 
-def placed(params: PyTree, small: Mapping[str, Any]) -> PyTree:
+def placed(params: PyTree, small: Arrays) -> PyTree:
     """The parameters with small leaves, where the full ones lie."""
     leaves = leaves_by_path(params)
     if is_held(small):
@@ -103,7 +104,7 @@ def placed(params: PyTree, small: Mapping[str, Any]) -> PyTree:
     return laid_like(with_leaves(params, {**leaves, **small}), params)
 
 
-def leaf_outputs(program: Program, params: PyTree, read: Mapping[str, Any]) -> dict[str, P]:
+def leaf_outputs(program: Program, params: PyTree, read: Arrays) -> dict[str, P]:
     """The `PartitionSpec` of every merged leaf, of parameters on a mesh with explicit axes."""
     places = leaves_by_path(explicit_outputs(program.spec, params, program.keep_shape))
     return {path: places[path] for path in program.merges if path in read}
@@ -114,8 +115,6 @@ def map_outputs(program: Program) -> dict[str, P]:
     return explicit_maps(program.spec.structure)
 
 
-def fused_outputs(
-    program: Program, params: PyTree, read: Mapping[str, Any]
-) -> tuple[dict[str, P], P]:
+def fused_outputs(program: Program, params: PyTree, read: Arrays) -> tuple[dict[str, P], P]:
     """The `PartitionSpec` of the merged leaves, and of how their maps were solved."""
     return leaf_outputs(program, params, read), P()

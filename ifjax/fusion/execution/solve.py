@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
+from ifjax.activations.statistics import Stats
 from ifjax.fusion.execution.distances import distances
 from ifjax.fusion.execution.merging import applied, group_maps
 from ifjax.fusion.execution.padding import Padding, paddings, solve_padded
-from ifjax.fusion.execution.sources import Arrays, Sources, sources_of
+from ifjax.fusion.execution.sources import Sources, sources_of
 from ifjax.fusion.problem import (
     Problem,
     check_problem,
@@ -26,9 +28,11 @@ from ifjax.fusion.problem import (
     selected,
 )
 from ifjax.fusion.program import GroupProblem, Level, Program
+from ifjax.namespace import AnyArray, Arrays
 from ifjax.parallel import placement, ring, threads
 from ifjax.parallel.callback import called
 from ifjax.transport import costs
+from ifjax.transport.costs import Order
 from ifjax.transport.solvers import HostSolver
 from ifjax.transport.transport import Transport
 
@@ -37,7 +41,7 @@ def solved(
     program: Program,
     leaves: Arrays,
     scores: Arrays,
-    stats: Any = None,
+    stats: Stats | None = None,
     init: Mapping[str, Transport] | None = None,
 ) -> dict[str, Transport]:
     """The transports of all groups.
@@ -78,7 +82,7 @@ def changed(
     return sources.changed(lambda leaves: applied(leaves, level.changes, maps, program.merge()))
 
 
-def _start(init: Mapping[str, Transport] | None, p: GroupProblem) -> Any:
+def _start(init: Mapping[str, Transport] | None, p: GroupProblem) -> AnyArray | None:
     """The source potentials ``[count, n]`` to start from."""
     if init is None or p.name not in init:
         return None
@@ -91,7 +95,7 @@ def _start(init: Mapping[str, Transport] | None, p: GroupProblem) -> Any:
     return potential.reshape(-1, p.size)
 
 
-def _keys(p: GroupProblem) -> Any:
+def _keys(p: GroupProblem) -> Key[Array, " count"] | None:
     """A random key for every entry of a group, where one is needed."""
     method = p.method
     drawn = p.reads != "given" and method.importance_value.random
@@ -104,7 +108,7 @@ def _keys(p: GroupProblem) -> Any:
 def _on_host(
     problems: Sequence[GroupProblem],
     sources: Sources,
-    starts: Sequence[Any],
+    starts: Sequence[AnyArray | None],
     padding: Mapping[str, Padding],
 ) -> list[Transport]:
     """Problems in numpy on threads; what is solved on the host is solved where it is read."""
@@ -117,18 +121,22 @@ def _on_host(
             calls.append(functools.partial(_one, p, *given_arrays))
             sizes.append(math.prod(p.extent) * p.described.features)
     results = iter(threads.each(calls, sizes))
-    found = [_stack([next(results) for _ in range(p.count)]) for p in problems]
+    found = [
+        jax.tree.map(lambda *x: np.stack(x), *itertools.islice(results, p.count)) for p in problems
+    ]
     return _solve_the_rest(problems, found, starts, padding)
 
 
-def _entry(p: GroupProblem, i: int, *trees: Any) -> Any:
+def _entry(
+    p: GroupProblem, i: int, entry: Arrays, scored: Arrays, *rows: AnyArray | None
+) -> tuple[PyTree, ...]:
     """One entry of arrays with the batch in front, or where there is none arrays as they are."""
-    dicts = [{path: x[i] if p.batch else x for path, x in tree.items()} for tree in trees[:2]]
-    return [*dicts, *(None if x is None else x[i] for x in trees[2:])]
+    dicts = [{path: x[i] if p.batch else x for path, x in tree.items()} for tree in (entry, scored)]
+    return (*dicts, *(None if x is None else x[i] for x in rows))
 
 
 def _one(
-    p: GroupProblem, entry: Arrays, scored: Arrays, given: Any, key: Any
+    p: GroupProblem, entry: Arrays, scored: Arrays, given: AnyArray | None, key: PRNGKeyArray | None
 ) -> Problem | Transport:
     """One entry of a group, solved if that is done on the host."""
     if p.in_numpy:
@@ -146,46 +154,53 @@ def _one(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compiled(p: GroupProblem, *given: Any) -> Problem:
+def _compiled(p: GroupProblem, *given: PyTree) -> Problem:
     """The problem of a group whose metric or targets know arrays of jax alone."""
     return problem_of(p, *given, distances=_distances)
-
-
-def _stack(each: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *x: np.stack(x), *each)
 
 
 def _traced(
     problems: Sequence[GroupProblem],
     sources: Sources,
-    starts: Sequence[Any],
+    starts: Sequence[AnyArray | None],
     padding: Mapping[str, Padding],
 ) -> list[Transport]:
     """Problems of jax: one call to the host for all that is solved there."""
-    found: list[Any] = []
+    found: list[Problem | Transport] = []
     for p in problems:
 
-        def one(p: GroupProblem, *given: Any) -> Any:
+        def one(p: GroupProblem, *given: PyTree) -> Problem | Transport:
             problem = problem_of(p, *given, distances=_distances)
             return selected(problem) if p.solver is None else problem._replace(scores=None)
 
         given = (*sources.of(p), _keys(p))
         found.append(_over(p, functools.partial(one, p), *given))
-    hosted = [i for i, p in enumerate(problems) if isinstance(p.solver, HostSolver)]
+    hosted = {
+        i: x
+        for i, x in enumerate(found)
+        if isinstance(x, Problem) and isinstance(problems[i].solver, HostSolver)
+    }
     if hosted:
-        each = _called([problems[i] for i in hosted], [found[i] for i in hosted])
+        each = _called([problems[i] for i in hosted], list(hosted.values()))
         for i, transport in zip(hosted, each, strict=True):
             found[i] = transport
     return _solve_the_rest(problems, found, starts, padding)
 
 
-def _distances(x: Any, y: Any, p: Any) -> Any:
+def _distances(x: Array, y: Array, p: Order) -> Array:
     """Between columns of features, wherever they lie."""
     metric = functools.partial(costs.cost_matrix, p=p, axis=1)
     return ring.pairwise(metric, x, y, axis=1)
 
 
-def _over(p: GroupProblem, function: Any, entry: Any, scored: Any, given: Any, keys: Any) -> Any:
+def _over(
+    p: GroupProblem,
+    function: Callable[..., PyTree],
+    entry: Arrays,
+    scored: Arrays,
+    given: Array | None,
+    keys: Key[Array, " count"] | None,
+) -> PyTree:
     """A function of every entry; of a group without batch axes without vmap."""
     if p.batch:
         return jax.vmap(function)(entry, scored, given, keys)
@@ -196,7 +211,8 @@ def _over(p: GroupProblem, function: Any, entry: Any, scored: Any, given: Any, k
 def _called(groups: Sequence[GroupProblem], problems: Sequence[Problem]) -> list[Transport]:
     """Transports that the host solves, in one call."""
 
-    def shapes(p: GroupProblem, problem: Problem) -> Any:
+    def shapes(p: GroupProblem, problem: Problem) -> Transport:
+        assert problem.cost is not None  # it is to be solved
         dtype, count = problem.cost.dtype, p.count
         kinds = {"converged": np.bool_, "iterations": np.int32, "targets": problem.targets.dtype}
         sizes = {"map": (p.size, p.kept), "targets": (p.kept,), "potential": (p.size,)}
@@ -206,17 +222,18 @@ def _called(groups: Sequence[GroupProblem], problems: Sequence[Problem]) -> list
         )
         return Transport(*fields)
 
-    def solve(problems: Sequence[Problem]) -> list[Any]:
-        found: list[Any] = [None] * len(problems)
-        alike: dict[Any, list[int]] = defaultdict(list)
+    def solve(problems: Sequence[Problem]) -> list[Transport]:
+        found: dict[int, Transport] = {}
+        alike: dict[HostSolver, list[int]] = defaultdict(list)
         for i, p in enumerate(groups):
-            alike[p.solver].append(i)
+            if isinstance(p.solver, HostSolver):
+                alike[p.solver].append(i)
         for solver, members in alike.items():
             each = [moving(problems[i]) for i in members]
             plans = solver.solve_all(*map(list, zip(*each, strict=True)))
             for i, solution in zip(members, plans, strict=True):
                 found[i] = completed(problems[i], *solution)
-        return found
+        return [found[i] for i in range(len(problems))]
 
     wanted = [shapes(p, problem) for p, problem in zip(groups, problems, strict=True)]
     return jax.tree.map(placement.replicated, called(solve, wanted, list(problems)))
@@ -224,24 +241,23 @@ def _called(groups: Sequence[GroupProblem], problems: Sequence[Problem]) -> list
 
 def _solve_the_rest(
     problems: Sequence[GroupProblem],
-    found: list[Any],
-    starts: Sequence[Any],
+    found: list[Problem | Transport],
+    starts: Sequence[AnyArray | None],
     padding: Mapping[str, Padding],
 ) -> list[Transport]:
     """The transports, those in the place of problems solved on devices."""
-    rest = [i for i, each in enumerate(found) if isinstance(each, Problem)]
-    done = solve_padded(
-        [problems[i] for i in rest], [found[i] for i in rest], [starts[i] for i in rest], padding
+    rest = {i: x for i, x in enumerate(found) if isinstance(x, Problem)}
+    each = solve_padded(
+        [problems[i] for i in rest], list(rest.values()), [starts[i] for i in rest], padding
     )
-    for i, transport in zip(rest, done, strict=True):
-        found[i] = transport
-    return found
+    done = dict(zip(rest, each, strict=True))
+    return [done[i] if isinstance(x, Problem) else x for i, x in enumerate(found)]
 
 
-def scored(program: Program, leaves: Arrays, stats: Any) -> dict[str, Any]:
+def scored(program: Program, leaves: Arrays, stats: Stats | None) -> dict[str, AnyArray]:
     """The scores ``[*batch, n]`` of all groups, on the given parameters."""
     sources = sources_of(program, leaves, {}, stats)
-    found: dict[str, Any] = {}
+    found: dict[str, AnyArray] = {}
     for p in (p for level in program.levels for p in level.problems):
         _, arrays, given = sources.of(p)
         keys = _keys(p)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
+from ifjax.activations.statistics import Stats
 from ifjax.fusion.execution.merging import fold
 from ifjax.fusion.program import GroupProblem, Program
 from ifjax.importance.independence import gram_independence
-from ifjax.namespace import fixed
+from ifjax.namespace import AnyArray, Arrays, fixed
 from ifjax.tree import promoted
-
-Arrays = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +36,10 @@ class Sources:
     products: Arrays
     statistics: Arrays
 
-    def of(self, group: GroupProblem) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    def of(self, group: GroupProblem) -> tuple[Arrays, Arrays, AnyArray | None]:
         """What a group is described by, scored by, and its given scores, a batch in front."""
         found = {"raw": self.raw, "norm_scales": self.dense, "gradients": self.products}
-        scored: dict[str, Any] = {}
+        scored: Arrays = {}
         if group.scored is not None:
             scored = group.scored.entries(found.get(group.reads, self.described))
         given = self.statistics.get(group.name)
@@ -56,16 +54,16 @@ class Sources:
         return dataclasses.replace(self, described=described, raw=raw)
 
 
-def sources_of(program: Program, leaves: Arrays, scores: Arrays, stats: Any) -> Sources:
+def sources_of(program: Program, leaves: Arrays, scores: Arrays, stats: Stats | None) -> Sources:
     """What the groups of a program are read from before any of them is fused."""
     spec = program.spec
     dense = {path: fixed(promoted(leaves[path])) for path in program.read}
     folded = fold(dense, program.norms)
     products, statistics = {}, dict(scores)
     reads = {p.reads for level in program.levels for p in level.problems}
-    if "gradients" in reads:
+    if stats is not None and "gradients" in reads:
         products = {path: (dense[path] * g).real for path, g in stats.gradients.items()}
-    if "statistic" in reads:
+    if stats is not None and "statistic" in reads:
         values = getattr(stats, program.statistic or "")
         for group in spec.structure.in_order():
             if group.name in values and group.name not in scores:
@@ -74,7 +72,7 @@ def sources_of(program: Program, leaves: Arrays, scores: Arrays, stats: Any) -> 
     return Sources(folded, dense if "raw" in reads else {}, dense, products, statistics)
 
 
-def _per_neuron(x: Any, batch: int) -> Any:
+def _per_neuron(x: AnyArray, batch: int) -> AnyArray:
     """A statistic ``[*batch, n]``; of Gram matrices ``[*batch, n, n]`` what a channel holds."""
     if x.ndim == batch + 1:
         return x

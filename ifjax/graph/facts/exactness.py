@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import JaxprEqn
+from jax.typing import ArrayLike
 
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.interpret import Control, interpret
@@ -162,7 +162,7 @@ class _Zeros:
         both = [(lhs, a), (rhs, b)]
         if equation.primitive.name == "conv_general_dilated":
             contracted.append(rhs[axes.contracted[1][0]])
-            sources: list[Any] = [both[:1]] * len(outs[0])
+            sources = [both[:1]] * len(outs[0])
             grouped = equation.params["feature_group_count"] > 1
             features = equation.params["dimension_numbers"].out_spec[1]
             sources[features] = both if grouped else both[1:]
@@ -185,7 +185,7 @@ def _all(values: Sequence[_Value]) -> _Value:
     return _Value(zero, frozenset.intersection(*(v.plain for v in moving)))
 
 
-def _constant(value: Any) -> _Value:
+def _constant(value: ArrayLike) -> _Value:
     if isinstance(value, Tracer) or not jnp.issubdtype(jnp.result_type(value), jnp.number):
         return _Value(frozenset())
     return _Value(None if not np.any(np.asarray(value)) else frozenset())

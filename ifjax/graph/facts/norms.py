@@ -14,12 +14,12 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import JaxprEqn, Var
+from jax.typing import ArrayLike
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore
@@ -235,7 +235,7 @@ class _Forms:
         return self.base()
 
 
-def _constant(value: Any) -> _Affine:
+def _constant(value: ArrayLike) -> _Affine:
     dtype = getattr(value, "dtype", None) or np.result_type(value)
     is_number = jnp.issubdtype(dtype, np.number)
     if is_number and np.ndim(value) == 0 and not isinstance(value, Tracer):

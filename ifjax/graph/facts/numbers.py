@@ -17,10 +17,10 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.typing import ArrayLike
 
 from ifjax.graph.facts.belonging import Candidate, Kept, belongs, is_plain
 from ifjax.graph.facts.origins import NOTHING, Origins
@@ -73,7 +73,7 @@ class Numbers:
 
 
 def find_numbers(
-    frame: Frame, store: AxisStore, inputs: int, twins: Sequence[Mapping[int, Any]] = ()
+    frame: Frame, store: AxisStore, inputs: int, twins: Sequence[Mapping[int, Jaxpr]] = ()
 ) -> Numbers:
     """Looks for the numbers that come from widths.
 
@@ -92,7 +92,7 @@ def find_numbers(
 class _Search:
     """One walk through a function's equations."""
 
-    def __init__(self, store: AxisStore, twins: Sequence[Mapping[int, Any]]) -> None:
+    def __init__(self, store: AxisStore, twins: Sequence[Mapping[int, Jaxpr]]) -> None:
         self.store, self.twins = store, twins
         self.origins = Origins()
         self.here: tuple[Frame, int] | None = None
@@ -100,7 +100,7 @@ class _Search:
         self.kept: dict[tuple[int, int], Kept] = {}
         self.asks: set[int] = set()
         self.wonders: set[int] = set()
-        self.uses: dict[int, Counter[Any]] = {}
+        self.uses: dict[int, Counter[Var]] = {}
 
     def run(self, frame: Frame, inputs: int) -> Numbers:
         control: Control[Value] = Control(
@@ -123,7 +123,7 @@ class _Search:
     def _visit(self, frame: Frame, i: int) -> None:
         self.here = (frame, i)
 
-    def _literal(self, frame: Frame, i: int, k: int, value: Any) -> Value:
+    def _literal(self, frame: Frame, i: int, k: int, value: ArrayLike) -> Value:
         """A literal, with what stands in its place at the other widths."""
         found = constant(value)
         others = [twin[id(frame)] for twin in self.twins if id(frame) in twin]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from jax.extend.core import JaxprEqn
 
@@ -22,7 +21,7 @@ class Origins:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Any, int] = {}
+        self._known: dict[tuple[object, ...], int] = {}
         self._reduced: dict[int, int] = {}
 
     def new(self) -> int:
@@ -65,11 +64,11 @@ class Origins:
             found.append(number)
         return found
 
-    def _number(self, key: Any) -> int:
+    def _number(self, key: tuple[object, ...]) -> int:
         return self._known.setdefault(key, len(self._known) + 1)
 
 
-def _described(equation: JaxprEqn) -> Any:
+def _described(equation: JaxprEqn) -> tuple[object, ...] | None:
     """What tells an equation from others of its primitive; None where it cannot be told."""
     params = tuple(sorted((k, str(v)) for k, v in equation.params.items() if not _is_large(v)))
     if any(_is_large(v) for v in equation.params.values()):
@@ -77,7 +76,7 @@ def _described(equation: JaxprEqn) -> Any:
     return (params, tuple(str(v.aval) for v in equation.outvars))
 
 
-def _is_large(value: Any) -> bool:
+def _is_large(value: object) -> bool:
     """Whether a parameter is a jaxpr or a function, whose text says too much or too little."""
     items = value if isinstance(value, tuple | list) else (value,)
     return any(hasattr(v, "eqns") or callable(v) for v in items)

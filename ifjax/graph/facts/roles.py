@@ -7,10 +7,10 @@ import functools
 import operator
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jax.extend.core import JaxprEqn
+from jax.typing import ArrayLike
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore
@@ -164,7 +164,7 @@ class _Uses:
         ]
 
 
-def _constant(value: Any) -> _Value:
+def _constant(value: ArrayLike) -> _Value:
     return _Value(0, False, (frozenset(),) * np.ndim(value))
 
 

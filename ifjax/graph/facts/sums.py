@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from ifjax.graph.facts.origins import NOTHING
 from ifjax.jaxprs.walk import Axes, Frame
@@ -20,7 +21,7 @@ Of = Literal["one value", "two values", "a contraction"]
 Key = tuple[Axes, Of, bool]
 
 ROOTS = {"sqrt": HALF, "rsqrt": -HALF, "cbrt": Fraction(1, 3), "square": Fraction(2)}
-ARITHMETIC: dict[str, Callable[..., Any]] = {
+ARITHMETIC: dict[str, Callable[..., float]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
@@ -169,11 +170,11 @@ def added(values: Sequence[Value]) -> Value:
     return Value(sums=tuple(found.values()), paired=any(v.paired for v in values))
 
 
-def constant(value: Any) -> Value:
+def constant(value: ArrayLike) -> Value:
     """A literal or closed-over value."""
     if isinstance(value, Tracer) or np.ndim(value):
         return Value()
     dtype = jnp.result_type(value)
     if jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer):
-        return Value(float(value))
+        return Value(float(np.real(value)))
     return Value()

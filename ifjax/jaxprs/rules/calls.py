@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Atom, Values
 from ifjax.jaxprs.rules.rule import Derive, Resize, Rule
 from ifjax.jaxprs.traits import TRAITS
 from ifjax.jaxprs.walk import Axes, Context
+from ifjax.namespace import Shaped
+
+Run = Callable[..., Values]
 
 
-def _rule(param: str, wrap: Any = None) -> Rule:
+def _rule(param: str, wrap: Callable[[JaxprEqn, Run], Run] | None = None) -> Rule:
     """A rule that walks into ``params[param]``; ``wrap`` re-applies a transformation around it."""
 
     def flow(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
@@ -34,7 +40,7 @@ def _rule(param: str, wrap: Any = None) -> Rule:
     return Rule(flow, rebuild)
 
 
-def _checkpoint(equation: JaxprEqn, run: Any) -> Any:
+def _checkpoint(equation: JaxprEqn, run: Run) -> Run:
     params = equation.params
     return jax.checkpoint(run, policy=params["policy"], prevent_cse=params["prevent_cse"])
 
@@ -78,8 +84,8 @@ def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     moving = [i for i, v in enumerate(equation.invars) if _is_inexact(v)]
     varying = [i for i, v in enumerate(equation.outvars) if _is_inexact(v)]
 
-    def forward_half(*args: Any) -> tuple[list[Any], Any]:
-        def primal(*moved: Any) -> tuple[list[Any], list[Any]]:
+    def forward_half(*args: Array) -> tuple[Values, PyTree]:
+        def primal(*moved: Array) -> tuple[Values, Values]:
             given = dict(enumerate(args)) | dict(zip(moving, moved, strict=True))
             outs = compat.bind(equation, list(given.values()))
             return [outs[i] for i in varying], outs
@@ -87,10 +93,12 @@ def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
         _, pullback, outs = jax.vjp(primal, *(args[i] for i in moving), has_aux=True)
         return outs, pullback
 
-    def rewrite(function: Any, structs: Any, derive: Derive, *axes_and_args: Any) -> Any:
+    def rewrite(
+        function: Callable[..., PyTree], structs: Sequence[Shaped], derive: Derive, *rest: Any
+    ) -> tuple[PyTree, Values, list[Axes], Derive]:
         try:
             jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*structs)
-            return shapes, *derive(jaxpr, (), *axes_and_args)
+            return shapes, *derive(jaxpr, (), *rest)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 "no gradient at the widths of the spec: the derivative rule of the custom_vjp "
@@ -102,20 +110,18 @@ def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     def run(*args: ArrayLike) -> Values:
         return resize.call(resize.note, args)
 
-    def forward(*args: Any) -> tuple[list[Any], Any]:
-        structs = [
-            jax.ShapeDtypeStruct(compat.shape_of(v), compat.dtype_of(v)) for v in equation.invars
-        ]
+    def forward(*args: Array) -> tuple[Values, PyTree]:
+        structs = list(map(compat.struct_of, equation.invars))
         (outs, pullback), flat, axes, derive = rewrite(
             forward_half, structs, resize.derive, resize.inputs, resize.outputs, args
         )
         residuals, tree = jax.tree.flatten(pullback)
         n, k = len(outs), len(residuals)
 
-        def backward_half(*args: Any) -> Any:
+        def backward_half(*args: Array) -> Values:
             return jax.tree.unflatten(tree, args[:k])(list(args[k:]))
 
-        def backward(*args: Any) -> list[Any]:
+        def backward(*args: Array) -> Values:
             structs = [*residuals, *(outs[i] for i in varying)]
             given = [*axes[n:], *(resize.outputs[i] for i in varying)]
             wanted = [resize.inputs[i] for i in moving]
@@ -123,7 +129,7 @@ def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
 
         return flat[:n], jax.tree_util.Partial(backward, *flat[n:])
 
-    def pull(backward: Any, cotangents: list[Any]) -> tuple[Any, ...]:
+    def pull(backward: Callable[..., Values], cotangents: Values) -> tuple[ArrayLike | None, ...]:
         found = dict(zip(moving, backward(*(cotangents[i] for i in varying)), strict=True))
         return tuple(found.get(i) for i in range(len(equation.invars)))
 
@@ -135,7 +141,7 @@ def shard_map(context: Context, equation: JaxprEqn, operands: list[Axes]) -> lis
     """A sharded axis is devices x shard: the devices are pinned, all shards are cut alike."""
     p, store = equation.params, context.store
 
-    def devices(spec: Any, axis: int) -> int:
+    def devices(spec: PartitionSpec, axis: int) -> int:
         names = spec[axis] if axis < len(spec) else None
         names = (names,) if isinstance(names, str) else names or ()
         return math.prod(p["mesh"].shape[name] for name in names)

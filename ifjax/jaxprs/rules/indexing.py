@@ -6,12 +6,12 @@ A static index that selects every s-th position from some start cuts the axis as
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
+from jax.typing import ArrayLike
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Atom, Values
@@ -56,7 +56,7 @@ class Rearranged:
 
 def _rearrangement(
     index: np.ndarray | None,
-    dims: Sequence[Any],
+    dims: Sequence[int],
     dim: int,
     shape: Sequence[int],
     counts: Sequence[int],
@@ -68,7 +68,7 @@ def _rearrangement(
 
 
 def _static(
-    index: np.ndarray | None, dims: Sequence[Any], shape: Sequence[int], counts: Sequence[int]
+    index: np.ndarray | None, dims: Sequence[int], shape: Sequence[int], counts: Sequence[int]
 ) -> dict[int, Range]:
     """By indexed axis, the positions that a gather or scatter selects; empty where not static.
 
@@ -98,12 +98,17 @@ def _static(
 
 
 def _small_index(
-    resize: Resize, value: Any, node: Sequence[int], dims: Sequence[Any], note: Any, rows: int
-) -> Any:
+    resize: Resize,
+    value: ArrayLike,
+    node: Sequence[int],
+    dims: Sequence[int],
+    note: Mapping[int, Range],
+    rows: int,
+) -> ArrayLike:
     """The index array of a gather or scatter at the small widths."""
     if not note:
         return value
-    dtype = value.dtype
+    dtype = jnp.result_type(value)
     if np.ndim(value) == 1:
         starts = [note[d].small_start(resize, node[d]) for d in dims]
         return np.asarray(starts, dtype)
@@ -231,7 +236,9 @@ def rebuild_scatter(resize: Resize, equation: JaxprEqn, values: Values) -> Value
 # slices at a position
 
 
-def _starts(context: Context, atoms: Sequence[Atom], shape: Any, sizes: Any) -> list[Range | None]:
+def _starts(
+    context: Context, atoms: Sequence[Atom], shape: Sequence[int], sizes: Sequence[int]
+) -> list[Range | None]:
     """By axis, the positions that a slice takes, where they are known; starts are clamped."""
     found: list[Range | None] = []
     for atom, n, size in zip(atoms, shape, sizes, strict=True):
@@ -261,8 +268,8 @@ def dynamic_slice(context: Context, equation: JaxprEqn, operands: list[Axes]) ->
 
 
 def _small_starts(
-    resize: Resize, equation: JaxprEqn, first: int, values: Sequence[Any]
-) -> list[Any]:
+    resize: Resize, equation: JaxprEqn, first: int, values: Values
+) -> list[ArrayLike]:
     starts = []
     for k, (node, taken) in enumerate(zip(resize.inputs[0], resize.note, strict=True)):
         start = values[first + k]

@@ -20,8 +20,8 @@ def broadcast_in_dim(context: Context, equation: JaxprEqn, operands: list[Axes])
     return [tuple(out)]
 
 
-def rebuild_broadcast(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
-    """Broadcasts to the small shape."""
+def rebuild_shape(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
+    """Broadcasts, or counts, to the small shape."""
     return compat.bind(equation, values, shape=resize.shape(resize.outputs[0]))
 
 
@@ -239,7 +239,7 @@ def bitcast(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[
 
 
 RULES = {
-    "broadcast_in_dim": Rule(broadcast_in_dim, rebuild_broadcast),
+    "broadcast_in_dim": Rule(broadcast_in_dim, rebuild_shape),
     "reshape": Rule(reshape, rebuild_reshape),
     "transpose": Rule(transpose),
     "squeeze": Rule(squeeze),
@@ -247,12 +247,7 @@ RULES = {
     "pad": Rule(pad, rebuild_pad),
     "concatenate": Rule(concatenate),
     "split": Rule(split, rebuild_split),
-    "iota": Rule(
-        iota,
-        lambda resize, equation, values: compat.bind(
-            equation, values, shape=resize.shape(resize.outputs[0])
-        ),
-    ),
+    "iota": Rule(iota, rebuild_shape),
     "stack": Rule(stack),
     "tile": Rule(tile, rebuild_tile),
     "unstack": Rule(unstack),

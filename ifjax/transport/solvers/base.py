@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Array, Float
 
-from ifjax.transport.solvers.solution import Solution
+from ifjax.transport.solvers.solution import Cost, Solution, Source, Target
 
 
 class Solver(abc.ABC):
@@ -50,13 +49,7 @@ class Solver(abc.ABC):
     balanced: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def __call__(
-        self,
-        cost: Float[Array, "n m"],
-        a: Float[Array, " n"],
-        b: Float[Array, " m"],
-        init: Float[Array, " n"] | None = None,
-    ) -> Solution:
+    def __call__(self, cost: Cost, a: Source, b: Target, init: Source | None = None) -> Solution:
         """Solves a problem.
 
         Args:
@@ -71,15 +64,9 @@ class Solver(abc.ABC):
         """
 
     def at(self, n: int, m: int, *, uniform: bool, backend: str | None = None) -> Solver:
-        """The solver that this one is for n sources and m targets.
+        """The solver for n sources and m targets, with marginals that are both uniform or not.
 
-        Itself, unless it chooses by size, marginals and backend.
-
-        Args:
-          n: sources.
-          m: targets.
-          uniform: whether both marginals are.
-          backend: as `jax.default_backend` names it, which is the default.
+        Itself, unless it chooses by these and by the backend, by default `jax.default_backend`.
         """
         del n, m, uniform, backend
         return self
@@ -88,10 +75,6 @@ class Solver(abc.ABC):
         """How many sources every target has in a plan of uniform marginals.
 
         None where that is not known before the problem is solved.
-
-        Args:
-          n: sources.
-          m: targets.
         """
         del n, m
         return None
@@ -106,9 +89,6 @@ class HostSolver(Solver):
 
     @abc.abstractmethod
     def solve_all(
-        self,
-        costs: Sequence[np.ndarray],
-        a: Sequence[np.ndarray],
-        b: Sequence[np.ndarray],
+        self, costs: Sequence[np.ndarray], a: Sequence[np.ndarray], b: Sequence[np.ndarray]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """The plans ``[..., n, m]`` of stacked problems in numpy, and whether each was solved."""

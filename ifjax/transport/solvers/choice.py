@@ -9,7 +9,6 @@ import numbers
 from typing import ClassVar
 
 import jax
-from jaxtyping import Array, Float
 
 from ifjax.transport.solvers.base import Solver
 from ifjax.transport.solvers.entropic import Entropic
@@ -17,7 +16,7 @@ from ifjax.transport.solvers.host import Exact, divides
 from ifjax.transport.solvers.kernel_domain import SinkhornKernel
 from ifjax.transport.solvers.log_domain import Sinkhorn
 from ifjax.transport.solvers.semi_relaxed import Nearest
-from ifjax.transport.solvers.solution import Solution
+from ifjax.transport.solvers.solution import Cost, Solution, Source, Target
 
 # Up to this many costs the network simplex takes a fraction of a second (benchmarks/solvers.py).
 _SIMPLEX = 2**19
@@ -26,7 +25,7 @@ _logger = logging.getLogger("ifjax.solvers")
 
 
 @dataclasses.dataclass(frozen=True)
-class Auto(Entropic):
+class Auto(SinkhornKernel):
     """The fastest solver for a problem's size, marginals and backend.
 
     On a CPU `Exact` wherever it is fast: uniform marginals of which one size divides the other
@@ -43,13 +42,7 @@ class Auto(Entropic):
 
     sparse: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        cost: Float[Array, "n m"],
-        a: Float[Array, " n"],
-        b: Float[Array, " m"],
-        init: Float[Array, " n"] | None = None,
-    ) -> Solution:
+    def __call__(self, cost: Cost, a: Source, b: Target, init: Source | None = None) -> Solution:
         """Solves a problem, whose marginals are taken for any."""
         return self.at(*cost.shape, uniform=False)(cost, a, b, init)
 

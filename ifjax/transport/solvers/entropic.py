@@ -1,36 +1,39 @@
 """What the Sinkhorn solvers share: their options, the unit of cost, the plan, its derivative."""
 
+from __future__ import annotations
+
+import abc
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 
 from ifjax.transport.solvers.base import Solver
-from ifjax.transport.solvers.solution import Solution, marginal_error
+from ifjax.transport.solvers.solution import Cost, Solution, Source, Target, marginal_error
 
 EPSILON = 0.01
 TOLERANCE = 1e-3
 MAX_ITERATIONS = 10_000
-
-# (options, cost, a, b, start or None, cold) -> target potential [m], iterations; cost and start in
-# units of the mean cost, zero where absent; `cold` says that `start` is to be ignored.
-Iterate = Callable[[Any, Array, Array, Array, Array | None, Array], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Entropic(Solver):
     """A solver of the problem with entropy: it reads epsilon.
 
+    From the target potential that `iterate` finds, the last half step is exact on the rows:
+    ``T 1 = a`` holds to rounding, so that what a source's mass is divided by is its marginal, and
+    the whole error is on the targets. Derivatives, forward and reverse, are implicit, by an
+    ``[m, m]`` pseudo-inverse; they never raise.
+
     Attributes:
       epsilon: strength of the entropy relative to the mean cost. Smaller is nearer to the exact
         plan and takes more iterations.
       tolerance: the L1 error of both marginals that counts as converged.
-      max_iterations: after these the flag of the solution is False.
+      max_iterations: after so many the flag of the solution is False.
     """
 
     epsilon: float = EPSILON
@@ -49,17 +52,28 @@ class Entropic(Solver):
             if not number or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {value!r}")
 
+    def __call__(self, cost: Cost, a: Source, b: Target, init: Source | None = None) -> Solution:
+        """Solves a problem; a start is one at the final epsilon."""
+        return _solved(cost, a, b, init, self)
 
-def entropic(
-    iterate: Iterate, options: Entropic, cost: Array, a: Array, b: Array, init: Array | None
-) -> Solution:
-    """The entropic plan from the target potential that ``iterate`` finds.
+    @abc.abstractmethod
+    def iterate(
+        self, cost: Cost, a: Source, b: Target, start: Source | None, cold: Bool[Array, ""]
+    ) -> tuple[Target, Int[Array, ""]]:
+        """The target potential, and the number of iterations.
 
-    The last half step is exact on the rows: ``T 1 = a`` holds to rounding, so that what a source's
-    mass is divided by is its marginal, and the whole error is on the targets. Derivatives, forward
-    and reverse, are implicit, by an ``[m, m]`` pseudo-inverse; they never raise.
-    """
-    epsilon = options.epsilon
+        Args:
+          cost: in units of the mean cost, like the start; zero where nothing is present.
+          a: mass of the sources.
+          b: mass of the targets.
+          start: a source potential.
+          cold: whether the start is to be ignored.
+        """
+
+
+@functools.partial(jax.jit, static_argnames="solver")
+def _solved(cost: Array, a: Array, b: Array, init: Array | None, solver: Entropic) -> Solution:
+    epsilon = solver.epsilon
     source, target = a > 0, b > 0
     present = source[:, None] & target
     cost = jnp.where(present, cost, 0)
@@ -79,7 +93,7 @@ def entropic(
         return a @ jax.nn.softmax(logits(g), axis=1) - b
 
     fixed = jax.lax.stop_gradient((cost, a, b, start))
-    found, iterations = iterate(options, *fixed, cold)
+    found, iterations = solver.iterate(*fixed, cold)
     # The plan is a function of the target potential g alone, and g the root of the excess: so the
     # derivative needs no iterations. The Jacobian is symmetric, and singular along constants.
     g = jax.lax.custom_root(
@@ -94,6 +108,6 @@ def entropic(
     return Solution(
         plan,
         jnp.where(source, potential, 0),
-        marginal_error(plan, a, b) <= options.tolerance,
+        marginal_error(plan, a, b) <= solver.tolerance,
         iterations,
     )

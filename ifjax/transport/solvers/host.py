@@ -1,20 +1,21 @@
 """Exact transport on the host: assignment by SciPy, everything else by POT's network simplex."""
 
 import dataclasses
-import functools
+import importlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ifjax.parallel.callback import called
 from ifjax.transport.solvers.base import HostSolver
-from ifjax.transport.solvers.solution import Solution, nearest_cost
+from ifjax.transport.solvers.solution import Cost, Solution, Source, Target, nearest_cost
 
 # Costs that one thread solves before a second one could have started.
 _SMALL = 2**15
@@ -37,13 +38,7 @@ class Exact(HostSolver):
     optimal: ClassVar[bool] = True
     sparse: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        cost: Float[Array, "n m"],
-        a: Float[Array, " n"],
-        b: Float[Array, " m"],
-        init: Float[Array, " n"] | None = None,
-    ) -> Solution:
+    def __call__(self, cost: Cost, a: Source, b: Target, init: Source | None = None) -> Solution:
         """Solves a problem, without a start.
 
         Raises:
@@ -149,7 +144,12 @@ def solve_all(
 
 
 def _solve_one(
-    flags: np.ndarray, index: Any, plan: np.ndarray, cost: np.ndarray, a: np.ndarray, b: np.ndarray
+    flags: np.ndarray,
+    index: tuple[int, ...],
+    plan: np.ndarray,
+    cost: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
 ) -> None:
     """Fills in the plan of one problem between what is present, and its flag."""
     precision = 8 * np.finfo(cost.dtype).eps
@@ -185,14 +185,12 @@ def _network_simplex(cost: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np
     return plan * a.sum(), log["warning"] is None
 
 
-@functools.cache
-def pot() -> Any:
+def pot() -> ModuleType:
     """POT, an optional dependency."""
     try:
-        import ot
+        return importlib.import_module("ot")
     except ImportError as error:
         raise ImportError(
             "solver 'exact' needs POT for this problem: pip install 'ifjax[exact]' (or take "
             "solver='sinkhorn')"
         ) from error
-    return ot

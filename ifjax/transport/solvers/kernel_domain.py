@@ -1,15 +1,13 @@
 """Sinkhorn's iterations on a kernel that absorbs the potentials."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from ifjax.transport.solvers import entropic
-from ifjax.transport.solvers.solution import Solution
+from ifjax.transport.solvers.entropic import Entropic
 
 # Iterations between two absorptions; epsilon halves at each, from this share of the mean cost.
 _ROUND = 10
@@ -20,7 +18,7 @@ _BOUND = 1e13
 
 
 @dataclasses.dataclass(frozen=True)
-class SinkhornKernel(entropic.Entropic):
+class SinkhornKernel(Entropic):
     r"""Entropic transport by Sinkhorn's iterations on the kernel: two matrix products each.
 
     The problem, the options and the derivatives of `Sinkhorn`, several times faster: in rounds of
@@ -48,69 +46,46 @@ class SinkhornKernel(entropic.Entropic):
       overrelaxation in the Sinkhorn algorithm <https://arxiv.org/abs/2012.12562>`_, 2021.
     """
 
-    def __call__(
-        self,
-        cost: Float[Array, "n m"],
-        a: Float[Array, " n"],
-        b: Float[Array, " m"],
-        init: Float[Array, " n"] | None = None,
-    ) -> Solution:
-        """Solves a problem."""
-        return _sinkhorn_kernel(cost, a, b, init, self)
+    def iterate(
+        self, cost: Array, a: Array, b: Array, start: Array | None, cold: Array
+    ) -> tuple[Array, Array]:
+        """The target potential, and ten iterations a round."""
+        epsilon = self.epsilon
+        source, target = a > 0, b > 0
+        cost = jnp.where(source[:, None] & target, cost, jnp.inf)
+        first = jnp.where(cold, max(_START, epsilon), epsilon).astype(cost.dtype)
+        # One step in the log domain: no row or column of the first kernel vanishes.
+        f = jnp.zeros_like(a) if start is None else start
+        g = jnp.where(target, first * (jnp.log(b) - logsumexp((f[:, None] - cost) / first, 0)), 0)
+        f = jnp.where(source, first * (jnp.log(a) - logsumexp((g - cost) / first, 1)), 0)
 
+        def round_of(state: tuple[Array, ...]) -> tuple[Array, ...]:
+            f, g, stage, _, iterations = state
+            kernel = jnp.exp((f[:, None] + g - cost) / stage)
 
-@functools.partial(jax.jit, static_argnames="options")
-def _sinkhorn_kernel(
-    cost: Array, a: Array, b: Array, init: Array | None, options: SinkhornKernel
-) -> Solution:
-    return entropic.entropic(_iterate, options, cost, a, b, init)
+            def iteration(_: Array, scalings: tuple[Array, Array]) -> tuple[Array, Array]:
+                u, v = scalings
+                v = _bounded(v * (_over(b, v * _product(u, kernel)) ** _RELAXATION))
+                u = _bounded(u * (_over(a, u * _product(kernel, v)) ** _RELAXATION))
+                return u, v
 
+            ones = jnp.ones_like(a), jnp.ones_like(b)
+            u, v = jax.lax.fori_loop(0, _ROUND, iteration, ones)
+            v = _bounded(_over(b, _product(u, kernel)))
+            u = _bounded(_over(a, _product(kernel, v)))
+            error = jnp.sum(jnp.abs(jnp.where(target, v * _product(u, kernel) - b, 0)))
+            # Half of the tolerance, since the last half step is done anew in the log domain. A cost
+            # that is not a number ends the rounds.
+            done = (stage <= epsilon) & ~(error > self.tolerance / 2)
+            f, g = f + stage * jnp.log(u), g + stage * jnp.log(v)
+            return f, g, jnp.maximum(stage / 2, epsilon), done, iterations + _ROUND
 
-def _iterate(
-    options: SinkhornKernel,
-    cost: Array,
-    a: Array,
-    b: Array,
-    start: Array | None,
-    cold: Array,
-) -> tuple[Array, Array]:
-    """The target potential and the number of iterations."""
-    epsilon = options.epsilon
-    source, target = a > 0, b > 0
-    cost = jnp.where(source[:, None] & target, cost, jnp.inf)
-    first = jnp.where(cold, max(_START, epsilon), epsilon).astype(cost.dtype)
-    # One step in the log domain: no row or column of the first kernel vanishes.
-    f = jnp.zeros_like(a) if start is None else start
-    g = jnp.where(target, first * (jnp.log(b) - logsumexp((f[:, None] - cost) / first, 0)), 0)
-    f = jnp.where(source, first * (jnp.log(a) - logsumexp((g - cost) / first, 1)), 0)
-
-    def round_of(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        f, g, stage, _, iterations = state
-        kernel = jnp.exp((f[:, None] + g - cost) / stage)
-
-        def iteration(_: Array, scalings: tuple[Array, Array]) -> tuple[Array, Array]:
-            u, v = scalings
-            v = _bounded(v * (_over(b, v * _product(u, kernel)) ** _RELAXATION))
-            u = _bounded(u * (_over(a, u * _product(kernel, v)) ** _RELAXATION))
-            return u, v
-
-        ones = jnp.ones_like(a), jnp.ones_like(b)
-        u, v = jax.lax.fori_loop(0, _ROUND, iteration, ones)
-        v = _bounded(_over(b, _product(u, kernel)))
-        u = _bounded(_over(a, _product(kernel, v)))
-        error = jnp.sum(jnp.abs(jnp.where(target, v * _product(u, kernel) - b, 0)))
-        # Half of the tolerance, since the last half step is done anew in the log domain. A cost
-        # that is not a number ends the rounds.
-        done = (stage <= epsilon) & ~(error > options.tolerance / 2)
-        f, g = f + stage * jnp.log(u), g + stage * jnp.log(v)
-        return f, g, jnp.maximum(stage / 2, epsilon), done, iterations + _ROUND
-
-    _, g, _, _, iterations = jax.lax.while_loop(
-        lambda state: ~state[3] & (state[4] < options.max_iterations),
-        round_of,
-        (f, g, first, jnp.asarray(False), jnp.int32(0)),
-    )
-    return g, iterations
+        _, g, _, _, iterations = jax.lax.while_loop(
+            lambda state: ~state[3] & (state[4] < self.max_iterations),
+            round_of,
+            (f, g, first, jnp.asarray(False), jnp.int32(0)),
+        )
+        return g, iterations
 
 
 def _product(x: Array, y: Array) -> Array:

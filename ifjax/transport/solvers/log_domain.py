@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import warnings
-from typing import Any
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, PyTree
 
-from ifjax.transport.solvers import entropic
-from ifjax.transport.solvers.solution import Solution
+from ifjax.transport.solvers.entropic import Entropic
 
 # The decay of epsilon from the mean cost to its final value, and the over-relaxation (1 is none).
 _DECAY = 0.95
@@ -18,27 +17,18 @@ _RELAXATION = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Sinkhorn(entropic.Entropic):
+class Sinkhorn(Entropic):
     r"""Entropic transport by Sinkhorn's iterations in the log domain (ott-jax).
 
     .. math::
         \min_T \; \langle T, C \rangle + \epsilon \bar{C} \sum_{ij} T_{ij} (\log T_{ij} - 1)
 
     with :math:`\bar{C}` the mean cost. Epsilon falls by 5 % an iteration from the mean cost to its
-    final value, with over-relaxed updates (factor 1.5); both cut the iterations several times. The
-    last half step is exact on the rows: ``T 1 = a`` holds to rounding, so that what a source's mass
-    is divided by is its marginal, and the whole error is on the targets.
+    final value, with over-relaxed updates (factor 1.5); both cut the iterations several times.
 
     Float32 carries epsilon down to about 1e-4; where the flag of the solution is False, take
-    a larger one. A cost of zero everywhere gives the product plan ``a b^T``. An ``init`` starts at
-    the final epsilon. Derivatives, forward and reverse, are implicit, by an ``[m, m]``
-    pseudo-inverse; they never raise.
-
-    Attributes:
-      epsilon: strength of the entropy relative to the mean cost. Smaller is nearer to the exact
-        plan and takes more iterations.
-      tolerance: the L1 error of both marginals that counts as converged.
-      max_iterations: after so many the flag of the solution is False.
+    a larger one. A cost of zero everywhere gives the product plan ``a b^T``. Options, last half
+    step and derivatives are those of `Entropic`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,69 +44,50 @@ class Sinkhorn(entropic.Entropic):
       <https://arxiv.org/abs/2012.12562>`_, 2021.
     """
 
-    def __call__(
-        self,
-        cost: Float[Array, "n m"],
-        a: Float[Array, " n"],
-        b: Float[Array, " m"],
-        init: Float[Array, " n"] | None = None,
-    ) -> Solution:
-        """Solves a problem."""
-        return _sinkhorn(cost, a, b, init, self)
+    def iterate(
+        self, cost: Array, a: Array, b: Array, start: Array | None, cold: Array
+    ) -> tuple[Array, Array]:
+        """The target potential, and the number of iterations of ott-jax's Sinkhorn."""
+        epsilon = self.epsilon
+        ott = _ott()
+        linear = ott.solvers.linear
+        schedule = _schedule(
+            epsilon, jnp.where(cold, max(1.0, 1 / epsilon), 1.0).astype(cost.dtype)
+        )
+        geometry = ott.geometry.geometry.Geometry(cost, epsilon=schedule)
+        # Half of the tolerance, for the target marginal before the last half step.
+        run = linear.sinkhorn.Sinkhorn(
+            threshold=self.tolerance / 2,
+            max_iterations=self.max_iterations,
+            momentum=linear.acceleration.Momentum(start=0, value=_RELAXATION),
+        )
+        pair = None
+        if start is not None:
+            near = jnp.where((a > 0)[:, None], (start[:, None] - cost) / epsilon, -jnp.inf)
+            g = epsilon * (jnp.log(b) - jax.nn.logsumexp(near, axis=0))
+            pair = (start, jnp.where(cold, 0, g))
+        out = run(ott.problems.linear.linear_problem.LinearProblem(geometry, a, b), pair)
+        return jnp.where(b > 0, out.g, 0), jnp.asarray(out.n_iters, jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _sinkhorn(cost: Array, a: Array, b: Array, init: Array | None, options: Sinkhorn) -> Solution:
-    return entropic.entropic(_iterate, options, cost, a, b, init)
-
-
-def _iterate(
-    options: Sinkhorn,
-    cost: Array,
-    a: Array,
-    b: Array,
-    start: Array | None,
-    cold: Array,
-) -> tuple[Array, Array]:
-    """The target potential and the number of iterations of ott-jax's Sinkhorn."""
-    epsilon = options.epsilon
-    ott = _ott()
-    linear = ott.solvers.linear
-    schedule = _schedule(epsilon, jnp.where(cold, max(1.0, 1 / epsilon), 1.0).astype(cost.dtype))
-    geometry = ott.geometry.geometry.Geometry(cost, epsilon=schedule)
-    # Half of the tolerance, for the target marginal before the last half step.
-    run = linear.sinkhorn.Sinkhorn(
-        threshold=options.tolerance / 2,
-        max_iterations=options.max_iterations,
-        momentum=linear.acceleration.Momentum(start=0, value=_RELAXATION),
-    )
-    pair = None
-    if start is not None:
-        near = jnp.where((a > 0)[:, None], (start[:, None] - cost) / epsilon, -jnp.inf)
-        g = epsilon * (jnp.log(b) - jax.nn.logsumexp(near, axis=0))
-        pair = (start, jnp.where(cold, 0, g))
-    out = run(ott.problems.linear.linear_problem.LinearProblem(geometry, a, b), pair)
-    return jnp.where(b > 0, out.g, 0), jnp.asarray(out.n_iters, jnp.int32)
-
-
-def _schedule(epsilon: float, first: Array) -> Any:
+def _schedule(epsilon: float, first: Array) -> PyTree:
     """A decaying epsilon whose start is an array, which ott-jax's own takes for static."""
     parent = _ott().geometry.epsilon_scheduler.Epsilon
 
     @jax.tree_util.register_pytree_node_class
     class Schedule(parent):
-        def tree_flatten(self) -> tuple[Any, Any]:
+        def tree_flatten(self) -> tuple[tuple[PyTree, PyTree], None]:
             return (self.target, self.init), None
 
         @classmethod
-        def tree_unflatten(cls, aux: Any, children: Any) -> Any:
+        def tree_unflatten(cls, _: None, children: tuple[PyTree, PyTree]) -> PyTree:
             return cls(children[0], init=children[1], decay=_DECAY)
 
     return Schedule(epsilon, init=first, decay=_DECAY)
 
 
 @functools.cache
-def _ott() -> Any:
+def _ott() -> ModuleType:
     """Imports ott-jax at its first use: it takes two seconds, and its jaxopt warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

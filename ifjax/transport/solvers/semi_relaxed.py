@@ -5,10 +5,9 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ifjax.transport.solvers.base import Solver
-from ifjax.transport.solvers.solution import Solution, nearest_cost
+from ifjax.transport.solvers.solution import Cost, Solution, Source, Target, nearest_cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +32,7 @@ class Nearest(Solver):
 
     balanced: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        cost: Float[Array, "n m"],
-        a: Float[Array, " n"],
-        b: Float[Array, " m"],
-        init: Float[Array, " n"] | None = None,
-    ) -> Solution:
+    def __call__(self, cost: Cost, a: Source, b: Target, init: Source | None = None) -> Solution:
         """Solves a problem, without a start."""
         del init
         reachable = jnp.where(b > 0, cost, jnp.inf)

@@ -1,9 +1,13 @@
 """What every solver returns."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+Cost: TypeAlias = Float[Array, "n m"]
+Source: TypeAlias = Float[Array, " n"]  # one number per source
+Target: TypeAlias = Float[Array, " m"]
 
 
 class Solution(NamedTuple):
