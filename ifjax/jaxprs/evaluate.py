@@ -12,12 +12,14 @@ import heapq
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.typing import ArrayLike
+from jaxtyping import Array
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Values
@@ -189,7 +191,7 @@ def _scan(
     body = note.body if isinstance(note, Loop) else p["jaxpr"]
     counts = (0, *compat.scan_counts(step.equation))
     _, constants, carries, arrays = loop_parts(counts, operands)
-    stacked = list(map(jnp.asarray, arrays))
+    stacked = cast("list[Array]", arrays)
     _, fixed, moving, sliced = loop_parts(counts, flags)
     length, n = p["length"], counts[2]
     if not length:

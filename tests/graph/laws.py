@@ -127,17 +127,22 @@ def hold(
         selections = [{g.name: kept(g.size)} for g in graph.groups] if power else []
         if len(selections) != 1 and graph.groups:
             selections.append({g.name: kept(g.size) for g in graph.groups})
+        cuts, smalls = [], []
         for selection in selections:
             spec = graph.spec(keep={n: len(k) for n, k in selection.items()})
+            small = ifjax.take(params, graph, selection)
+            assert jax.tree.map(jnp.shape, small) == jax.tree.map(
+                lambda s: s.shape, spec.small_struct(params)
+            )
+            cuts.append(ifjax.shrink(f, spec))
+            smalls.append(small)
 
-            def cut(params: Any, spec: ifjax.FusionSpec = spec, selection: Any = selection) -> Any:
-                small = ifjax.take(params, graph, selection)
-                assert jax.tree.map(jnp.shape, small) == jax.tree.map(
-                    lambda s: s.shape, spec.small_struct(params)
-                )
-                return ifjax.shrink(f, spec)(small, *inputs, **static)
+        def outputs(smalls: list[Any]) -> list[Any]:
+            """In one program: to begin one takes longer than to run it."""
+            return [cut(x, *inputs, **static) for cut, x in zip(cuts, smalls, strict=True)]
 
-            got = jax.jit(cut)(params)
+        found = jax.jit(outputs)(smalls) if cuts else []
+        for selection, got in zip(selections, found, strict=True):
             if not all(graph.structure.group[name].exact for name in selection):
                 assert finite(got), selection
                 continue

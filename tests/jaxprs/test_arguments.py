@@ -16,8 +16,11 @@ def test_arrays_are_traced_and_the_rest_is_static():
     assert found.paths == ("inputs/0", "inputs/1/mask")
     assert [tuple(x.shape) for x in found.arrays] == [(2,), (3,)]
     assert [x for _, x in found.static] == [False, 4]
-    joined = found.join(["a", "b"])
-    assert joined == ("a", {"mask": "b", "train": False}, 4)
+    one, two = np.zeros(2), np.zeros(3)
+    joined = found.join([one, two])
+    assert joined[0] is one
+    assert joined[1] == {"mask": two, "train": False}
+    assert joined[2] == 4
 
 
 def test_keywords_with_random_keys_are_inputs_too():
@@ -28,8 +31,12 @@ def test_keywords_with_random_keys_are_inputs_too():
     def function(params, x, rngs, train):
         return params, x, rngs["dropout"], train
 
-    static = {"rngs": None, "train": True}
-    assert found.call(function, "p", ["x", "k"], static) == ("p", "x", "k", True)
+    x, static = np.zeros(2), {"rngs": None, "train": True}
+    called = found.call(function, "p", [x, KEY], static)
+    assert called[0] == "p"
+    assert called[1] is x
+    assert called[2] is KEY
+    assert called[3] is True
 
 
 @pytest.mark.parametrize(

@@ -109,12 +109,17 @@ class Walked:
             result.append(x)
         return result
 
-    def small(self, selections: Any) -> list[Any]:
-        """The function rebuilt at the widths of a selection, of the selected arguments."""
-        widths = {int(name): len(k) for name, k in selections.items()}
-        shrunk = Resized(self.analysis, Structure((), (), (), ()), atoms={}, widths=widths)
-        run = jax.jit(lambda *args: shrunk.evaluate(self.frame, args))
-        return run(*self.indexed(self.args, self.inputs, selections))
+    def small(self, choices: list[Any]) -> list[list[Any]]:
+        """The function rebuilt at the widths of some selections, of the selected arguments.
+
+        In one program: to compile several takes longer.
+        """
+        none = Structure((), (), (), ())
+        widths = [{int(name): len(k) for name, k in one.items()} for one in choices]
+        shrunk = [Resized(self.analysis, none, atoms={}, widths=one) for one in widths]
+        given = [self.indexed(self.args, self.inputs, one) for one in choices]
+        pairs = lambda all: zip(shrunk, all, strict=True)  # noqa: E731
+        return jax.jit(lambda all: [s.evaluate(self.frame, x) for s, x in pairs(all)])(given)
 
 
 def agree(a: list[Any], b: list[Any]) -> bool:
@@ -151,8 +156,7 @@ def commute(
             assert agree(got, walked.indexed(full, walked.outputs, order)), (name, n)
         choices = [{name: kept(n)} for name, n in classes.items()]
         choices += [{name: kept(n) for name, n in classes.items()}] * (len(classes) > 1)
-        for selection in choices:
-            small = walked.small(selection)
+        for selection, small in zip(choices, choices and walked.small(choices), strict=True):
             want = walked.function(*walked.zeroed(selection))
             want = walked.indexed(want, walked.outputs, selection)
             assert [x.shape for x in small] == [x.shape for x in want]
