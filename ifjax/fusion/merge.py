@@ -166,7 +166,7 @@ def merge_leaf(
     for step in steps:
         one = functools.partial(_merged, step=step, merge=merge, full=full, neutral=neutral)
         if step.view is None:
-            x = one(x, cast("Mapping[str, GroupMap]", maps))
+            x = one(x, {name: cast("GroupMap", maps[name]) for name in step.groups})
             continue
         (group,) = step.groups
         entries, found = step.view.front(x, {}), maps[group]

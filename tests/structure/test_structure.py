@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import ifjax
-from ifjax.structure.structure import Group, Member, Structure, number_kind
+from ifjax.structure.structure import Group, Member, Structure
 
 
 def network(p, x):
@@ -64,18 +64,3 @@ def test_kernels_are_what_produces_or_consumes_or_all_that_there_is():
     bias = Group("b", 4, 4, "free", (Member("b", 0, "additive", ()),))
     assert bias.kernels == [*bias.members]
     assert bias.position == -1
-
-
-@pytest.mark.parametrize(
-    ("dtype", "kind"),
-    [
-        ("float32", None),
-        ("bfloat16", None),
-        ("int8", "integer"),
-        ("bool", "integer"),
-        ("complex64", "complex"),
-        ("key<fry>", "integer"),
-    ],
-)
-def test_numbers_that_are_not_real(dtype, kind):
-    assert number_kind(dtype) == kind
