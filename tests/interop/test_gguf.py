@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from benchmarks import decoder_logits
 from ifjax.interop import load_huggingface
 from ifjax.models import decoder
+from ifjax.models.decoder import FrequencyScaling
 
 gguf = pytest.importorskip("gguf", reason="needs gguf: pip install 'ifjax[llm]'")
 
@@ -45,7 +47,7 @@ FOUR = {
 }
 
 
-def written(file, checkpoint, state, quantise=()):
+def written(file, checkpoint, state, quantise=(), divisors=None):
     """A GGUF file as llama.cpp's converter writes it."""
     source = checkpoint.source
     architecture = ARCHITECTURES[source["model_type"]]
@@ -64,6 +66,8 @@ def written(file, checkpoint, state, quantise=()):
         own = FOUR
     else:
         own = TWO
+    if divisors is not None:
+        writer.add_tensor("rope_freqs.weight", divisors)
     for name, array in state.items():
         stem, _, leaf = name.rpartition(".")
         for theirs, ours in (NAMES | own).items():
@@ -136,6 +140,20 @@ def test_quantised_tensors_are_near(made, tmp_path):
     found = load_gguf(tmp_path / "x.gguf", scan=False).params["layers"][1]["down"]
     error = np.abs(found - wide[name].T).max()
     assert 0 < error < 0.01 * np.abs(wide[name]).max()
+
+
+def test_the_frequencies_of_llama_31_are_told_by_their_divisors(made, tmp_path):
+    checkpoint, state, _ = made("llama 3.1, tied")
+    scaling = FrequencyScaling(32.0, 1.0, 4.0, 8192)
+    rotary = dataclasses.replace(checkpoint.config.rotary, scaling=scaling, base=5e5)
+    checkpoint = checkpoint._replace(config=dataclasses.replace(checkpoint.config, rotary=rotary))
+    plain = dataclasses.replace(rotary, scaling=None)
+    divisors = plain.frequencies(8) / rotary.frequencies(8)
+    written(tmp_path / "x.gguf", checkpoint, state, divisors=divisors)
+    assert load_gguf(tmp_path / "x.gguf").config.rotary == rotary
+    written(tmp_path / "y.gguf", checkpoint, state, divisors=divisors[::-1].copy())
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight: expected the divisors of Llama 3"):
+        load_gguf(tmp_path / "y.gguf")
 
 
 @pytest.mark.parametrize("keep", [10, 2000, -500])
