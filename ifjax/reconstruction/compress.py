@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from ifjax.importance import Reconstruction
 from ifjax.jaxprs.arguments import Arguments
 from ifjax.promotion import with_promotion
 from ifjax.reconstruction.calibration import calibration
+from ifjax.reconstruction.journal import Journal
 from ifjax.reconstruction.report import Report
 from ifjax.reconstruction.statistics import refit_statistics
 from ifjax.reconstruction.sweep import Given, sweep
@@ -43,6 +45,7 @@ def compress(
     *,
     scores: Scores | None = None,
     stats: Stats | None = None,
+    folder: str | os.PathLike[str] | None = None,
     **static: Any,
 ) -> tuple[PyTree, Report]:
     r"""Chooses the neurons of a small network, and solves for the weights that read them.
@@ -72,6 +75,8 @@ def compress(
         text; all values between two solves are held for all of them.
       scores: by group name, scores that choose the neurons of these groups.
       stats: for importances that need them.
+      folder: where finished choices and solutions are kept, of this call alone: a run that was
+        killed and is called again in the same way goes on with the next, to the same bits.
       **static: keyword arguments of ``apply_fn``, not traced.
 
     Returns:
@@ -80,7 +85,8 @@ def compress(
 
     Raises:
       ValueError: for no inputs, inputs of different shapes, too few of them to hold some out,
-        parameters of another network, or activations that are not finite.
+        parameters of another network, activations that are not finite, or a folder that holds
+        another run.
       TypeError: for batches of another form, or anything but a spec.
 
     References:
@@ -118,7 +124,9 @@ def compress(
         given = Given(flat.taken(found))
     else:
         given = _given(params, spec, flat, scores, stats)
-    result = sweep(walk, given, by_importance, data.held)
+    every = [*jax.tree.leaves(params), *(x for batch in arrays for x in batch)]
+    journal = Journal.open(folder, (spec.to_json(), str(sorted(static.items())), *every))
+    result = sweep(walk, given, by_importance, data.held, journal)
     tree = jax.tree.structure(flat.params)
     small = flat.stacked(jax.tree.unflatten(tree, list(walk.leaves.values())))
     apply_small = shrink(apply_fn, spec)

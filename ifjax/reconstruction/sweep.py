@@ -10,6 +10,7 @@ import numpy as np
 
 from ifjax.activations.progress import shown_progress
 from ifjax.graph.facts.sites import Unit
+from ifjax.reconstruction.journal import Journal
 from ifjax.reconstruction.select import Timing, choose, combined, evidence, timing
 from ifjax.reconstruction.solve import Solved, solve, solve_tied
 from ifjax.reconstruction.taps import Tap, taps_of
@@ -70,6 +71,7 @@ def sweep(
     given: Given,
     blind: Callable[[Sequence[Group]], Mapping[str, np.ndarray]],
     held: Sequence[bool],
+    journal: Journal,
 ) -> Result:
     """Cuts every group of the walk's structure and solves for what consumes them.
 
@@ -78,6 +80,7 @@ def sweep(
       given: neurons that are kept; the others' are chosen by what can be reconstructed.
       blind: chooses for groups that no contraction with a weight reads.
       held: by batch, whether it is held out for choosing shrinkages.
+      journal: of what was done before, by a run that was killed.
 
     Returns:
       What was done; the small leaves are those of the walk.
@@ -89,8 +92,8 @@ def sweep(
     open_groups = [g for g in groups if g.name not in given.kept]
     taps = taps_of(walk, [g.name for g in open_groups])
     when = timing(open_groups, taps)
-    _choose_early(walk, groups, given, when, taps, blind, result)
-    _solve_tied(walk, held, names, result)
+    _choose_early(walk, groups, given, when, taps, blind, journal, result)
+    _solve_tied(walk, held, names, journal, result)
     units = {unit.stop: unit for unit in walk.sites.units}
     deferred = {p: unit.stop + 0.5 for unit in units.values() for p in unit.places}
     last = walk.last_use(deferred)
@@ -102,14 +105,12 @@ def sweep(
                 walk.run(range(at, stop), deferred, last)
                 at = stop
                 for group in when.late[stop]:
-                    found = evidence(walk, group, taps[group.name], dense=False)
-                    walk.keep(group, choose(walk, group, found))
-                    how = "what its consumers read"
-                    result.chosen.append(Chosen(group.name, group.size, group.kept, how))
+                    _choose_late(walk, group, taps[group.name], journal, result)
             if stop in units:
                 walk.run(range(at, stop + 1), deferred, last)
                 at = stop + 1
-                _correct(walk, units[stop], held, names, last, result)
+                _correct(walk, units[stop], held, names, journal, result)
+                walk.settle(units[stop], last)
             done()
     for place, reason in walk.sites.follows:
         step = walk.program.steps[place]
@@ -146,14 +147,34 @@ class _Ahead:
         return self.walk
 
 
-def _solve_tied(walk: Walk, held: Sequence[bool], names: dict[int, str], result: Result) -> None:
+def _choose_late(
+    walk: Walk, group: Group, taps: Sequence[Tap], journal: Journal, result: Result
+) -> None:
+    """Cuts a group whose consumers read one value, by what the compressed network has there."""
+
+    def make() -> dict[str, np.ndarray]:
+        return {group.name: choose(walk, group, evidence(walk, group, taps, dense=False))}
+
+    walk.keep(group, journal.remember(f"choose {group.name}", make)[group.name])
+    how = "what its consumers read"
+    result.chosen.append(Chosen(group.name, group.size, group.kept, how))
+
+
+def _solve_tied(
+    walk: Walk, held: Sequence[bool], names: dict[int, str], journal: Journal, result: Result
+) -> None:
     """Solves for weights that are read several times, where they read something that is cut."""
     cut = set(walk.sizes)
     for units in walk.sites.tied:
         read = {n for unit in units for site in unit.sites for n in (site.input, unit.end)}
         if cut.isdisjoint(name for n in read for e in walk.axes(n) for name in ex.atoms(e)):
             continue
-        solved = solve_tied(walk, units, held, names, _Ahead(walk, units))
+        solved = journal.solve(
+            f"tied {units[0].stop}",
+            walk,
+            names,
+            lambda units=units: solve_tied(walk, units, held, names, _Ahead(walk, units)),
+        )
         if solved is None:
             leaves = {names[s.view.leaf] for unit in units for s in unit.sites}
             reason = "read several times, scaled differently"
@@ -167,14 +188,15 @@ def _correct(
     unit: Unit,
     held: Sequence[bool],
     names: dict[int, str],
-    last: Mapping[int, float],
+    journal: Journal,
     result: Result,
 ) -> None:
     """Solves for a unit where the compressed network differs from the dense one there."""
     read = {n for p in unit.places for n in walk.program.steps[p].inputs}
     made = {n for p in unit.places for n in walk.program.steps[p].outputs}
     if walk.dirty & (read - made):
-        solved = solve(walk, unit, held, names)
+        key = f"unit {unit.stop}"
+        solved = journal.solve(key, walk, names, lambda: solve(walk, unit, held, names))
         if solved is None:
             for site in unit.sites:
                 result.follows.append(
@@ -182,7 +204,6 @@ def _correct(
                 )
         else:
             result.solved.append(solved)
-    walk.settle(unit, last)
 
 
 def _choose_early(
@@ -192,6 +213,7 @@ def _choose_early(
     when: Timing,
     taps: Mapping[str, Sequence[Tap]],
     blind: Callable[[Sequence[Group]], Mapping[str, np.ndarray]],
+    journal: Journal,
     result: Result,
 ) -> None:
     """Cuts the groups whose neurons are given, or chosen on the dense network."""
@@ -202,7 +224,7 @@ def _choose_early(
         known |= blind(when.blind)
         how |= {g.name: "no consumer; by importance" for g in when.blind}
     if when.early:
-        found = _dense_evidence(walk, when.early, taps)
+        found = journal.remember("early", lambda: _dense_evidence(walk, when.early, taps))
         for group in when.early:
             known[group.name] = found[group.name]
             how[group.name] = f"{len(taps[group.name])} consumers, dense"

@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import ifjax
+from ifjax.reconstruction.journal import Journal
 
 
 def normal(seed, *shape):
@@ -313,6 +314,43 @@ def test_fused_producers_are_met_by_solved_consumers(name, merge):
     assert "importance; the others merged into them" in {c.how for c in report.chosen}
     for s in report.solved:
         assert s.after <= s.before * 1.001 + 1e-9
+
+
+def bits(tree):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("name", ["recurrent", "attention"])
+def test_killed_anywhere_it_goes_on_to_the_same_bits(name, tmp_path, monkeypatch):
+    apply, shapes, inputs = CASES[name]
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), made(shapes))
+    x = jnp.asarray(np.random.default_rng(9).normal(size=inputs), jnp.bfloat16)
+    spec = ifjax.trace(apply, params, x).spec(0.5)
+    want, report = ifjax.compress(apply, params, spec, [x], folder=tmp_path / "whole")
+    save, left = Journal._save, []
+
+    def killed(self, *args):
+        save(self, *args)
+        left.append(1)
+        if len(left) % 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "_save", killed)
+    for _ in range(20):
+        try:
+            got, again = ifjax.compress(apply, params, spec, [x], folder=tmp_path / "killed")
+            break
+        except KeyboardInterrupt:
+            continue
+    assert len(left) > 2
+    assert bits(got) == bits(want)
+    assert str(again) == str(report)
+    with pytest.raises(ValueError, match="holds another run of compress"):
+        ifjax.compress(apply, params, spec, [x + 1], folder=tmp_path / "killed")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    with pytest.raises(ValueError, match="expected an empty folder"):
+        ifjax.compress(apply, params, spec, [x], folder=tmp_path / "other")
 
 
 def test_bad_calls_say_what_to_do():
