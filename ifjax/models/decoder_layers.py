@@ -65,6 +65,14 @@ def layer_divergence(
 
     Returns:
       One number per layer; the lowest can be left out first.
+
+    Example:
+      >>> from ifjax.models import DecoderWidths, init_decoder
+      >>> params = init_decoder(jax.random.key(0), DecoderWidths(11, 8, 16, 4, 2, 4, layers=3))
+      >>> idle = {name: params["layers"][name].at[1].set(0) for name in ("out", "down")}
+      >>> params["layers"] |= idle
+      >>> layer_divergence(DecoderConfig(0.5), params, jnp.zeros((1, 3), int)).argmin().item()
+      1
     """
 
     @functools.partial(jax.jit, static_argnames="config")
