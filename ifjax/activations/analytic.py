@@ -22,8 +22,8 @@ from ifjax.promotion import with_promotion
 from ifjax.tree import leaves_by_path
 
 
-class Moments(NamedTuple):
-    """Of what a layer multiplies with its weight, the matrix W in ``y = x W``.
+class Gaussian(NamedTuple):
+    """What a layer multiplies with its weight, x in ``y = x W``.
 
     Attributes:
       mean: of x, per batch entry of the product (groups of a convolution, heads, experts).
@@ -37,7 +37,7 @@ class Moments(NamedTuple):
 @with_promotion
 def analytic_moments(
     apply_fn: Callable[..., Any], params: PyTree, inputs: Any, *, correlation: float = 0.6
-) -> dict[str, Moments]:
+) -> dict[str, Gaussian]:
     r"""Means and covariances of every layer's inputs, from batch norms' statistics and the weights.
 
     What a batch norm reads is taken to be Gaussian, with the running mean and variance of each
@@ -59,8 +59,8 @@ def analytic_moments(
       correlation: of a channel with itself at another position; 0.6 is about what images give.
 
     Returns:
-      Moments by the path of the layer's weight, in the order of the function; see
-      `ifjax.activations.layer_names`.
+      By the path of each layer's weight, in the order of the function, see
+      `ifjax.activations.layer_names`; arranged as the rows of `ifjax.activations.moments` are.
 
     Raises:
       ValueError: for a function without running statistics, or whose steps are not affine, not
@@ -83,7 +83,7 @@ def analytic_moments(
     found = norms_of(apply_fn, params, arguments)
     leaves = [*leaves_by_path(params).values()]
     fields, program = Fields(correlation), found.program
-    names, moments = layer_names(program, found.paths), dict[str, Moments]()
+    names, moments = layer_names(program, found.paths), dict[str, Gaussian]()
 
     def apply(step: Step, operands: Operands) -> Operands:
         name = names.get(step.outputs[0]) if step.outputs else None
@@ -139,7 +139,7 @@ def _normalised(
     return value
 
 
-def _moments(fields: Fields, equation: JaxprEqn, operands: Operands) -> Moments:
+def _moments(fields: Fields, equation: JaxprEqn, operands: Operands) -> Gaussian:
     """Of what a product or convolution reads."""
     axes = contraction_of(equation)
     side = next(i for i in (0, 1) if isinstance(operands[i], Field))
@@ -156,19 +156,19 @@ def _moments(fields: Fields, equation: JaxprEqn, operands: Operands) -> Moments:
     return _pooled(base.mean, base.covariance, index.reshape(sizes))
 
 
-def _pooled(mean: np.ndarray, covariance: np.ndarray, index: np.ndarray) -> Moments:
+def _pooled(mean: np.ndarray, covariance: np.ndarray, index: np.ndarray) -> Gaussian:
     """Over the free axes, of which every entry is a sample: index [b, n, k] numbers features."""
     means = mean[index]
     centre = means.mean(1)
     apart = means - centre[:, None]
     between = np.einsum("bnk,bnl->bkl", apart, apart)
     within = sum(covariance[i[:, :, None], i[:, None]] for i in index.transpose(1, 0, 2))
-    return Moments(centre, (between + within) / index.shape[1])
+    return Gaussian(centre, (between + within) / index.shape[1])
 
 
 def _of_patches(
     fields: Fields, equation: JaxprEqn, mean: np.ndarray, covariance: np.ndarray
-) -> Moments:
+) -> Gaussian:
     """Of the patches of a convolution, per group."""
     kernel, groups = equation.invars[1].aval, equation.params["feature_group_count"]
     spec = equation.params["dimension_numbers"].rhs_spec
@@ -176,7 +176,7 @@ def _of_patches(
     n = mean.size // groups
     alike = fields.correlation + (1 - fields.correlation) * np.eye(window)
     blocks = [covariance[i * n : (i + 1) * n, i * n : (i + 1) * n] for i in range(groups)]
-    return Moments(
+    return Gaussian(
         np.repeat(mean.reshape(groups, n), window, 1),
         np.stack([np.kron(block, alike) for block in blocks]),
     )

@@ -24,6 +24,7 @@ from ifjax.activations.gaussian import (
     covariance_of_largest,
     extremes_of,
     nodes,
+    quantiles_of_largest,
     series_of,
 )
 
@@ -238,16 +239,17 @@ class Fields:
     def largest(self, field: Field, shape: Sequence[int], k: int) -> Field:
         """The largest of k positions.
 
-        Their common part stays; of the k independent rests, the largest has the moments of
-        `extremes_of`. An increasing function of the numbers has its maximum where they have theirs.
+        It is a function of one normal number each, `quantiles_of_largest`; the correlations are
+        those of the largest numbers themselves. An increasing function of the numbers has its
+        maximum where they have theirs.
         """
         values = field.at_nodes()
         if (np.diff(values, axis=0) < 0).any():
             field = self.settled(field)
             values = field.at_nodes()
         old, common = field.base, self.correlation
-        mean, variance, _ = extremes_of(k)
-        shift, c = math.sqrt(1 - common) * mean, old.correlation
+        shift = math.sqrt(1 - common) * extremes_of(k).mean
+        c = old.correlation
         alike = common * c + (1 - common) * covariance_of_largest(k, c)
         covariance = old.deviation[:, None] * old.deviation * alike
         base = self.base(
@@ -255,8 +257,7 @@ class Fields:
             covariance,
             lambda z: old.with_other(z) * (1 + (k - 1) * common) / k,
         )
-        t = nodes()
-        at = shift + math.sqrt(common + (1 - common) * variance) * t
+        t, at = nodes(), quantiles_of_largest(k, common)
         values = np.stack([np.interp(at, t, v) for v in values.T], 1)
         return Field(tuple(shape), field.features, base, values)
 

@@ -13,6 +13,7 @@ square.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -174,6 +175,30 @@ def extremes_of(k: int) -> Extremes:
     joint[np.diag_indices(t.size)] /= 2
     joint /= joint.sum()
     return Extremes(mean, float(weights @ (t - mean) ** 2), float(t @ joint @ t) + mean**2)
+
+
+def quantiles_of_largest(k: int, common: float) -> np.ndarray:
+    """The largest of k numbers as an increasing function of one that is normal.
+
+    Args:
+      k: how many standard normal numbers.
+      common: their correlation.
+
+    Returns:
+      The function at the nodes: there it is as unlikely to be larger as the normal number is.
+
+    Example:
+      >>> np.allclose(quantiles_of_largest(1, 0.5), nodes(), atol=1e-6)
+      True
+    """
+    t = nodes()
+    if k == 1 or common == 1:
+        return t
+    apart = (t[:, None] - math.sqrt(common) * t) / math.sqrt(1 - common)
+    below = scipy.special.ndtr(apart) ** k @ _weights()
+    normal = scipy.special.ndtri(np.clip(below, 1e-300, 1 - 1e-16))
+    known = np.diff(normal, prepend=-np.inf) > 0
+    return np.interp(t, normal[known], t[known])
 
 
 def covariance_of_largest(k: int, correlation: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import JaxprEqn
 from jaxtyping import Array, PyTree
 
 from ifjax.graph.analysis import Analysis, analyse
@@ -93,6 +94,7 @@ def find_norm_inputs(
     params: PyTree,
     arguments: Arguments,
     shared: bool = False,
+    derivatives: bool = False,
 ) -> NormInputs:
     """Traces a function and finds what its batch norms read.
 
@@ -101,6 +103,8 @@ def find_norm_inputs(
       params: its parameters, running statistics included; structs are enough.
       arguments: its inputs, likewise.
       shared: whether several norms may have their statistics in common.
+      derivatives: whether functions with derivatives of their own (`jax.custom_vjp`) stay whole,
+        where no norm is inside, so that theirs are taken.
 
     Returns:
       The norms; none where the function has no batch norm with running statistics.
@@ -127,17 +131,33 @@ def find_norm_inputs(
     norms = _checked_norms(analysis, paths, shared)
     data = [False] * len(paths) + [True] * len(arguments.arrays)
     program = flatten(analysis.frame, data)
+    reads = [_number_read(program, norm, paths) for norm in norms]
+    if derivatives:
+        whole = flatten(analysis.frame, data, calls=_is_plain)
+        same = {n: whole.numbers[at] for at, n in program.numbers.items() if at in whole.numbers}
+        if same.keys() >= {*reads}:
+            program, reads = whole, [same[n] for n in reads]
     readers: dict[int, list[Norm]] = defaultdict(list)
-    for norm in norms:
-        frame, variable = norm.reads  # type: ignore[misc]
-        number = program.numbers.get((id(frame), variable))
-        if number is None:
-            raise ValueError(
-                f"{paths[norm.mean]}: the norm is inside of jax.shard_map, where what it reads is "
-                "seen in parts alone; expected the function that is mapped over devices"
-            )
+    for norm, number in zip(norms, reads, strict=True):
         readers[number].append(norm)
     return NormInputs(program, tuple(norms), readers, paths, analysis)
+
+
+def _number_read(program: Program, norm: Norm, paths: Sequence[str]) -> int:
+    """The number of the value that a norm reads."""
+    frame, variable = norm.reads  # type: ignore[misc]
+    number = program.numbers.get((id(frame), variable))
+    if number is None:
+        raise ValueError(
+            f"{paths[norm.mean]}: the norm is inside of jax.shard_map, where what it reads is "
+            "seen in parts alone; expected the function that is mapped over devices"
+        )
+    return number
+
+
+def _is_plain(call: JaxprEqn) -> bool:
+    """Whether a call has no derivative of its own."""
+    return not call.primitive.name.startswith("custom_")
 
 
 def _checked_norms(analysis: Analysis, paths: Sequence[str], shared: bool) -> list[Norm]:

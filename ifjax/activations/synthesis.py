@@ -102,7 +102,7 @@ def synthesize(
             raise ValueError(f"expected {name} to be at least 1, got {n}")
     sizes = _sizes(count, batch_size)
     arguments = resized(Arguments.split(inputs_of(inputs, apply_fn, params)), sizes[0])
-    found = norms_of(apply_fn, params, arguments)
+    found = norms_of(apply_fn, params, arguments, derivatives=True)
     weights = label_weight, variation_weight
     optimizer = optax.adam(learning_rate)
 
@@ -158,9 +158,11 @@ def resized(arguments: Arguments, n: int) -> Arguments:
     return dataclasses.replace(arguments, arrays=tuple(structs))
 
 
-def norms_of(apply_fn: Callable[..., Any], params: PyTree, arguments: Arguments) -> NormInputs:
+def norms_of(
+    apply_fn: Callable[..., Any], params: PyTree, arguments: Arguments, derivatives: bool = False
+) -> NormInputs:
     """What the batch norms read; raises ValueError where there are none with statistics."""
-    found = find_norm_inputs(apply_fn, params, arguments, shared=True)
+    found = find_norm_inputs(apply_fn, params, arguments, True, derivatives)
     if not found.norms:
         raise ValueError(
             "expected a function with batch norms whose running statistics are among its "
@@ -204,7 +206,8 @@ def _pink(x: Array, axes: Sequence[int]) -> Array:
     amplitude = np.maximum(f, 1 / max(shape)) ** (-len(axes) / 2)
     amplitude /= np.sqrt(np.mean(np.square(amplitude)))
     around = [n if a in axes else 1 for a, n in enumerate(x.shape)]
-    filtered = jnp.fft.fftn(x, axes=axes) * amplitude.reshape(around)
+    spectrum = jnp.fft.fftn(x, axes=axes)
+    filtered = spectrum * jnp.asarray(amplitude.reshape(around), spectrum.dtype)
     return jnp.fft.ifftn(filtered, axes=axes).real.astype(x.dtype)
 
 

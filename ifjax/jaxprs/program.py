@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
@@ -99,7 +99,7 @@ class Program:
         function: Frame | Jaxpr | ClosedJaxpr,
         operands: Sequence[int],
         callers: tuple[JaxprEqn, ...],
-        calls: bool,
+        calls: Callable[[JaxprEqn], bool],
     ) -> list[int]:
         """Adds the equations of a jaxpr; returns the numbers of its outputs."""
         frame = function if isinstance(function, Frame) else None
@@ -112,7 +112,7 @@ class Program:
 
         for i, equation in enumerate(inner.eqns):
             ins = [number(v) for v in equation.invars]
-            body = traits_of(equation).body if calls else ""
+            body = traits_of(equation).body if calls(equation) else ""
             if body:
                 called = equation.params[body] if frame is None else frame.notes[i]
                 outs = self._add(called, ins, (equation, *callers), calls)
@@ -139,7 +139,7 @@ def flatten(
     function: Frame | Jaxpr | ClosedJaxpr,
     data: Sequence[bool],
     *,
-    calls: bool = True,
+    calls: bool | Callable[[JaxprEqn], bool] = True,
     callers: tuple[JaxprEqn, ...] = (),
 ) -> Program:
     """Takes the calls of a function apart.
@@ -147,7 +147,7 @@ def flatten(
     Args:
       function: a jaxpr, or the frame of a walked one.
       data: for every input, whether it is data (and not a parameter).
-      calls: without it calls are steps like others.
+      calls: whether to take calls apart, or which; the others are steps.
       callers: equations of the calls and loops around the function, the innermost first.
 
     Returns:
@@ -167,6 +167,7 @@ def flatten(
         raise ValueError(f"expected a flag for each of {len(inner.invars)} inputs, got {len(data)}")
     program = Program()
     program.inputs += map(program._fresh, data)
-    outputs = program._add(function, program.inputs, callers, calls)
+    asked = calls if callable(calls) else lambda equation: bool(calls)
+    outputs = program._add(function, program.inputs, callers, asked)
     program.outputs += program._use(outputs)
     return program

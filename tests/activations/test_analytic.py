@@ -12,9 +12,19 @@ from jax import lax
 import ifjax
 from ifjax.activations.analytic import analytic_moments
 from ifjax.activations.layer_inputs import layer_inputs
+from ifjax.activations.moments import normal_form, rows
 
+pytestmark = pytest.mark.promotes(
+    ranks="norms subtract vectors from matrices", dtypes="norms have Python's epsilon"
+)
 RNG = np.random.default_rng(0)
 N, SAMPLES = 6, 400_000
+
+
+@pytest.fixture(autouse=True)
+def _numbers(monkeypatch):
+    """The same ones in every test, whichever ran before."""
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(0))
 
 
 def array(*shape):
@@ -162,6 +172,17 @@ def test_convolutions_see_positions_that_correlate(groups):
         found["u"].covariance[0], pooled * d[:, None] * whole * d, atol=1e-12
     )
     np.testing.assert_allclose(found["u"].mean[0], p["offset2"])
+
+
+def test_patches_are_arranged_as_those_of_data_are():
+    """Channels of different means, in the middle of an image."""
+    p = params(w=array(1, 1, 4, N), v=array(3, 2, N, 2))
+    apply = lambda p, x: convolution(norm(p, convolution(x, p["w"])), p["v"])  # noqa: E731
+    found = moments(apply, p, (1, 8, 8, 4))["v"]
+    x = np.broadcast_to(p["offset"], (1, 8, 8, N))
+    equation = jax.make_jaxpr(lambda x, w: convolution(x, w))(x, p["v"]).eqns[0]
+    patches = rows(normal_form(equation, 0), jnp.asarray(x), p["v"].shape)
+    np.testing.assert_allclose(found.mean, patches.reshape(1, 8, 8, -1)[:, 4, 4], rtol=1e-5)
 
 
 def positions(p, k, r):

@@ -15,6 +15,8 @@ from ifjax.activations.norm_inputs import find_norm_inputs
 from ifjax.jaxprs.arguments import Arguments
 from ifjax.models.layers import batch_norm
 
+pytestmark = pytest.mark.promotes(ranks="norms subtract vectors from matrices")
+
 
 class Net(nn.Module):
     """A residual network of three norms; with pixels first or last."""
@@ -103,6 +105,23 @@ def test_inputs_that_are_no_images():
     h = np.asarray(x["x"], np.float64) @ np.asarray(p["w"])
     np.testing.assert_allclose(h.mean(0), p["mean"], atol=0.05)
     np.testing.assert_allclose(h.std(0), 2.0, atol=0.05)
+
+
+def test_derivatives_of_ones_own_are_taken():
+    """Rounding, whose gradient is that of the identity: without it nothing would move."""
+
+    @jax.custom_vjp
+    def rounded(x):
+        return jnp.round(x)
+
+    rounded.defvjp(lambda x: (rounded(x), None), lambda _, g: (g,))
+    p = {"mean": jnp.array([3.0, -1.0]), "var": jnp.array([4.0, 1.0])}
+    apply = lambda p, x: normed(p, rounded(x))  # noqa: E731
+    ((x,),) = ifjax.synthesize(
+        apply, p, np.zeros((1, 2), np.float32), 64, jax.random.key(0), label_weight=0.0
+    )
+    np.testing.assert_allclose(rounded(x).mean(0), p["mean"], atol=0.1)
+    np.testing.assert_allclose(rounded(x).std(0), [2.0, 1.0], atol=0.1)
 
 
 def test_the_label_term_spreads_the_classes(net):

@@ -20,6 +20,7 @@ def conv(w, x):
     )
 
 
+@pytest.mark.promotes(dtypes="flax's pooling divides by an integer")
 @pytest.mark.parametrize(
     ("apply", "shape", "axes"),
     [
