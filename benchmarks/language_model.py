@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=32, help="windows of the validation")
     parser.add_argument("--layers", type=int, help="only the first layers, for a trial")
     parser.add_argument("--windows", type=int, default=WINDOWS)
+    parser.add_argument("--work", type=Path, help="folder for finished layers of compress")
     args = parser.parse_args()
     trial = args.layers is not None or args.windows != WINDOWS or args.calibration != 32
     path = record.RESULTS / "language_model.json"
@@ -65,7 +66,7 @@ def main() -> None:
         if any(row["name"] == name for row in rows):
             continue
         start = time.perf_counter()
-        params = jax.block_until_ready(made(name, network, valid))
+        params = jax.block_until_ready(made(name, network, valid, args.work))
         seconds = time.perf_counter() - start
         rows.append(
             {
@@ -104,7 +105,7 @@ def shortened(network: Checkpoint, layers: int | None) -> Checkpoint:
     return network._replace(params={**network.params, "layers": kept})
 
 
-def made(name: str, network: Checkpoint, valid: np.ndarray) -> Any:
+def made(name: str, network: Checkpoint, valid: np.ndarray, work: Path | None) -> Any:
     """The parameters of a row."""
     if name == "dense":
         return network.params
@@ -117,7 +118,8 @@ def made(name: str, network: Checkpoint, valid: np.ndarray) -> Any:
     if method == "compress":
         spec = graph.spec(gates, importance="reconstruction", method="prune")
         batches = [valid[i : i + 2] for i in range(0, len(valid), 2)]
-        small, report = ifjax.compress(apply_fn, network.params, spec, batches)
+        folder = None if work is None else work / name
+        small, report = ifjax.compress(apply_fn, network.params, spec, batches, folder=folder)
         print(report, file=sys.stderr, flush=True)
         return small
     if method == "l1":

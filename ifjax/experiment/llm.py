@@ -54,6 +54,12 @@ class Files:
     tokenizer: Path | None = option(
         None, "A tokenizer.json; by default the one of the checkpoint.", "FILE"
     )
+    work: Path | None = option(
+        None,
+        "A folder for finished layers of the reconstruction: after a kill the same command goes "
+        "on with the next one.",
+        "FOLDER",
+    )
     out: Path | None = option(
         None, "The folder of the small checkpoint; it must not be there yet.", "FOLDER"
     )
@@ -225,7 +231,8 @@ def compressed(options: Options, job: Job) -> Any:
             return ifjax.fuse_params(job.network.params, job.spec)
     batches = [job.calibration[i : i + 1] for i in range(len(job.calibration))]
     with user_error("--method"):
-        return ifjax.compress(job.apply_fn, job.network.params, job.spec, batches)[0]
+        params = job.network.params
+        return ifjax.compress(job.apply_fn, params, job.spec, batches, folder=options.work)[0]
 
 
 def texts(options: Options, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:

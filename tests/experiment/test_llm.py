@@ -56,6 +56,7 @@ def test_perplexity_is_that_of_the_logits(dense):
 @pytest.mark.parametrize("method", ["prune", "reconstruction"])
 def test_checkpoint_and_text_in_checkpoint_and_table_out(method, dense, tmp_path, capsys):
     options = ["--method", method, "--ffn", "0.5", "--kv-heads", "0.5"]
+    options += ["--work", str(tmp_path / "work")]
     assert run(dense, tmp_path / "small", *options) == 0
     shown = capsys.readouterr()
     assert "10" in shown.out
@@ -66,6 +67,7 @@ def test_checkpoint_and_text_in_checkpoint_and_table_out(method, dense, tmp_path
     assert small.params["layers"]["key"].shape == (3, 24, 1, 8)
     written = json.loads((tmp_path / "small/compression.json").read_text())
     assert (tmp_path / "small/tokenizer.json").exists()
+    assert (tmp_path / "work").exists() == (method == "reconstruction")
     rows = written["rows"]
     text = (dense.parent / "text.txt").read_text().split()
     tokens = [WORDS.index(word) for word in text][200:]
