@@ -1,9 +1,9 @@
-"""The pictures of the README, of a pretrained CIFAR-10 ResNet, each by one command.
+"""The pictures of docs/results/pictures.md, of a pretrained CIFAR-10 ResNet, each by one command.
 
     python benchmarks/pictures.py sensitivity    # accuracy over sparsity, one group at a time
     python benchmarks/pictures.py divergence     # how far each layer's output moves
     python benchmarks/pictures.py map            # where a transport map sends each neuron
-    python benchmarks/pictures.py graph          # what hangs together, as a Mermaid flowchart
+    python benchmarks/pictures.py graph          # what hangs together, also as a Mermaid flowchart
 
 What is measured is also written as JSON; ``--redraw`` draws from that.
 """
@@ -94,9 +94,11 @@ def draw_map(args) -> None:
 
 
 def draw_graph(args) -> None:
-    """The flowchart, to be put into a ``mermaid`` code block."""
-    text = load(args.network)[2].to_mermaid()
-    print(text)
+    """A row per group; and the flowchart, to be put into a ``mermaid`` code block."""
+    graph = load(args.network)[2]
+    report.plot_graph(graph, record.RESULTS / "pictures-graph.png", f"groups of {args.network}")
+    print("written: pictures-graph.png")
+    text = graph.to_mermaid()
     path = record.RESULTS / "pictures-graph.mmd"
     report.write_atomically(path, lambda file: file.write_text(text + "\n"))
     print("written:", path.name)

@@ -54,7 +54,7 @@ def to_mermaid(graph: Coupling, *, most: int = 12) -> str:
     """
     if most < 1:
         raise ValueError(f"expected to draw at least 1 group, got most={most!r}")
-    classes = _group_classes(graph.structure.groups)
+    classes = group_classes(graph.structure.groups)
     weights = {
         i: savings(graph.structure, groups[0])[0] * len(groups) for i, groups in classes.items()
     }
@@ -70,7 +70,7 @@ def to_mermaid(graph: Coupling, *, most: int = 12) -> str:
     return "\n".join(["flowchart LR", *lines, *(f"  {x}" for x in _STYLE.splitlines())])
 
 
-def _group_classes(groups: Sequence[Group]) -> dict[int, list[Group]]:
+def group_classes(groups: Sequence[Group]) -> dict[int, list[Group]]:
     """Groups that look the same but for the numbers in their names."""
     classes: dict[object, list[Group]] = defaultdict(list)
     for group in groups:
@@ -83,7 +83,7 @@ def _group_classes(groups: Sequence[Group]) -> dict[int, list[Group]]:
 def _group_box(number: int, groups: Sequence[Group]) -> str:
     """Names, size, and what goes along."""
     group = groups[0]
-    text = [_pattern([g.name for g in groups]), f"{group.size} neurons"]
+    text = [pattern([g.name for g in groups]), f"{group.size} neurons"]
     roles = Counter(
         "statistic" if m.role in ("mean", "variance") else m.role
         for m in group.members
@@ -131,7 +131,7 @@ def _leaf_lines(graph: Coupling, classes: dict[int, list[Group]], most: int) -> 
             continue
         box = f"l{next(numbers)}"
         shape = " x ".join(map(str, graph.structure.leaf[paths[0]].shape))
-        yield f'  {box}["{_label([_pattern(paths), shape])}"]:::leaf'
+        yield f'  {box}["{_label([pattern(paths), shape])}"]:::leaf'
         for number, role in kept:
             if role == "producer":
                 yield f"  {box} --> g{number}"
@@ -153,7 +153,7 @@ def _pinned_box(graph: Coupling, most: int) -> list[str]:
         classes: dict[tuple[str, str], list[str]] = defaultdict(list)
         for path, numbers in axes.items():
             classes[_masked(path), ", ".join(numbers)].append(path)
-        names = [f"{_pattern(paths)} axis {numbers}" for (_, numbers), paths in classes.items()]
+        names = [f"{pattern(paths)} axis {numbers}" for (_, numbers), paths in classes.items()]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         text.append(f"{reason}: {'; '.join(names[:3])}{more}")
     if len(reasons) > most:
@@ -165,7 +165,7 @@ def _masked(name: str) -> str:
     return _NUMBER.sub("#", name)
 
 
-def _pattern(names: Sequence[str]) -> str:
+def pattern(names: Sequence[str]) -> str:
     """One text for names that differ in numbers alone, with how many they are."""
     distinct = list(dict.fromkeys(names))
     if len(distinct) == 1:
