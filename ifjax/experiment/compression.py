@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +13,8 @@ from ifjax import data, importance
 from ifjax.activations.statistics import Stats, batch_stats, collect_stats
 from ifjax.experiment.config import Config
 from ifjax.experiment.network import Network
-from ifjax.experiment.runner import Optimization, evaluator, train_step
+from ifjax.experiment.runner import Evaluator, Optimization, evaluator, train_step
 from ifjax.fusion.transport_maps import neuron_scores
-from ifjax.training.evaluate import Evaluation
 from ifjax.training.loss import cross_entropy
 from ifjax.training.state import TrainState
 from ifjax.training.step import TrainStep
@@ -34,7 +33,7 @@ class Stage(NamedTuple):
     total: ifjax.FusionSpec
     network: Network
     step: TrainStep
-    test: Callable[[Any], Evaluation]
+    test: Evaluator
 
 
 def stages(

@@ -1,7 +1,10 @@
 """Training and evaluation as a configuration wants them: resumable, with curves."""
 
 import contextlib
+import dataclasses
 import functools
+import statistics
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +21,7 @@ from ifjax.experiment.journal import Journal
 from ifjax.experiment.network import Network
 from ifjax.training.checkpoints import Feed, open_checkpoints
 from ifjax.training.distributed import is_first
-from ifjax.training.evaluate import Evaluation, evaluate, make_eval_step
+from ifjax.training.evaluate import EvalStep, Evaluation, evaluate, make_eval_step
 from ifjax.training.feeding import SplitBatch
 from ifjax.training.layout import Layout
 from ifjax.training.loop import Every, Means, fit
@@ -310,10 +313,36 @@ def _points(name: str, value: Any, folds: Sequence[int]) -> dict[str, float]:
     return {f"{name}/fold-{fold}": float(one) for fold, one in zip(folds, value, strict=True)}
 
 
-def evaluator(
-    config: Config, dataset: data.ImageDataset, network: Network
-) -> Callable[[Any], Evaluation]:
-    """Builds ``variables -> evaluation`` on the test images; it compiles on its first call.
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Evaluates variables on the test images; it compiles on its first call.
+
+    Attributes:
+        step: evaluates a batch.
+        batches: gives the test images anew.
+    """
+
+    step: EvalStep
+    batches: Callable[[], Iterator[data.Batch]]
+
+    def __call__(self, variables: Any) -> Evaluation:
+        """What the network reaches with these variables."""
+        return evaluate(self.step, variables, self.batches())
+
+    def latency(self, variables: Any, calls: int = 7) -> float:
+        """Milliseconds that a batch of test images takes, the median of several calls."""
+        batch = next(iter(self.batches()))
+        jax.block_until_ready(self.step(variables, *batch))
+        times = []
+        for _ in range(calls):
+            began = time.perf_counter()
+            jax.block_until_ready(self.step(variables, *batch))
+            times.append(time.perf_counter() - began)
+        return 1e3 * statistics.median(times)
+
+
+def evaluator(config: Config, dataset: data.ImageDataset, network: Network) -> Evaluator:
+    """Builds what evaluates a network on the test images.
 
     Args:
         config: the batch size.
@@ -332,4 +361,4 @@ def evaluator(
     """
     step = make_eval_step(network.apply_eval, dataset.normalize)
     size = min(config.eval_batch_size, dataset.num_test)
-    return lambda variables: evaluate(step, variables, dataset.eval_batches(size))
+    return Evaluator(step, lambda: iter(dataset.eval_batches(size)))

@@ -92,6 +92,7 @@ def train_dense(job: Job, journal: Journal) -> tuple[Network, Outcome]:
         None,
         "dense",
         seconds=None if job.folds is None else journal.seconds["dense"],
+        latency=test.latency(network.variables),
     )
     journal.add("dense", dataclasses.asdict(row))
     return network, row
@@ -240,6 +241,7 @@ def compress_once(
         importance=variant.importance,
         asked=variant.asked,
         seconds=seconds,
+        latency=stages[-1].test.latency(state.variables),
     )
 
 

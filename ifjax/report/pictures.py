@@ -26,13 +26,13 @@ from ifjax.report.results import Row, check_records, short_names
 
 
 def plot_accuracy(rows: Sequence[Row], path: str | os.PathLike[str], title: str = "") -> None:
-    """Draws accuracy over sparsity, and over the weights that are left, into a file.
+    """Draws accuracy over sparsity, over the weights that are left and over latency, into a file.
 
     One panel as compressed, and one after fine-tuning where any row has that; below them the same
-    over weights, where the rows say how many. A colour per method, the same in every panel. Rows of
-    sparsity 0 are networks that nothing was cut from: a dotted line each; those named ``fold N``
-    (trained on a part of the data) crosses; those that were fine-tuned (fused from others)
-    diamonds.
+    over weights, and over the measured latency, where the rows say so. A colour per method, the
+    same in every panel. Rows of sparsity 0 are networks that nothing was cut from: a dotted line
+    each; those named ``fold N`` (trained on a part of the data) crosses; those that were fine-tuned
+    (fused from others) diamonds.
 
     Args:
         rows: the networks; shares of weights are those of the first one's.
@@ -54,28 +54,35 @@ def plot_accuracy(rows: Sequence[Row], path: str | os.PathLike[str], title: str 
         raise ValueError("expected at least one row, got none")
     cut = [row for row in rows if row.sparsity > 0.0]
     tuned = [row.fine_tuned is not None for row in rows]
-    known = cut and all(row.weights for row in rows)
-    lines, columns = (2 if known else 1), (2 if any(tuned) else 1)
+    over = ["sparsity"]
+    over += ["weights"] if cut and all(row.weights for row in rows) else []
+    over += ["latency"] if cut and all(row.latency for row in (rows[0], *cut)) else []
+    lines, columns = len(over), (2 if any(tuned) else 1)
     figure = new_figure(1.2 + 4.2 * columns, 1.2 + 3.0 * lines)
     panels = figure.subplots(lines, columns, sharey="col", squeeze=False)
     for column, name in enumerate(("as compressed", "fine-tuned")[:columns]):
         if columns > 1:
             panels[0, column].set_title(name, fontsize="medium")
-        for line in range(lines):
-            _accuracies(panels[line, column], rows, over_weights=line == 1, tuned=column == 1)
+        for line, axis in enumerate(over):
+            _accuracies(panels[line, column], rows, axis, tuned=column == 1)
     set_title(figure, title)
     set_legend(figure)
     save(figure, path)
 
 
-def _accuracies(panel: Any, rows: Sequence[Row], *, over_weights: bool, tuned: bool) -> None:
+def _accuracies(panel: Any, rows: Sequence[Row], over: str, *, tuned: bool) -> None:
     """Every row's accuracy, or that after fine-tuning where it has one."""
-    dense = rows[0].weights
+    dense = rows[0]
 
     def point(row: Row) -> tuple[float, float | None]:
         accuracy = row.fine_tuned if tuned else row.accuracy
-        left = 100 * row.weights / dense if over_weights else 100 * row.sparsity
-        return left, None if accuracy is None else 100 * accuracy
+        if over == "sparsity":
+            place = 100 * row.sparsity
+        elif over == "weights":
+            place = 100 * row.weights / dense.weights
+        else:  # a network at the dense widths takes as long as the dense one
+            place = (dense if row.sparsity == 0.0 else row).latency or 0.0
+        return place, None if accuracy is None else 100 * accuracy
 
     for row in rows:
         if row.sparsity > 0.0:
@@ -97,18 +104,24 @@ def _accuracies(panel: Any, rows: Sequence[Row], *, over_weights: bool, tuned: b
     lowest = min((y for _, y in map(point, rows) if y is not None), default=0.0)
     panel.set_ylim(max(0.0, 1.2 * lowest - 20) if tuned else 0.0, 102 if not tuned else None)
     panel.set_ylabel("test accuracy (%)")
-    if over_weights:
+    panel.set_xlabel(_LABELS[over])
+    if over == "weights":
         panel.set_xscale("log")
-        panel.set_xlabel("weights left (%)")
         panel.invert_xaxis()
+    if over == "latency":  # no two are alike
+        panel.set_xlim(1.05 * max(point(row)[0] for row in rows), 0)
     else:
-        panel.set_xlabel("sparsity: neurons removed from every group (%)")
-    ticks = sorted({point(row)[0] for row in rows})
-    panel.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-    panel.minorticks_off()
+        ticks = sorted({point(row)[0] for row in rows})
+        panel.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        panel.minorticks_off()
     plain(panel)
 
 
+_LABELS = {
+    "sparsity": "sparsity: neurons removed from every group (%)",
+    "weights": "weights left (%)",
+    "latency": "latency of a batch (ms)",
+}
 _FOLD = re.compile(r"fold \d+")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -29,6 +30,8 @@ class Row:
         checkpoint: where the network was saved; None if it was not.
         seconds: it took to get there, training included; None if that was not measured.
         speedup: how many times longer the way took that it is compared with; None without one.
+        latency: milliseconds that one batch of test images takes; None if not measured. Rows that
+            differ in it alone are equal.
     """
 
     sparsity: float
@@ -40,13 +43,14 @@ class Row:
     checkpoint: str | None = None
     seconds: float | None = None
     speedup: float | None = None
+    latency: float | None = dataclasses.field(default=None, compare=False)
 
 
 def table(rows: Sequence[Row]) -> str:
     """Aligns sparsity, method, weights, FLOPs, accuracy before and after fine-tuning.
 
-    Weights and FLOPs are followed by what that is of the first row's. Seconds and speed-up are
-    shown where any row has them.
+    Weights and FLOPs are followed by what that is of the first row's. Seconds and speed-up, and the
+    latency in milliseconds, are shown where any row has them.
 
     Args:
         rows: the networks, the dense one first.
@@ -69,7 +73,7 @@ def table(rows: Sequence[Row]) -> str:
         raise ValueError("expected at least one row, got none")
     dense = rows[0]
     head = ("sparsity", "method", "weights", "", "FLOPs", "", "accuracy", "fine-tuned")
-    head += ("seconds", "speed-up")
+    head += ("ms", "seconds", "speed-up")
     cells = [
         (
             f"{100 * row.sparsity:g} %",
@@ -80,13 +84,16 @@ def table(rows: Sequence[Row]) -> str:
             f"{100 * row.flops / dense.flops:.1f} %",
             f"{100 * row.accuracy:.2f} %",
             "-" if row.fine_tuned is None else f"{100 * row.fine_tuned:.2f} %",
+            "-" if row.latency is None else f"{row.latency:.3g}",
             "-" if row.seconds is None else f"{row.seconds:.1f}",
             "-" if row.speedup is None else f"{row.speedup:.2f} x",
         )
         for row in rows
     ]
-    if all(row.seconds is None for row in rows):
-        head, cells = head[:-2], [line[:-2] for line in cells]
+    shown = [True] * len(head)
+    shown[-3] = any(row.latency is not None for row in rows)
+    shown[-2:] = [any(row.seconds is not None for row in rows)] * 2
+    head, *cells = (tuple(itertools.compress(line, shown)) for line in (head, *cells))
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     lines = [head, tuple("-" * width for width in widths), *cells]
     return "\n".join(_align(line, widths) for line in lines)

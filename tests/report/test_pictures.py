@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,20 @@ def test_every_row_is_drawn_over_sparsity_and_over_weights(tmp_path: Path, figur
         low, high = axes.get_ylim()
         assert all(low <= y <= high for points in drawn(axes).values() for _, y in points)
     assert by_weights.xaxis_inverted()
+
+
+def test_measured_latency_has_panels_of_its_own(tmp_path: Path, figures) -> None:
+    times = (8.0, 6.0, 5.0, 3.0, 2.0)
+    rows = [dataclasses.replace(r, latency=ms) for r, ms in zip(ROWS, times, strict=True)]
+    fused = Row(0.0, "FaP, fused", 23_946, 400_000, 0.9, 0.95)  # as wide as the dense one
+    plot_accuracy([*rows, fused], tmp_path / "a.png")
+    assert len(figures[0].axes) == 6
+    compressed, tuned = figures[0].axes[4:]
+    assert drawn(compressed)["pruning"] == [(6.0, 81.25), (3.0, 40.0)]
+    assert drawn(tuned)["Intra-Fusion"] == [(5.0, 97.5), (2.0, 100.0)]
+    assert drawn(compressed)["FaP, fused"] == [(8.0, 90.0)]
+    assert compressed.xaxis_inverted()
+    assert "ms" in compressed.get_xlabel()
 
 
 def test_colours_keep_their_meaning_over_panels(tmp_path: Path, figures) -> None:
