@@ -7,7 +7,7 @@ and of XLA.
 
 * ``prune``: plain pruning. ``default``: Intra-Fusion with the default solver (ott-jax's Sinkhorn).
   ``simultaneous``: the same, all groups at once. ``exact``: the exact solver. ``jitted``: the
-  exact solver inside of `jax.jit`.
+  exact solver inside of `jax.jit`; ``jitted sinkhorn``: `sinkhorn_kernel`, all groups at once.
 * ``take``, ``transport_maps``, ``shrink``: the other functions that wait on the first call.
 
     pip install -e '.[test]'
@@ -34,6 +34,7 @@ FUSED = {
     "simultaneous": {"order": "simultaneous"},
     "exact": {"solver": "exact"},
     "jitted": {"solver": "exact"},
+    "jitted sinkhorn": {"solver": "sinkhorn_kernel", "order": "simultaneous"},
 }
 WAYS = (*FUSED, "take", "transport_maps", "shrink")
 EVENTS = {
@@ -137,7 +138,7 @@ def function(
 
     import ifjax
 
-    if way == "jitted":
+    if way.startswith("jitted"):
         return functools.partial(jax.jit(ifjax.fuse_params, static_argnames="spec"), spec=spec)
     if way == "take":
         kept = {g.name: np.arange(g.kept) for g in spec.groups if g.kept != g.size and not g.batch}

@@ -53,6 +53,17 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
     return path
 
 
+def with_earlier(
+    name: str, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """The rows, and those of ``results/NAME.json`` of which none has the same keys."""
+    path = RESULTS / f"{name}.json"
+    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
+    known = {tuple(row[key] for key in keys) for row in rows}
+    kept = [row for row in earlier if tuple(row.get(key) for key in keys) not in known]
+    return [*kept, *rows]
+
+
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a markdown table."""
     head = list(rows[0])
