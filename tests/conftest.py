@@ -16,6 +16,8 @@ import jax
 import jaxtyping
 import pytest
 
+xla.exact()
+
 # Models that tests/test_zoo.py imports as far as their frameworks are installed; no tests.
 collect_ignore_glob = ["zoo/*"]
 

@@ -1,5 +1,7 @@
 """How XLA compiles in the tests: fast. Only values matter in them, and compiling takes longest."""
 
+import os
+
 from jaxlib.version import __version_info__
 
 FAST = "--xla_backend_optimization_level=0"
@@ -11,3 +13,12 @@ if __version_info__ < (0, 11):  # later ones have no others
 def flags(devices: int) -> str:
     """For XLA_FLAGS: with so many CPU devices."""
     return f"{FAST} --xla_force_host_platform_device_count={devices}"
+
+
+def exact() -> None:
+    """On accelerators products of all digits, and every rounding to half precision."""
+    import jax
+
+    if os.environ.get("JAX_PLATFORMS") != "cpu":
+        os.environ["XLA_FLAGS"] += " --xla_allow_excess_precision=false"
+        jax.config.update("jax_default_matmul_precision", "highest")

@@ -205,7 +205,8 @@ def test_compiled_work_falls_as_the_spec_says():
     spec = ifjax.trace(f, p, x).spec({"a": 0.5, "b": 0.25}, method="prune")
 
     def compiled(f, p):
-        return jax.jit(f).lower(p, x).compile().cost_analysis()["flops"]
+        # Of what is compiled: a GPU's libraries count nothing of the products that they do.
+        return jax.jit(f).lower(p, x).cost_analysis()["flops"]
 
     measured = compiled(f, p), compiled(ifjax.shrink(f, spec), ifjax.fuse_params(p, spec))
     assert spec.flops()[1] < 0.5 * spec.flops()[0]
