@@ -115,12 +115,12 @@ def compress(
     walk = start(walked, jax.tree.leaves(flat.params), arrays)
 
     def by_importance(groups: Sequence[Group]) -> Mapping[str, np.ndarray]:
-        found = _by_importance(params, spec, flat.originals(groups), scores, stats)
+        found = kept_by_importance(params, spec, flat.originals(groups), scores, stats)
         return flat.taken(found)
 
     if reconstructs(spec):
         wanted = spec.structure.widths.keys() & by_group(spec.structure, scores or {}).keys()
-        found = _by_importance(params, spec, {*wanted}, scores, stats) if wanted else {}
+        found = kept_by_importance(params, spec, {*wanted}, scores, stats) if wanted else {}
         given = Given(flat.taken(found))
     else:
         given = _given(params, spec, flat, scores, stats)
@@ -161,10 +161,21 @@ def _matrix(plan: Float[np.ndarray, "*batch n m"], side: str) -> Float[np.ndarra
     return found.reshape(*plan.shape[:-2], *found.shape[1:])
 
 
-def _by_importance(
+def kept_by_importance(
     params: PyTree, spec: FusionSpec, names: set[str], scores: Scores | None, stats: Stats | None
 ) -> dict[str, np.ndarray]:
-    """The neurons of highest importance, of some groups."""
+    """The neurons of highest importance, of some groups.
+
+    Args:
+      params: the full parameters.
+      spec: how many are kept; where it says reconstruction, magnitude counts.
+      names: of the groups.
+      scores: by group name, scores of one's own.
+      stats: for importances that need them.
+
+    Returns:
+      Indices ``[*batch, m]`` by name.
+    """
     method = dataclasses.replace(spec.method, method="prune", targets="top")
     if reconstructs(spec):
         method = dataclasses.replace(method, importance="l1")

@@ -11,7 +11,7 @@ import numpy as np
 from ifjax.activations.progress import shown_progress
 from ifjax.graph.facts.sites import Unit
 from ifjax.reconstruction.journal import Journal
-from ifjax.reconstruction.select import Timing, choose, combined, evidence, timing
+from ifjax.reconstruction.select import Evidence, Timing, choose, combined, evidence, timing
 from ifjax.reconstruction.solve import Solved, solve, solve_tied
 from ifjax.reconstruction.taps import Tap, taps_of
 from ifjax.reconstruction.walk import Walk
@@ -130,15 +130,16 @@ class _Kept(dict[int, Any]):
         return self.walk.restricted(self.dense[number], number)
 
 
-class _Ahead:
+class Ahead:
     """A walk of the dense function alone, which comes to the stop of one unit after another."""
 
-    def __init__(self, walk: Walk, units: Sequence[Unit]) -> None:
+    def __init__(self, walk: Walk, units: Sequence[Unit], place: int = 0) -> None:
+        """From the place to which the walk has come, before the first of the units."""
         dense = [dict(d) for d in walk.dense]
         self.walk = dataclasses.replace(walk, dense=dense, small=[_Kept(walk, d) for d in dense])
         self.skip = dict.fromkeys(range(len(walk.program.steps)), 0.0)
         self.last = walk.last_use({p: u.stop + 0.5 for u in units for p in u.places})
-        self.place = 0
+        self.place = place
 
     def __call__(self, unit: Unit) -> Walk:
         """The walk at the unit's stop."""
@@ -160,20 +161,34 @@ def _choose_late(
     result.chosen.append(Chosen(group.name, group.size, group.kept, how))
 
 
+def shared_units(walk: Walk, cut: set[str]) -> list[tuple[Unit, ...]]:
+    """Units that share weights, of which one reads or gives something that is cut.
+
+    Args:
+      walk: of the function.
+      cut: names of the groups.
+
+    Returns:
+      The units, those that share weights together.
+    """
+    found = []
+    for units in walk.sites.tied:
+        read = {n for unit in units for site in unit.sites for n in (site.input, unit.end)}
+        if not cut.isdisjoint(name for n in read for e in walk.axes(n) for name in ex.atoms(e)):
+            found.append(units)
+    return found
+
+
 def _solve_tied(
     walk: Walk, held: Sequence[bool], names: dict[int, str], journal: Journal, result: Result
 ) -> None:
     """Solves for weights that are read several times, where they read something that is cut."""
-    cut = set(walk.sizes)
-    for units in walk.sites.tied:
-        read = {n for unit in units for site in unit.sites for n in (site.input, unit.end)}
-        if cut.isdisjoint(name for n in read for e in walk.axes(n) for name in ex.atoms(e)):
-            continue
+    for units in shared_units(walk, set(walk.sizes)):
         solved = journal.solve(
             f"tied {units[0].stop}",
             walk,
             names,
-            lambda units=units: solve_tied(walk, units, held, names, _Ahead(walk, units)),
+            lambda units=units: solve_tied(walk, units, held, names, Ahead(walk, units)),
         )
         if solved is None:
             leaves = {names[s.view.leaf] for unit in units for s in unit.sites}
@@ -224,7 +239,12 @@ def _choose_early(
         known |= blind(when.blind)
         how |= {g.name: "no consumer; by importance" for g in when.blind}
     if when.early:
-        found = journal.remember("early", lambda: _dense_evidence(walk, when.early, taps))
+
+        def make() -> dict[str, np.ndarray]:
+            parts = dense_evidence(walk, when.early, taps)
+            return {g.name: choose(walk, g, parts[g.name]) for g in when.early}
+
+        found = journal.remember("early", make)
         for group in when.early:
             known[group.name] = found[group.name]
             how[group.name] = f"{len(taps[group.name])} consumers, dense"
@@ -236,10 +256,19 @@ def _choose_early(
         walk.write(number, leaf)
 
 
-def _dense_evidence(
+def dense_evidence(
     walk: Walk, groups: Sequence[Group], taps: Mapping[str, Sequence[Tap]]
-) -> dict[str, np.ndarray]:
-    """Choices for groups that are read in several places, in one pass of the dense function."""
+) -> dict[str, Evidence]:
+    """What says how much the neurons of groups matter that are read in several places.
+
+    Args:
+      walk: at its beginning; it stays there.
+      groups: the groups.
+      taps: of each.
+
+    Returns:
+      The evidence by group, of one pass of the dense function.
+    """
     wanted = {}
     for group in groups:
         for tap in taps[group.name]:
@@ -256,4 +285,4 @@ def _dense_evidence(
         done = place
         for group, tap in wanted[place]:
             parts[group.name].append(evidence(ahead, group, [tap], dense=True))
-    return {g.name: choose(walk, g, combined(parts[g.name], g)) for g in groups}
+    return {g.name: combined(parts[g.name], g) for g in groups}
