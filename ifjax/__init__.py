@@ -12,6 +12,7 @@ from types import ModuleType
 from ifjax.activations.batch_statistics import reset_statistics
 from ifjax.activations.statistics import Stats, batch_stats, collect_stats
 from ifjax.activations.synthesis import synthesize
+from ifjax.allocation.allocate import allocate
 from ifjax.checkpoint import load, save
 from ifjax.fusion.fuse import apply_maps, fuse_params
 from ifjax.fusion.fuse_tree import fuse_tree, kept_mask
@@ -40,6 +41,7 @@ __all__ = [
     "Stats",
     "Transport",
     "align_models",
+    "allocate",
     "apply_maps",
     "batch_stats",
     "collect_stats",
