@@ -21,7 +21,6 @@ from jax.tree_util import KeyPath
 from jaxtyping import PyTree
 
 from ifjax.graph.shrink import check_small
-from ifjax.namespace import Shaped
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.tree import check_finite, leaves_by_path, path_name
@@ -231,7 +230,7 @@ def _restore(reader: ocp.Checkpointer, path: Path, sharding: PyTree) -> PyTree:
     one = isinstance(sharding, jax.sharding.Sharding | None)
     places = {} if one else leaves_by_path(sharding)
 
-    def placed(at: KeyPath, m: Shaped) -> jax.ShapeDtypeStruct:
+    def placed(at: KeyPath, m: Any) -> jax.ShapeDtypeStruct:
         place = sharding or first if one else places.get(path_name(at), first)
         return jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place)
 
