@@ -6,7 +6,8 @@ weights, and an average of neurons varies less than each of them did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import jax
 from jaxtyping import Array, PyTree
@@ -19,6 +20,7 @@ from ifjax.namespace import AnyArray
 from ifjax.promotion import with_promotion
 from ifjax.tree import check_finite, leaves_by_path, with_leaves
 
+Key = TypeVar("Key", bound=Hashable)
 Samples = dict[tuple[str, str], Sample]  # by the paths of mean and variance
 
 
@@ -102,7 +104,7 @@ def reset_where_any(
 
 
 @jax.jit
-def pool_samples(a: Samples, b: Samples) -> Samples:
+def pool_samples(a: dict[Key, Sample], b: dict[Key, Sample]) -> dict[Key, Sample]:
     """Of all values of two samples (Chan et al., 1983)."""
 
     def pool(x: Sample, y: Sample) -> Sample:
