@@ -226,7 +226,7 @@ def check_paths(params: PyTree, structure: Structure) -> None:
 
 def general_position(
     structure: Structure, leaves: dict[str, Shaped], rng: np.random.Generator
-) -> list[AnyArray]:
+) -> list[Shaped]:
     """Random float64 values for all leaves: kernels normal by fan-in, variances positive.
 
     Args:

@@ -78,7 +78,7 @@ class Arguments:
         tree = jax.tree.structure((tuple(inputs), keyed))
         return cls(tree, static, arrays, paths, frozenset(keyed))
 
-    def join(self, arrays: Sequence[Shaped]) -> tuple[PyTree, ...]:
+    def join(self, arrays: Sequence[PyTree]) -> tuple[PyTree, ...]:
         """Puts inputs together, with other arrays."""
         return self._joined(arrays)[0]
 
@@ -93,7 +93,7 @@ class Arguments:
         inputs, keywords = self._joined(arrays)
         return function(params, *inputs, **{**static, **keywords})
 
-    def _joined(self, arrays: Sequence[Shaped]) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
+    def _joined(self, arrays: Sequence[PyTree]) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
         rest, static = iter(arrays), dict(self.static)
         numbers = range(self.tree.num_leaves)
         leaves = [static[i] if i in static else next(rest) for i in numbers]

@@ -40,6 +40,8 @@ def indices(
             for segment in segments:
                 parts.append(indices(segment, selections, sizes) + offset)
                 offset += size(segment, sizes)
+            if not parts:
+                return np.arange(0)
             traced = any(isinstance(p, jax.Array) for p in parts)
             return jnp.concatenate(parts) if traced else np.concatenate(parts)
     raise AssertionError(expression)
@@ -191,5 +193,6 @@ def positions(expression: Expression, name: str, sizes: Sizes | None = None) -> 
                 index = np.maximum(index[:, None], inner[None, :]).reshape(-1)
             return index
         case Sum(segments):
-            return np.concatenate([positions(s, name, sizes) for s in segments])
+            parts = [positions(s, name, sizes) for s in segments]
+            return np.concatenate([np.arange(0), *parts])
     return np.full(n, -1)

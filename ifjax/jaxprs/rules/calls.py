@@ -84,7 +84,7 @@ def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     moving = [i for i, v in enumerate(equation.invars) if _is_inexact(v)]
     varying = [i for i, v in enumerate(equation.outvars) if _is_inexact(v)]
 
-    def forward_half(*args: Array) -> tuple[Values, PyTree]:
+    def forward_half(*args: Any) -> tuple[Values, PyTree]:
         def primal(*moved: Array) -> tuple[Values, Values]:
             given = dict(enumerate(args)) | dict(zip(moving, moved, strict=True))
             outs = compat.bind(equation, list(given.values()))
@@ -110,7 +110,7 @@ def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     def run(*args: ArrayLike) -> Values:
         return resize.call(resize.note, args)
 
-    def forward(*args: Array) -> tuple[Values, PyTree]:
+    def forward(*args: Any) -> tuple[Values, PyTree]:
         structs = list(map(compat.struct_of, equation.invars))
         (outs, pullback), flat, axes, derive = rewrite(
             forward_half, structs, resize.derive, resize.inputs, resize.outputs, args
@@ -118,10 +118,10 @@ def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
         residuals, tree = jax.tree.flatten(pullback)
         n, k = len(outs), len(residuals)
 
-        def backward_half(*args: Array) -> Values:
+        def backward_half(*args: Any) -> Values:
             return jax.tree.unflatten(tree, args[:k])(list(args[k:]))
 
-        def backward(*args: Array) -> Values:
+        def backward(*args: Any) -> Values:
             structs = [*residuals, *(outs[i] for i in varying)]
             given = [*axes[n:], *(resize.outputs[i] for i in varying)]
             wanted = [resize.inputs[i] for i in moving]

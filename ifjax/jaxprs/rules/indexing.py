@@ -130,7 +130,8 @@ def gather(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[A
     for d, i in zip(batching, numbers.start_indices_batching_dims, strict=True):
         context.unify(operand[d], indices[i])
     index = None if batching else context.number(equation.invars[1])
-    static = _static(index, numbers.start_index_map, shape, counts)
+    indexed = tuple(map(int, numbers.start_index_map))
+    static = _static(index, indexed, shape, counts)
     context.note = static
     rows, window = list(indices[:-1]), []
     for d, node in enumerate(operand):
@@ -138,7 +139,7 @@ def gather(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[A
             continue
         collapsed = d in numbers.collapsed_slice_dims
         part = node
-        how = None if static else _rearrangement(index, numbers.start_index_map, d, shape, counts)
+        how = None if static else _rearrangement(index, indexed, d, shape, counts)
         if how is not None:
             part, made = how.of(context, node)
             rows, part, context.note = [part], context.store.one, Rearranged(d, how, made)
@@ -194,7 +195,7 @@ def scatter(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[
     window = dict(zip(kept, sorted(map(int, numbers.update_window_dims)), strict=True))
     counts = [new[window[d]] if d in window else 1 for d in range(len(shape))]
     index = None if batching else context.number(equation.invars[1])
-    static = _static(index, numbers.scatter_dims_to_operand_dims, shape, counts)
+    static = _static(index, tuple(map(int, numbers.scatter_dims_to_operand_dims)), shape, counts)
     rows = [i for i in range(len(new)) if i not in window.values()]
     for d, i in zip(batching, numbers.scatter_indices_batching_dims, strict=True):
         context.unify(operand[d], indices[i])

@@ -149,9 +149,7 @@ def test_large_problems_are_threaded_the_largest_first(monkeypatch):
 
 @pytest.fixture
 def no_pot(monkeypatch):
-    from ifjax.transport.solvers import host
 
-    host.pot.cache_clear()
     monkeypatch.setitem(sys.modules, "ot", None)
 
 
