@@ -69,7 +69,10 @@ class NormInputs:
             for norm in self.readers[number]:
                 sample = _sample(values[number], norm, self.analysis)
                 if norm.bias is not None:
-                    sample = sample._replace(mean=sample.mean + leaves[norm.bias])
+                    bias = leaves[norm.bias]
+                    if bias.size == sample.mean.size:
+                        bias = bias.reshape(sample.mean.shape)
+                    sample = sample._replace(mean=sample.mean + bias)
                 yield norm, sample
 
     def spread(self, norm: Norm, statistic: AnyArray, ndim: int) -> np.ndarray:

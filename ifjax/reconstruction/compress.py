@@ -125,7 +125,9 @@ def compress(
     else:
         given = _given(params, spec, flat, scores, stats)
     every = [*jax.tree.leaves(params), *(x for batch in arrays for x in batch)]
-    journal = Journal.open(folder, (spec.to_json(), str(sorted(static.items())), *every))
+    names = sorted(given.kept), sorted(given.matrices), sorted(static.items())
+    every += jax.tree.leaves((given.kept, given.matrices, list(given.leaves)))
+    journal = Journal.open(folder, (spec.to_json(), str(names), *every))
     result = sweep(walk, given, by_importance, data.held, journal)
     tree = jax.tree.structure(flat.params)
     small = flat.stacked(jax.tree.unflatten(tree, list(walk.leaves.values())))

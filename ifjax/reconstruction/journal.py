@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -131,7 +132,8 @@ def _digest(what: Iterable[Any]) -> str:
         if isinstance(x, str):
             found.update(x.encode())
         else:
-            array = np.asarray(x)
+            is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+            array = np.asarray(jax.random.key_data(x) if is_key else x)
             found.update(f"{array.dtype} {array.shape}".encode())
             found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()

@@ -147,7 +147,7 @@ def solve_tied(
 
 
 def _posed(walk: Walk, unit: Unit, uses: int) -> _Problem | None:
-    sites = _agreeing(walk, unit)
+    sites = tuple({s.view.leaf: s for s in _agreeing(walk, unit)}.values())  # one of every leaf
     if not sites:
         return None
     forms = tuple(form_of(walk, s.step, s.side) for s in sites)
@@ -197,15 +197,16 @@ def _gather(walk: Walk, problem: _Problem, unit: Unit, held: Sequence[bool], sum
 
 
 def _embedded(part: Moments, problem: _Problem, index: Sequence[int]) -> Moments:
-    """Moments of some of the sites as those of all, of which the others read nothing."""
-    if len(index) == len(problem.sites) and list(index) == sorted(index):
+    """Moments of a unit's sites as the problem's: what a leaf reads in several places adds up."""
+    if list(index) == list(range(len(problem.sites))):
         return part
     bounds = np.cumsum([0, *(x.shape[1] for x in problem.starts)])
-    columns = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in index])
+    at = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in index])
     b, k, o = (problem.starts[0].shape[0], int(bounds[-1]), problem.starts[0].shape[2])
     gram, rows, cross = np.zeros((b, k, k)), np.zeros((b, k)), np.zeros((b, k, o))
-    gram[:, columns[:, None], columns] = part.gram
-    rows[:, columns], cross[:, columns] = part.rows, part.cross
+    np.add.at(gram, (slice(None), at[:, None], at), np.asarray(part.gram))  # type: ignore
+    np.add.at(rows, (slice(None), at), np.asarray(part.rows))  # type: ignore
+    np.add.at(cross, (slice(None), at), np.asarray(part.cross))  # type: ignore
     return part._replace(gram=gram, rows=rows, cross=cross)
 
 

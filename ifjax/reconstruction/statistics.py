@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,7 +55,7 @@ def refit_statistics(
         found = find_norm_inputs(apply_fn, params, arguments, shared=True)
     except ValueError:  # of a norm inside of a loop: it stays as it is
         return params
-    norms = _own(found)
+    norms = _own(found, [x.shape for x in jax.tree.leaves(params)])
     if not norms:
         return params
 
@@ -75,26 +74,29 @@ def refit_statistics(
     for norm in norms:
         mean, variance, scale, offset = (found.paths[n] for n in _leaves(norm))
         sample = pooled[mean]
-        slope = by_path[scale] / jnp.sqrt(by_path[variance] + norm.eps)
+        old = {path: by_path[path] for path in (mean, variance, scale, offset)}
+        same = {path: x.reshape(sample.mean.shape) for path, x in old.items()}
+        slope = same[scale] / jnp.sqrt(same[variance] + norm.eps)
         new = {
-            offset: by_path[offset] + (sample.mean - by_path[mean]) * slope,
+            offset: same[offset] + (sample.mean - same[mean]) * slope,
             scale: slope * jnp.sqrt(sample.variance + norm.eps),
             mean: sample.mean,
             variance: sample.variance,
         }
-        by_path |= {path: x.astype(by_path[path].dtype) for path, x in new.items()}
+        by_path |= {p: x.reshape(old[p].shape).astype(old[p].dtype) for p, x in new.items()}
     return with_leaves(params, by_path)
 
 
-def _own(found: NormInputs) -> list[Norm]:
-    """The norms with four leaves of their own."""
-    used = Counter(n for norm in found.norms for n in _leaves(norm))
+def _own(found: NormInputs, shapes: Sequence[tuple[int, ...]]) -> list[Norm]:
+    """The norms with four leaves of their own, which hold the same channels."""
+    program = found.program
     return [
         norm
         for norm in found.norms
         if norm.scale is not None
         and norm.offset is not None
-        and all(used[n] == 1 for n in _leaves(norm))
+        and all(program.uses[program.inputs[n]] == 1 for n in _leaves(norm))
+        and len({tuple(k for k in shapes[n] if k > 1) for n in _leaves(norm)}) == 1
     ]
 
 

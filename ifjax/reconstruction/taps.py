@@ -61,6 +61,8 @@ def taps_of(walk: Walk, names: Sequence[str]) -> dict[str, list[Tap]]:
         if step.equation.primitive.name == "ragged_dot_general":
             continue
         side = step.data[:2].index(True)
+        if side == 1 and step.equation.primitive.name == "conv_general_dilated":
+            continue
         axes = walk.axes(step.inputs[side])
         contracted = contraction_of(step.equation).contracted[side]
         held = {name for i in contracted for name in ex.atoms(axes[i])}

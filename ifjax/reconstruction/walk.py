@@ -180,10 +180,15 @@ class Walk:
                         dense.pop(n, None)
 
     def _differs(self, step: Step) -> bool:
-        return any(
+        """Whether operands differ from the dense ones, or results are of a width that is cut."""
+        if any(
             n in self.dirty or not self.changed.isdisjoint(self.sites.origins.get(n, ()))
             for n in step.inputs
-        )
+        ):
+            return True
+        cut = self.sizes.keys()
+        axes = (e for n in step.outputs for e in self.axes(n))
+        return bool(cut) and any(not cut.isdisjoint(ex.atoms(e)) for e in axes)
 
     def settle(self, unit: Unit, last: Mapping[int, float]) -> None:
         """Evaluates a unit's steps for the compressed function, and frees what they read."""

@@ -99,7 +99,7 @@ class Sites:
     Attributes:
       units: in the order in which their ends are made.
       tied: units of leaves that are read several times alike, such as those of a recurrent layer
-        taken apart: together those that share leaves, the one with most sites first.
+        taken apart: together those that share leaves, the one with most leaves first.
       follows: contractions of an activation with parameters that are no sites: place and reason.
       reads: by number of a leaf, the places of steps that read what is made of it on data.
       made: by number of a value, the place of the step that makes it.
@@ -148,6 +148,9 @@ def find_sites(program: Program, leaves: int) -> Sites:
     found: list[Site] = []
     follows: list[tuple[int, str]] = []
     for place, step in enumerate(program.steps):
+        inside = step.equation.primitive.name in ("scan", "while", "cond") and any(step.data)
+        if inside and any(origins.get(n) for n in step.inputs):
+            follows.append((place, "inside of a loop or branch that is not taken apart"))
         if traits_of(step.equation).kind != "contraction" or sum(step.data[:2]) != 1:
             continue
         side = step.data[:2].index(True)
@@ -180,7 +183,7 @@ def _units(sites: Sequence[Site]) -> tuple[Unit, ...]:
 
 
 def _classes(units: Sequence[Unit]) -> tuple[tuple[Unit, ...], ...]:
-    """Units that share leaves, together; the one with most sites first."""
+    """Units that share leaves, together; the one with most leaves first."""
     classes: list[tuple[set[int], list[Unit]]] = []
     for unit in units:
         leaves = {s.view.leaf for s in unit.sites}
@@ -189,7 +192,11 @@ def _classes(units: Sequence[Unit]) -> tuple[tuple[Unit, ...], ...]:
         leaves = leaves.union(*(other for other, _ in joined))
         members = [u for _, more in joined for u in more]
         classes.append((leaves, [*members, unit]))
-    return tuple(tuple(sorted(us, key=lambda u: -len(u.sites))) for _, us in classes)
+
+    def distinct(unit: Unit) -> int:
+        return len({s.view.leaf for s in unit.sites})
+
+    return tuple(tuple(sorted(us, key=distinct, reverse=True)) for _, us in classes)
 
 
 def _tied(
@@ -243,6 +250,8 @@ def _solvable(
         return "a product of ragged groups"
     if step.equation.params.get("batch_group_count", 1) != 1:
         return "a convolution of batch groups"
+    if side == 1 and step.equation.primitive.name == "conv_general_dilated":
+        return "a convolution with a kernel that is no parameter"
     return view
 
 

@@ -177,7 +177,8 @@ def rebuild_gather(resize: Resize, equation: JaxprEqn, values: Values) -> Values
         found = note.how.small(resize, operand[note.dim], note.made)
         index = np.asarray(found, jnp.result_type(values[1]))[:, None]
     else:
-        index = _small_index(resize, values[1], operand, numbers.start_index_map, note, count)
+        dims = tuple(map(int, numbers.start_index_map))
+        index = _small_index(resize, values[1], operand, dims, note, count)
     return compat.bind(equation, [values[0], index], slice_sizes=tuple(sizes))
 
 
@@ -229,7 +230,7 @@ def rebuild_scatter(resize: Resize, equation: JaxprEqn, values: Values) -> Value
     operand, _, updates = resize.inputs
     rows = [a for i, a in enumerate(updates) if i not in numbers.update_window_dims]
     count = resize.size(rows[0]) if rows else 1
-    dims = numbers.scatter_dims_to_operand_dims
+    dims = tuple(map(int, numbers.scatter_dims_to_operand_dims))
     index = _small_index(resize, values[1], operand, dims, resize.note, count)
     return compat.bind(equation, [values[0], index, values[2]])
 
