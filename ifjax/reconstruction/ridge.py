@@ -68,7 +68,8 @@ def _factor(gram: Float[np.ndarray, "K K"], shift: float) -> tuple[np.ndarray, b
     while True:
         shifted = gram + shift * np.eye(len(gram))
         try:
-            return linalg.cho_factor(shifted, lower=True, check_finite=False, overwrite_a=True)
+            factor, _ = linalg.cho_factor(shifted, lower=True, check_finite=False)
+            return factor, True
         except linalg.LinAlgError:
             shift *= 10
 
