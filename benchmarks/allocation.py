@@ -16,13 +16,10 @@ import json
 import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import record
+from reconstruction import accuracy, images_of, network_of
 
 import ifjax
-from ifjax import data, interop
 
 IMAGES = 512
 BATCH = 32
@@ -30,31 +27,9 @@ INNER = "params/layer*/conv1/kernel"
 METHODS = ("uniform", "allocate")
 
 
-def images_of(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised images of a split, and their labels."""
-    folder = record.shared_folder() / "tensorflow_datasets"
-    raw, labels = data.cifar10_split(split, data_dir=folder)
-    return np.asarray(data.normalize(raw, data.CIFAR10_MEAN, data.CIFAR10_STD)), labels
-
-
-def network() -> tuple[Any, Any]:
-    """The pretrained network: its function and parameters."""
-    path = record.shared_folder() / "checkpoints" / "resnet20_cifar10.safetensors"
-    module, params = interop.cifar_resnet_from_torch(interop.load_safetensors(path))
-    return module.apply, params
-
-
-def accuracy(apply_fn: Any, params: Any, images: np.ndarray, labels: np.ndarray) -> float:
-    """In percent."""
-    right = jax.jit(lambda p, x, y: jnp.sum(jnp.argmax(apply_fn(p, x), -1) == y))
-    parts = range(0, len(images), 500)
-    hits = sum(int(right(params, images[i : i + 500], labels[i : i + 500])) for i in parts)
-    return round(100 * hits / len(images), 2)
-
-
 def measure(sparsity: float, method: str, levels: int, test: Any) -> dict[str, Any]:
     """One row of the table."""
-    apply_fn, params = network()
+    apply_fn, params = network_of("resnet20")
     images, _ = images_of(f"train[:{IMAGES}]")
     batches = [images[i : i + BATCH] for i in range(0, IMAGES, BATCH)]
     graph = ifjax.trace(apply_fn, params, images[:1])

@@ -18,19 +18,16 @@ from jaxtyping import Array, PyTree
 from ifjax import importance
 from ifjax.activations.batches import count_examples, each_batch, inputs_of, pair_of, read_inputs
 from ifjax.activations.layer_inputs import Reading, layer_inputs, vary, varying
+from ifjax.activations.masks import masked, masking
 from ifjax.graph.trace import DependencyGraph
 from ifjax.importance import GroupMetric, statistic_of
 from ifjax.importance.independence import independence
 from ifjax.jaxprs.arguments import Arguments
-from ifjax.namespace import AnyArray, along, as_reals
+from ifjax.namespace import AnyArray, as_reals
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
-from ifjax.structure import axis as ex
-from ifjax.structure import axis_arrays
-from ifjax.structure.batch_view import View
-from ifjax.structure.layout import flat
 from ifjax.structure.leaves import checked_leaves
-from ifjax.structure.structure import Group, Member, Structure
+from ifjax.structure.structure import Group
 from ifjax.tree import leaves_by_path, with_leaves
 
 # Axes of neurons in what a group has of a statistic: one number each, or a Gram matrix.
@@ -254,14 +251,14 @@ def batch_stats(
         sums = {p: count * x.astype(_wide(x)) for p, x in found.items()}
         gradients = with_leaves(params, dict.fromkeys(leaves) | sums)
     if "fisher" in chosen:
-        kernels = {g.name: [leaves[m.path] for m in _masking(g)] for g in groups}
+        kernels = {g.name: [leaves[m.path] for m in masking(g)] for g in groups}
         ones = {g.name: jnp.ones((*g.batch, g.size), _wide(*kernels[g.name])) for g in groups}
         ones = {name: x.real for name, x in ones.items()}
         masks = {name: vary(x, mesh_axes) for name, x in ones.items()}
 
         def sensitivity(inputs: PyTree, targets: PyTree) -> dict[str, Array]:
             def masked_loss(masks: dict[str, Array]) -> Array:
-                return loss(_masked(params, graph.structure, groups, masks), inputs, targets)
+                return loss(masked(params, graph.structure, groups, masks), inputs, targets)
 
             return jax.tree.map(jnp.square, jax.grad(masked_loss)(masks))
 
@@ -325,40 +322,6 @@ def _independence(name: str, seen: Sequence[Reading]) -> Array:
     reals = [as_reals(x.astype(_wide(x))).reshape(len(x), -1) for x in found]
     maps = jnp.concatenate(reals, axis=1)
     return maps if all(x.shape[1] == 1 for x in found) else independence(maps)
-
-
-def _masked(
-    params: PyTree, structure: Structure, groups: Sequence[Group], masks: dict[str, Array]
-) -> PyTree:
-    """The parameters with a mask on the consumers of every group."""
-    leaves = leaves_by_path(params)
-    for group in groups:
-        for m in _masking(group):
-            view = View(structure.leaf[m.path].axes, group.along)
-            one = functools.partial(_times, name=group.name, axis=m.axis, axes=view.rest())
-            x, mask = leaves[m.path], masks[group.name]
-            if group.batch:
-                x = view.back(jax.vmap(one)(view.front(x, {}), flat(group, mask)), {})
-            else:
-                x = one(x, mask)
-            leaves[m.path] = x
-    return with_leaves(params, leaves)
-
-
-def _times(x: Array, mask: Array, name: str, axis: int, axes: tuple[ex.Expression, ...]) -> Array:
-    """An array with its neurons along one axis multiplied by a mask."""
-
-    def apply(x: Array, axis: int) -> Array:
-        return x * along(mask, axis, x.ndim).astype(x.dtype)
-
-    return axis_arrays.transform(x, axis, axes[axis], name, apply)
-
-
-def _masking(group: Group) -> list[Member]:
-    """The members that a mask goes on: consumers, or where there are none all that adds up."""
-    consumers = [m for m in group.members if m.role == "consumer"]
-    added = [m for m in group.members if m.role in ("producer", "additive", "mean")]
-    return consumers or added or list(group.members)
 
 
 def _groups(graph: DependencyGraph | FusionSpec) -> list[Group]:

@@ -53,7 +53,7 @@ class Journal:
                 "give another folder, or remove it"
             )
         if not known.exists():
-            if any(path.iterdir()):
+            if any(x.suffix != ".tmp" for x in path.iterdir()):  # those of a run killed at once
                 raise ValueError(f"{path}: expected an empty folder or a run of compress")
             _replace(known, json.dumps({"digest": mark}).encode())
         return cls(path)

@@ -347,6 +347,10 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(name, tmp_path, monkeypatch
     assert str(again) == str(report)
     with pytest.raises(ValueError, match="holds another run of compress"):
         ifjax.compress(apply, params, spec, [x + 1], folder=tmp_path / "killed")
+    monkeypatch.undo()
+    (tmp_path / "at once").mkdir()
+    (tmp_path / "at once" / "run.1.tmp").write_text("")  # killed before anything was done
+    ifjax.compress(apply, params, spec, [x], folder=tmp_path / "at once")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
     with pytest.raises(ValueError, match="expected an empty folder"):
