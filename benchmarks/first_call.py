@@ -8,7 +8,9 @@ and of XLA.
 * ``prune``: plain pruning. ``default``: Intra-Fusion with the default solver (ott-jax's Sinkhorn).
   ``simultaneous``: the same, all groups at once. ``exact``: the exact solver. ``jitted``: the
   exact solver inside of `jax.jit`; ``jitted sinkhorn``: `sinkhorn_kernel`, all groups at once.
-* ``take``, ``transport_maps``, ``shrink``: the other functions that wait on the first call.
+* ``take``, ``transport_maps``, ``shrink``, ``fuse_models`` (two networks), ``collect_stats``
+  (fisher over one batch), ``reset_statistics``, ``cut_nnx``: the other functions that wait on the
+  first call; ``cut_nnx refuses``: a module that has its number of heads in its code.
 
     pip install -e '.[test]'
     python benchmarks/first_call.py                                   # all, about half an hour
@@ -18,6 +20,7 @@ and of XLA.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -36,7 +39,24 @@ FUSED = {
     "jitted": {"solver": "exact"},
     "jitted sinkhorn": {"solver": "sinkhorn_kernel", "order": "simultaneous"},
 }
-WAYS = (*FUSED, "take", "transport_maps", "shrink")
+WAYS = (
+    *FUSED,
+    "take",
+    "transport_maps",
+    "shrink",
+    "fuse_models",
+    "collect_stats",
+    "reset_statistics",
+    "cut_nnx",
+    "cut_nnx refuses",
+)
+NORMED = ("resnet18", "vgg11", "resnet50")
+# Where not all networks have what a function needs.
+OF_SOME = {
+    "reset_statistics": NORMED,
+    "cut_nnx": ("transformer",),
+    "cut_nnx refuses": ("transformer",),
+}
 EVENTS = {
     "/jax/core/compile/jaxpr_trace_duration": "trace s",
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower s",
@@ -59,7 +79,8 @@ def main() -> None:
     from tqdm import tqdm
 
     rows = []
-    for name, way in (bar := tqdm([(n, w) for n in args.networks for w in args.ways])):
+    pairs = [(n, w) for n in args.networks for w in args.ways if n in OF_SOME.get(w, NETWORKS)]
+    for name, way in (bar := tqdm(pairs)):
         bar.set_description(f"{name} {way}")
         for _ in range(args.repeats):
             command = [sys.executable, __file__, "--child", name, way]
@@ -93,21 +114,28 @@ def measured(name: str, way: str) -> dict[str, float]:
 
     apply_fn, struct, inputs = network(name)
     graph = ifjax.trace(apply_fn, struct, *inputs)
-    spec = graph.spec(0.5, **FUSED.get(way, {"solver": "exact"}))
+    options = FUSED.get(way, {"solver": "exact"})
+    if way == "cut_nnx":  # the module has the number of heads and head_dim in its code
+        options = {**options, "exclude": lambda group: group.size < 192}
+    spec = graph.spec(0.5, **options)
     traced = clock.lap()
     weights = [drawn(spec, struct, seed) for seed in (0, 1)]
     jax.monitoring.register_event_duration_secs_listener(listen)
     call = function(way, apply_fn, spec, weights, inputs)
     clock.lap()
+    cpu = time.process_time()
     jax.block_until_ready(call(weights[0]))
-    first = clock.lap()
+    first, first_cpu = clock.lap(), time.process_time() - cpu
     before = dict(seen)
+    cpu = time.process_time()
     jax.block_until_ready(call(weights[1]))
     return {
         "import s": imported,
         "graph s": traced,
         "first call s": first,
         "later call s": clock.lap(),
+        "first call, CPU s": first_cpu,
+        "later call, CPU s": time.process_time() - cpu,
         "programs": before.get("programs", 0),
         **{label: before.get(label, 0.0) for label in EVENTS.values()},
     }
@@ -150,7 +178,56 @@ def function(
         apply_small = ifjax.shrink(apply_fn, spec)
         given = [jax.numpy.zeros(x.shape, x.dtype) for x in inputs]
         return lambda params: apply_small(small, *given)
-    return lambda params: ifjax.fuse_params(params, spec)
+    return _on_data(way, apply_fn, spec, weights, inputs) or (
+        lambda params: ifjax.fuse_params(params, spec)
+    )
+
+
+def _on_data(
+    way: str, apply_fn: Callable[..., Any], spec: Any, weights: list[Any], inputs: tuple[Any, ...]
+) -> Callable[[Any], Any] | None:
+    """What is timed, of functions that take a graph, a module or a batch of 32 examples."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    import ifjax
+
+    rng = np.random.default_rng(0)
+    batch = tuple(
+        rng.standard_normal((32, *x.shape[1:]), np.float32)
+        if x.dtype == "float32"
+        else rng.integers(0, 512, (32, *x.shape[1:]), np.int32)
+        for x in inputs
+    )
+    if way == "fuse_models":
+        graph = ifjax.trace(apply_fn, weights[0], *inputs)
+        return lambda params: ifjax.fuse_models([weights[0], params], graph)
+    if way == "collect_stats":
+
+        def loss(outputs: Any, targets: Any) -> Any:
+            return jnp.mean((outputs - targets) ** 2)
+
+        pairs = [(batch, np.zeros((32, 1), np.float32))]
+        return lambda params: ifjax.collect_stats(
+            apply_fn, params, spec, pairs, loss_fn=loss, metrics=["fisher"]
+        )
+    if way == "reset_statistics":
+        return lambda params: ifjax.reset_statistics(apply_fn, params, [batch])
+    if way.startswith("cut_nnx"):
+        return lambda params: cut(params, spec, batch)
+    return None
+
+
+def cut(params: Any, spec: Any, batch: tuple[Any, ...]) -> Any:
+    """The arrays of a module that was cut in place; of one that was refused as they were."""
+    from flax import nnx
+
+    from ifjax.frameworks.nnx_modules import cut_nnx
+
+    module = nnx.merge(nnx.graphdef(encoder()), params)
+    with contextlib.suppress(ValueError):  # refused
+        cut_nnx(module, spec, *batch)
+    return nnx.state(module)
 
 
 def drawn(spec: Any, struct: Any, seed: int) -> Any:
@@ -166,7 +243,7 @@ def drawn(spec: Any, struct: Any, seed: int) -> Any:
         value = rng.standard_normal(leaf.shape, np.float32)
         if len(leaf.shape) > 1:
             value *= np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
-        elif leaf.path.endswith(("scale", "var")):
+        elif {"scale", "var"} & {*leaf.path.split("/")}:
             value = rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
         leaves[leaf.path] = jax.device_put(value)
     return with_leaves(struct, leaves)
@@ -211,13 +288,20 @@ def densenet(layers: int = 30, growth: int = 12) -> tuple[Callable[..., Any], An
     return apply_fn, {**params, "o": shape(widths[-1], 8)}, (shape(4, 32),)
 
 
-def transformer(depth: int = 12) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+def transformer() -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
     """An encoder of flax.nnx modules: separate projections, layer norms before the blocks."""
+    import jax
+
+    from ifjax.frameworks.nnx_modules import nnx_function
+
+    return *nnx_function(encoder()), (jax.ShapeDtypeStruct((1, 16, 192), "float32"),)
+
+
+def encoder(depth: int = 12, width: int = 192, heads: int = 6) -> Any:
+    """Its module, abstract."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
-
-    width, heads, tokens = 192, 6, 16
 
     class Block(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
@@ -245,9 +329,7 @@ def transformer(depth: int = 12) -> tuple[Callable[..., Any], Any, tuple[Any, ..
                 x = block(x)
             return x
 
-    definition, state = nnx.split(nnx.eval_shape(lambda: Encoder(nnx.Rngs(0))))
-    x = jax.ShapeDtypeStruct((1, tokens, width), "float32")
-    return lambda p, x: nnx.merge(definition, p)(x), nnx.to_pure_dict(state), (x,)
+    return nnx.eval_shape(lambda: Encoder(nnx.Rngs(0)))
 
 
 def decoder(depth: int = 12) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:

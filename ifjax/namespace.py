@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ else:
 
 Arrays: TypeAlias = Mapping[str, AnyArray]  # by path, or by name
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 def namespace(*arrays: object) -> ModuleType:
     """`jax.numpy` if any of the arrays is jax's, else `numpy`.
@@ -28,6 +31,43 @@ def namespace(*arrays: object) -> ModuleType:
     ('numpy', 'jax.numpy')
     """
     return jnp if any(isinstance(x, jax.Array) for x in arrays) else np
+
+
+def jitted(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Compiles a function for arrays of jax; with those of numpy alone it runs as it is.
+
+    Args:
+      *static: names of arguments that are no arrays.
+
+    Example:
+      >>> double = jitted()(lambda x: 2 * x)
+      >>> double(np.ones(2)).tolist(), double(jnp.ones(2)).tolist()
+      ([2.0, 2.0], [2.0, 2.0])
+    """
+
+    def either(function: Callable[P, R]) -> Callable[P, R]:
+        compiled = jax.jit(function, static_argnames=static)
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            traced = namespace(*jax.tree.leaves((args, kwargs))) is jnp
+            return (compiled if traced else function)(*args, **kwargs)
+
+        return run
+
+    return either
+
+
+def over(function: Callable[..., R], *arrays: AnyArray) -> R:
+    """A function of every entry along the first axis: mapped, or in numpy one after another.
+
+    >>> over(lambda x, y: x @ y, np.ones((2, 3)), np.ones((2, 3))).tolist()
+    [3.0, 3.0]
+    """
+    if namespace(*arrays) is jnp:
+        return jax.vmap(function)(*arrays)
+    found = [function(*entry) for entry in zip(*arrays, strict=True)]
+    return jax.tree.map(lambda *x: np.stack(x), *found)
 
 
 def total(x: AnyArray, axes: int | Sequence[int]) -> AnyArray:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from ifjax.namespace import as_reals
+from ifjax.fusion.merge import group_map, times
+from ifjax.namespace import AnyArray, Arrays, as_reals, jitted, namespace, over
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.axis import Sizes
@@ -39,12 +38,12 @@ class Network:
     """
 
     structure: Structure
-    leaves: Mapping[str, Array]
-    maps: dict[str, Array] = dataclasses.field(default_factory=dict)
+    leaves: Arrays
+    maps: dict[str, AnyArray] = dataclasses.field(default_factory=dict)
 
     def mapped(
         self, path: str, without: Collection[str] = (), own: tuple[Group, int] | None = None
-    ) -> tuple[Array, dict[str, int]]:
+    ) -> tuple[AnyArray, dict[str, int]]:
         """A leaf in the other network's coordinates, as far as it is aligned; and present sizes.
 
         Args:
@@ -130,13 +129,13 @@ def _companions(e: ex.Expression, name: str) -> set[str]:
 
 
 def carried(
-    x: Array,
+    x: AnyArray,
     axes: Sequence[ex.Expression],
     group: Group,
-    plan: Float[Array, "*batch n m"],
+    plan: Float[AnyArray, "*batch n m"],
     places: Iterable[Member],
     sizes: Sizes,
-) -> Array:
+) -> AnyArray:
     """Maps a group's neurons along some axes of an array: consumers by M, all else by P.
 
     Args:
@@ -154,23 +153,19 @@ def carried(
     )
     if not group.batch:
         return _carried(x, plan, along)
-    found = jax.vmap(lambda x, t: _carried(x, t, along))(
-        view.front(x, sizes), plan.reshape(-1, *plan.shape[-2:])
-    )
+    one = functools.partial(_carried, along=along)
+    found = over(one, view.front(x, sizes), plan.reshape(-1, *plan.shape[-2:]))
     return view.back(found, {**sizes, group.name: plan.shape[-1]})
 
 
-@functools.partial(jax.jit, static_argnames="along")
-def _carried(x: Array, plan: Array, along: tuple[tuple[int, ex.Expression, bool], ...]) -> Array:
+@jitted("along")
+def _carried(
+    x: AnyArray, plan: AnyArray, along: tuple[tuple[int, ex.Expression, bool], ...]
+) -> AnyArray:
+    found = group_map(plan, namespace(plan).argmax(plan, 0), select=False)
     for axis, where, consumes in along:
-        total = plan.sum(1 if consumes else 0, keepdims=True)
-        by = jnp.where(total > 0, plan / jnp.where(total > 0, total, 1), 0).astype(x.dtype)
-
-        def function(x: Array, axis: int, by: Array = by) -> Array:
-            product = jnp.tensordot(by, x, (0, axis), precision=jax.lax.Precision.HIGHEST)
-            return jnp.moveaxis(product, 0, axis)
-
-        x = axis_arrays.transform(x, axis, where, SELF, function)
+        matrix = found.pushforward if consumes else found.barycentric
+        x = axis_arrays.transform(x, axis, where, SELF, functools.partial(times, matrix))
     return x
 
 
@@ -197,7 +192,7 @@ def describing(structure: Structure, group: Group, aligned: Collection[str]) -> 
     return [m for m in found if m.role not in ("multiplicative", "variance")] or found
 
 
-def entries(network: Network, group: Group, member: Member) -> Float[Array, "batch n _"]:
+def entries(network: Network, group: Group, member: Member) -> Float[AnyArray, "batch n _"]:
     """What a member holds of every neuron of a group, in aligned coordinates."""
     skip = [group.name, *(g.name for g in inside(network.structure, group))]
     x, sizes = network.mapped(member.path, skip, (group, member.axis))
@@ -205,24 +200,24 @@ def entries(network: Network, group: Group, member: Member) -> Float[Array, "bat
     return _entries(x, view, group.name, member.axis, sizes)
 
 
-def _entries(x: Array, view: View, name: str, axis: int, sizes: Sizes) -> Array:
+def _entries(x: AnyArray, view: View, name: str, axis: int, sizes: Sizes) -> AnyArray:
     """Rows ``[batch, n, d]`` of a group along one axis, the view's names in front."""
     where = _local(view.rest()[axis], name, sizes)
     return _rows(view.front(x, sizes) if view.names else x[None], axis, where)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "where"))
-def _rows(x: Array, axis: int, where: ex.Expression) -> Array:
-    def rows(x: Array) -> Array:
+@jitted("axis", "where")
+def _rows(x: AnyArray, axis: int, where: ex.Expression) -> AnyArray:
+    def rows(x: AnyArray) -> AnyArray:
         found = axis_arrays.rows(x, axis, where, SELF)
-        return jnp.concatenate([as_reals(r).reshape(len(r), -1) for r in found], axis=1)
+        return namespace(x).concatenate([as_reals(r).reshape(len(r), -1) for r in found], axis=1)
 
-    return jax.vmap(rows)(x)
+    return over(rows, x)
 
 
 def sets(
     network: Network, group: Group, aligned: Collection[str]
-) -> Iterator[Float[Array, "batch n k d"]]:
+) -> Iterator[Float[AnyArray, "batch n k d"]]:
     """What crosses a group and is not aligned, as sets: of every neuron, the entries it has there.
 
     What is inside of its entries counts as not aligned.
@@ -230,7 +225,7 @@ def sets(
     skip = [group.name, *(g.name for g in inside(network.structure, group))]
     known = {*aligned, *group.along} - {*skip}
     for one in network.structure.groups:
-        found: dict[tuple[str, ...], list[Array]] = {}
+        found: dict[tuple[str, ...], list[AnyArray]] = {}
         for m in one.members if one.name not in known and one is not group else ():
             axes = network.structure.leaf[m.path].axes
             others = across(network.structure, m, one) - known
@@ -244,7 +239,7 @@ def sets(
                 rows = rows.reshape(-1, sizes[group.name], each, rows.shape[2])
                 found.setdefault(names, []).append(rows)
         for several in found.values():
-            yield jnp.concatenate(several, axis=-1)
+            yield namespace(*several).concatenate(several, axis=-1)
 
 
 def _is_factor(axes: Sequence[ex.Expression], name: str) -> bool:

@@ -7,9 +7,11 @@ input to the output; then like is averaged with like.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from jaxtyping import Array, PyTree
 from ifjax.activations.batch_statistics import reset_where_any
 from ifjax.activations.batches import read_inputs
 from ifjax.fusion import batch_norm
+from ifjax.fusion.execution.place import in_numpy, is_held, placed, to_host
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph
 from ifjax.model_fusion.alignment import Network, alignment_order
@@ -31,7 +34,7 @@ from ifjax.model_fusion.inputs import (
     checked_method,
 )
 from ifjax.model_fusion.matching import activation_costs, align
-from ifjax.namespace import AnyArray
+from ifjax.namespace import AnyArray, Arrays, jitted, namespace
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.leaves import checked_leaves
@@ -40,7 +43,7 @@ from ifjax.structure.structure import Structure
 from ifjax.transport.costs import Order
 from ifjax.transport.solvers import Solver
 from ifjax.transport.transport import Transport
-from ifjax.tree import is_concrete, promoted, with_leaves
+from ifjax.tree import is_concrete, promoted
 
 
 @with_promotion
@@ -118,7 +121,8 @@ def fuse_models(
             alignment |= data
         maps = align_models(models, graph, specs=specs, **alignment)
     check_maps(maps, structures)
-    fused = with_leaves(models[0], _averaged(leaves, structures, maps, shares))
+    with _in_one_place(leaves, list(maps), shares) as given:
+        fused = placed(models[0], _averaged(given[0], structures, *given[1:]))
     if not data:
         return fused
     function = _function(data["apply_fn"], None if specs is None else specs[0])
@@ -196,42 +200,47 @@ def align_models(
             f"on='activations' goes with apply_fn and batches; got on={on!r} "
             f"{'with' if data else 'without'} them"
         )
-    networks = [
-        Network(structure, batch_norm.fold(_promoted(x), structure.norms))
-        for x, structure in zip(leaves, structures, strict=True)
-    ]
     function = functools.cache(lambda spec: _function(data["apply_fn"], spec))
-    result = []
-    for k, network in enumerate(networks[1:], 1):
-        costs = {}
-        if data:
-            ours, theirs = (
-                (function(None if specs is None else specs[i]), models[i], structures[i])
-                for i in (k, 0)
-            )
-            costs = activation_costs(ours, theirs, data["batches"])
-        found = align(
-            network,
-            networks[0],
-            costs,
-            solver=method.solver_value,
-            cost_p=cost_p,
-            sweeps=sweeps,
+    costs: list[dict[str, Array]] = [{} for _ in models]
+    for k in range(1, len(models)) if data else ():
+        ours, theirs = (
+            (function(None if specs is None else specs[i]), models[i], structures[i])
+            for i in (k, 0)
         )
+        costs[k] = activation_costs(ours, theirs, data["batches"])
+    with _in_one_place(leaves, costs) as (leaves, costs):
+        target, *sources = (
+            Network(structure, batch_norm.fold(_promoted(x), structure.norms))
+            for x, structure in zip(leaves, structures, strict=True)
+        )
+        result = tuple(
+            align(source, target, c, solver=method.solver_value, cost_p=cost_p, sweeps=sweeps)
+            for source, c in zip(sources, costs[1:], strict=True)
+        )
+    for k, found in enumerate(result, 1):
         check_converged(found, k, method)
-        result.append(found)
-    return tuple(result)
+    return jax.device_put(result) if is_held(result) else result
+
+
+@contextlib.contextmanager
+def _in_one_place(*trees: PyTree) -> Iterator[tuple[PyTree, ...]]:
+    """The arrays in numpy where this process holds all of them, else all of jax."""
+    if not is_held(trees):
+        yield jax.tree.map(jnp.asarray, trees)
+        return
+    with in_numpy():
+        yield to_host(trees)
 
 
 def _averaged(
-    leaves: Sequence[Mapping[str, AnyArray]],
+    leaves: Sequence[Arrays],
     structures: Sequence[Structure],
     maps: Sequence[Maps],
-    shares: Array,
-) -> dict[str, Array]:
+    shares: AnyArray,
+) -> dict[str, AnyArray]:
     """The leaves of all networks in the coordinates of the first, averaged, in its dtypes."""
     norms = structures[0].norms
-    aligned: list[dict[str, Array]] = []
+    aligned: list[dict[str, AnyArray]] = []
     for x, structure, found in zip(leaves, structures, [{}, *maps], strict=True):
         x = _promoted(x)
         folded = batch_norm.fold(x, norms)
@@ -239,42 +248,46 @@ def _averaged(
             scale, variance = x[norm.scale], x[norm.variance]
             size, _ = batch_norm.slope(folded[norm.kernel], scale, variance, norm.axis, norm.eps)
             # Scale and variance are found anew, from the averages of these two.
-            folded |= {norm.scale: jnp.abs(scale), norm.variance: size}
+            folded |= {norm.scale: abs(scale), norm.variance: size}
         network = Network(structure, folded, {name: t.map for name, t in found.items()})
         aligned.append({path: network.mapped(path)[0] for path in x})
     result = _mean(aligned, shares)
     for norm in norms:
         kernels = [x[norm.kernel] for x in aligned]
         spreads = [x[norm.scale] for x in aligned]
-        sign = jnp.where(leaves[0][norm.scale] < 0, -1, 1)
+        first, variance = leaves[0][norm.scale], result[norm.variance]
+        sign = namespace(first).where(first < 0, -1, 1).astype(variance.dtype)
         dtype = jax.dtypes.canonicalize_dtype(leaves[0][norm.variance].dtype)
         rows = _spread(kernels, spreads, shares, norm.axis)
-        alpha = result[norm.variance] * sign
         kept = result[norm.scale]
-        result.update(batch_norm.unfold(result, norm, rows, alpha, dtype))
+        result.update(batch_norm.unfold(result, norm, rows, variance * sign, dtype))
         result[norm.scale] = _restored(result[norm.scale], kept, rows, norm.axis)
     return {
-        path: result[path].astype(jax.dtypes.canonicalize_dtype(x.dtype)) if path in result else x
-        for path, x in leaves[0].items()
+        path: x.astype(jax.dtypes.canonicalize_dtype(leaves[0][path].dtype))
+        for path, x in result.items()
     }
 
 
-def _promoted(leaves: Mapping[str, AnyArray]) -> dict[str, Array]:
+def _promoted(leaves: Arrays) -> dict[str, AnyArray]:
     """The real and complex leaves, at least float32."""
     floating = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
-    return {path: jnp.asarray(promoted(x)) for path, x in floating.items()}
+    return {path: promoted(x) for path, x in floating.items()}
 
 
-@jax.jit
-def _mean(trees: list[dict[str, Array]], shares: Array) -> dict[str, Array]:
-    def mean(*xs: Array) -> Array:
-        return sum(x * s.astype(x.dtype) for x, s in zip(xs, shares, strict=True))  # type: ignore
+@jitted()
+def _mean(trees: list[dict[str, AnyArray]], shares: AnyArray) -> dict[str, AnyArray]:
+    def mean(*xs: AnyArray) -> AnyArray:
+        return functools.reduce(
+            operator.add, (x * s.astype(x.dtype) for x, s in zip(xs, shares, strict=True))
+        )
 
     return jax.tree.map(mean, *trees)
 
 
-@functools.partial(jax.jit, static_argnames="axis")
-def _spread(kernels: list[Array], spreads: list[Array], shares: Array, axis: int) -> Array:
+@jitted("axis")
+def _spread(
+    kernels: list[AnyArray], spreads: list[AnyArray], shares: AnyArray, axis: int
+) -> AnyArray:
     """An average of kernels whose rows are as long as the norms' outputs spread.
 
     The length of its rows is what the average spreads where the cosine of two kernels is the
@@ -284,11 +297,11 @@ def _spread(kernels: list[Array], spreads: list[Array], shares: Array, axis: int
     return _mean([{"rows": x} for x in rows], shares)["rows"]
 
 
-@functools.partial(jax.jit, static_argnames="axis")
-def _restored(scale: Array, spread: Array, rows: Array, axis: int) -> Array:
+@jitted("axis")
+def _restored(scale: AnyArray, spread: AnyArray, rows: AnyArray, axis: int) -> AnyArray:
     """The scale with which a channel of the given rows spreads as it should."""
-    length = batch_norm.row_norms(rows, axis)
-    return jnp.where(length > 0, scale * spread / jnp.where(length > 0, length, 1), scale)
+    xp, length = namespace(rows), batch_norm.row_norms(rows, axis)
+    return xp.where(length > 0, scale * spread / xp.where(length > 0, length, 1), scale)
 
 
 def _checked_models(
@@ -328,10 +341,10 @@ def _checked_models(
     return structures, leaves
 
 
-def _checked_weights(weights: Sequence[float | int | Array] | Array | None, count: int) -> Array:
+def _checked_weights(weights: Sequence[float | int | Array] | Array | None, count: int) -> AnyArray:
     """Shares of sum one."""
     if weights is None:
-        return jnp.full((count,), 1 / count)
+        return np.full((count,), 1 / count)
     if is_concrete(*(weights if isinstance(weights, Sequence) else [weights])):
         found = np.asarray(weights, np.float64)
         if found.shape != (count,):
@@ -341,7 +354,7 @@ def _checked_weights(weights: Sequence[float | int | Array] | Array | None, coun
                 "expected weights that are finite, not negative and not all zero, got "
                 f"{found.tolist()}"
             )
-        return jnp.asarray(found / found.sum())
+        return found / found.sum()
     weights = jnp.asarray(weights)
     return weights / weights.sum()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -13,12 +14,14 @@ from jaxtyping import Array, Float, Inexact, Int, PyTree
 from scipy.optimize import linear_sum_assignment
 
 from ifjax.activations.layer_inputs import layer_inputs
+from ifjax.fusion.execution.distances import distances
+from ifjax.fusion.problem import Problem, completed
 from ifjax.model_fusion.alignment import Network, describing, entries, inside, sets
-from ifjax.namespace import as_reals
+from ifjax.namespace import AnyArray, Arrays, Shaped, as_reals, jitted, namespace, over
 from ifjax.structure.structure import Group, Structure
 from ifjax.transport import transport
 from ifjax.transport.costs import Order, cost_matrix
-from ifjax.transport.solvers import Solver
+from ifjax.transport.solvers import HostSolver, Solver
 from ifjax.transport.transport import Transport
 from ifjax.tree import is_concrete, promoted
 
@@ -26,7 +29,7 @@ from ifjax.tree import is_concrete, promoted
 def align(
     source: Network,
     target: Network,
-    costs: Mapping[str, Array],
+    costs: Arrays,
     *,
     solver: Solver,
     cost_p: Order,
@@ -55,7 +58,7 @@ def align(
                 result = _assigned(cost) if whole else _solved(cost, solver)
                 batch = _batch(source, group)
                 found[group.name] = jax.tree.map(
-                    lambda x, batch=batch: x.reshape(*batch, *x.shape[1:]), result
+                    lambda x, batch=batch: x.reshape((*batch, *x.shape[1:])), result
                 )
                 source.maps[group.name] = found[group.name].map
         after = source.maps
@@ -77,7 +80,7 @@ def _batch(source: Network, group: Group) -> list[int]:
 
 def weight_cost(
     source: Network, target: Network, group: Group, p: Order
-) -> Float[Array, "batch n m"]:
+) -> Float[AnyArray, "batch n m"]:
     """The distance between every neuron of one network and every neuron of the other.
 
     Of neurons with entries of their own inside (heads), and where all that describes a group is
@@ -98,74 +101,98 @@ def weight_cost(
             "between it and an input, an output or another group. Compare the networks with "
             "on='activations', or pass maps"
         )
-    return functools.reduce(jnp.add, costs)
+    return functools.reduce(operator.add, costs)
 
 
-@functools.partial(jax.jit, static_argnames="p")
-def _distance(xs: list[Array], ys: list[Array], p: Order) -> Array:
-    x, y = jnp.concatenate(xs, -1), jnp.concatenate(ys, -1)
-    return jax.vmap(lambda x, y: cost_matrix(x, y, p))(x, y)
+@jitted("p")
+def _distance(xs: list[AnyArray], ys: list[AnyArray], p: Order) -> AnyArray:
+    xp = namespace(*xs)
+    return over(functools.partial(_costs, p=p), xp.concatenate(xs, -1), xp.concatenate(ys, -1))
 
 
-@functools.partial(jax.jit, static_argnames="p")
+def _costs(x: Float[AnyArray, "n d"], y: Float[AnyArray, "m d"], p: Order) -> AnyArray:
+    return distances(x.T, y.T, p) if isinstance(x, np.ndarray) else cost_matrix(x, y, p)
+
+
+@jitted("p")
 def _set_distance(
-    x: Float[Array, "batch n k d"], y: Float[Array, "batch m l d"], p: Order
-) -> Float[Array, "batch n m"]:
+    x: Float[AnyArray, "batch n k d"], y: Float[AnyArray, "batch m l d"], p: Order
+) -> Float[AnyArray, "batch n m"]:
     """Mean distance of every element to the nearest of the other set, both ways (Chamfer)."""
 
-    def pair(x: Array, y: Array) -> Array:
-        cost = cost_matrix(x, y, p)
+    def pair(x: AnyArray, y: AnyArray) -> Shaped:
+        cost = _costs(x, y, p)
         return cost.min(0).mean() + cost.min(1).mean()
 
-    def one(sets: tuple[Array, Array]) -> Array:
-        x, y = sets
-        return jax.lax.map(lambda x: jax.lax.map(lambda y: pair(x, y), y), x)
+    def one(x: AnyArray, y: AnyArray) -> AnyArray:
+        return each(lambda x: each(lambda y: pair(x, y), y), x)
 
-    return jax.lax.map(one, (x, y))
+    if isinstance(x, np.ndarray):
+        each = over
+        return over(one, x, y)
+    each = jax.lax.map  # a pair at a time
+    return jax.lax.map(lambda sets: one(*sets), (x, y))
+
+
+def _solved(cost: Float[AnyArray, "batch n m"], solver: Solver) -> Transport:
+    solver = solver.at(*cost.shape[-2:], uniform=True)
+    if isinstance(cost, jax.Array):
+        return _solved_by_jax(cost, solver)
+    if not isinstance(solver, HostSolver):
+        return jax.device_get(_solved_by_jax(cost, solver))
+    a, b = (np.broadcast_to(x, (len(cost), *x.shape)) for x in _masses(cost))
+    ((plan, converged),) = solver.solve_all([cost], [a], [b])
+    targets = plan.argmax(-2).astype(np.int32)
+    return completed(Problem(None, targets, a, b, None, cost), plan, converged)
+
+
+def _masses(cost: AnyArray) -> tuple[AnyArray, AnyArray]:
+    a, b = (namespace(cost).full((k,), 1 / k, cost.dtype) for k in cost.shape[-2:])
+    return a, b
 
 
 @functools.partial(jax.jit, static_argnames="solver")
-def _solved(cost: Float[Array, "batch n m"], solver: Solver) -> Transport:
-    n, m = cost.shape[-2:]
-    a, b = (jnp.full((k,), 1 / k, cost.dtype) for k in (n, m))
-    solver = solver.at(n, m, uniform=True)
-
+def _solved_by_jax(cost: Float[Array, "batch n m"], solver: Solver) -> Transport:
     def one(cost: Array) -> Transport:
-        none = jnp.zeros((m,), jnp.int32)
+        (a, b), none = _masses(cost), jnp.zeros((cost.shape[1],), jnp.int32)
         found = transport.solve(cost, a, b, none, solver=solver)
         return found._replace(targets=jnp.argmax(found.map, axis=0).astype(jnp.int32))
 
     return jax.vmap(one)(cost)
 
 
-@jax.jit
-def _assigned(cost: Float[Array, "batch n m"]) -> Transport:
+@jitted()
+def _assigned(cost: Float[AnyArray, "batch n m"]) -> Transport:
     """Every target has one source; sources that are left over are dropped.
 
     Targets that are left over share their nearest source. No average: what is inside of the neurons
     is not aligned yet.
     """
+    xp = namespace(cost)
 
-    def one(cost: Array) -> Transport:
+    def one(cost: AnyArray) -> Transport:
         n, m = cost.shape
-        shape = jax.ShapeDtypeStruct((m,), jnp.int32)
-        sources = jax.pure_callback(_assign, shape, cost, vmap_method="sequential")
-        plan = jax.nn.one_hot(sources, n, axis=0, dtype=cost.dtype) / m
-        total = jnp.sum(plan * cost)
+        if isinstance(cost, np.ndarray):
+            sources = _assign(cost)
+        else:
+            shape = jax.ShapeDtypeStruct((m,), jnp.int32)
+            sources = jax.pure_callback(_assign, shape, cost, vmap_method="sequential")
+        plan = (xp.arange(n)[:, None] == sources).astype(cost.dtype) / m
+        total = xp.sum(plan * cost)
         return Transport(
             map=plan,
             targets=sources,
-            converged=jnp.isfinite(total),
-            iterations=jnp.int32(0),
-            marginal_error=jnp.zeros_like(total),
+            converged=xp.isfinite(total),
+            iterations=xp.zeros((), np.int32),
+            marginal_error=xp.zeros_like(total),
             cost=total,
-            potential=jnp.zeros((n,), cost.dtype),
+            potential=xp.zeros((n,), cost.dtype),
         )
 
-    return jax.vmap(one)(cost)
+    return over(one, cost)
 
 
-def _assign(cost: Array) -> Int[np.ndarray, " m"]:
+def _assign(cost: AnyArray) -> Int[np.ndarray, " m"]:
     finite = np.nan_to_num(np.asarray(cost, np.float64), nan=np.inf, posinf=1e300)
     sources = np.argmin(finite, axis=0)
     rows, columns = linear_sum_assignment(finite)

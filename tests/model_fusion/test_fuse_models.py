@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -12,7 +13,8 @@ import pytest
 
 import ifjax
 from ifjax import models as networks
-from tests.graph.laws import array, arrays
+from ifjax.transport.solvers import Sinkhorn
+from tests.graph.laws import array
 from tests.zoo import model as zoo
 from tests.zoo.checks import generic
 
@@ -161,17 +163,21 @@ def test_duplicates_merge_without_change_into_fewer_neurons():
     np.testing.assert_allclose(mlp(seen, X), mlp(small, X), rtol=1e-5, atol=1e-6)
 
 
-def test_heads_of_another_number_keep_the_ones_that_fit():
-    def f(p, x):
-        q, k, v = (jnp.einsum("tc,chd->thd", x, p[name]) for name in "qkv")
-        weight = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
-        return jnp.einsum("hts,shd,hdc->tc", weight, v, p["o"])
+def attention(p, x):
+    q, k, v = (jnp.einsum("tc,chd->thd", x, p[name]) for name in "qkv")
+    weight = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
+    return jnp.einsum("hts,shd,hdc->tc", weight, v, p["o"])
 
-    p = {
-        k: jnp.asarray(x, jnp.float32)
-        for k, x in arrays(q=(3, 3, 4), k=(3, 3, 4), v=(3, 3, 4), o=(3, 4, 3)).items()
-    }
-    graph = ifjax.trace(f, p, X)
+
+def of_attention(seed=0):
+    shapes = {"q": (3, 3, 4), "k": (3, 3, 4), "v": (3, 3, 4), "o": (3, 4, 3)}
+    drawn = {k: array(*s, seed=seed + i) for i, (k, s) in enumerate(shapes.items())}
+    return {k: jnp.asarray(x, jnp.float32) for k, x in drawn.items()}
+
+
+def test_heads_of_another_number_keep_the_ones_that_fit():
+    p = of_attention()
+    graph = ifjax.trace(attention, p, X)
     (heads,) = (g.name for g in graph.groups if g.kind == "head")
     spec = graph.spec(keep={heads: 2})
     small = ifjax.take(p, graph, {heads: [0, 2]})
@@ -193,6 +199,16 @@ def test_under_jit_and_in_half_precision():
         assert_close(got, want, rtol=1e-4, atol=1e-5)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), one)
     assert_close(ifjax.fuse_models([half, permuted(half, GRAPH)], GRAPH), half)
+
+
+@pytest.mark.parametrize(
+    ("solver", "cost_p"), [("exact", 1), ("sinkhorn_kernel", 2.0), ("exact", "cosine")]
+)
+def test_the_host_does_what_a_traced_program_does(normed, solver, cost_p):
+    heads = [of_attention(seed) for seed in (0, 9)]
+    for pair, graph in (normed[1:3], (heads, ifjax.trace(attention, heads[0], X))):
+        fuse = functools.partial(ifjax.fuse_models, graph=graph, solver=solver, cost_p=cost_p)
+        assert_close(fuse(pair), jax.jit(fuse)(pair), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -297,5 +313,6 @@ def test_a_spec_is_no_graph_and_sinkhorn_says_that_it_failed(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(TypeError, match="expected a graph"):
         ifjax.fuse_models([P, P], GRAPH.spec(0.5))  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match=r"models\[1\], group .*solver 'sinkhorn' did not"):
-        ifjax.align_models([P, parameters(3)], GRAPH, solver="sinkhorn", epsilon=1e-9)
+    once = Sinkhorn(max_iterations=1)
+    with pytest.raises(RuntimeError, match=r"models\[1\], group .*solver Sinkhorn\(.* did not"):
+        ifjax.align_models([P, parameters(3)], GRAPH, solver=once)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -78,17 +78,23 @@ def run(
       What the function returns, in numpy where all is held.
     """
     if is_held(*given):
-        with _eager(), np.errstate(all="ignore"):  # silent, as jax is
+        with in_numpy():
             return function(program, *to_host(given))
     traced = functools.partial(_traced, function, program)
     return on_mesh(traced, *given, outputs=outputs)
 
 
-def _eager() -> contextlib.AbstractContextManager[None]:
-    """Within it nothing is traced, where a jitted function closes over the parameters."""
-    if is_concrete(jax.device_put(np.zeros(()))):
-        return contextlib.nullcontext()
-    return jax.ensure_compile_time_eval()
+@contextlib.contextmanager
+def in_numpy() -> Iterator[None]:
+    """Within it numpy is silent, as jax is, and nothing is traced.
+
+    A jitted function may close over parameters that this process holds.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(np.errstate(all="ignore"))
+        if not is_concrete(jax.device_put(np.zeros(()))):
+            stack.enter_context(jax.ensure_compile_time_eval())
+        yield
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
