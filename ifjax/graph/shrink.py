@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
+from typing import TypeAlias
 
 import jax
 from jaxtyping import PyTree
 
-from ifjax.graph.resized import Resized, resized
+from ifjax.graph.resized import resized
 from ifjax.jaxprs.arguments import Arguments, struct
+from ifjax.jaxprs.compat import Values
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.structure import Structure
 from ifjax.tree import is_concrete, named_leaves
+
+Evaluate: TypeAlias = Callable[[Values, Values], PyTree]
 
 # What a trace depends on besides the arguments.
 _CONTEXT = ("jax_enable_x64", "jax_default_matmul_precision")
@@ -24,8 +28,9 @@ def shrink(apply_fn: Callable[..., PyTree], spec: FusionSpec) -> Callable[..., P
 
     ``apply_fn`` is traced at full size for the inputs it is called with, and its equations are
     evaluated on small arrays, with every shape in them rewritten. It works under `jax.jit`,
-    `jax.grad` and `jax.vmap`, in train mode and at other batch sizes; wrap it in `jax.jit`, for
-    tracing is repeated for every new shape of the inputs.
+    `jax.grad` and `jax.vmap`, in train mode and at other batch sizes. Called with arrays it is
+    compiled as a whole, anew for other shapes of the inputs: a program of all equations takes less
+    time to make than one for each.
 
     Args:
       apply_fn: the function that was traced for the spec, or another one of the same parameters.
@@ -53,7 +58,7 @@ def shrink(apply_fn: Callable[..., PyTree], spec: FusionSpec) -> Callable[..., P
         raise TypeError(
             f"expected shrink(apply_fn, spec) with a function first, got {type(apply_fn).__name__}"
         )
-    cache: dict[Hashable, Resized] = {}
+    cache: dict[Hashable, tuple[Evaluate, Evaluate]] = {}
 
     @functools.wraps(apply_fn, updated=())
     @with_promotion
@@ -67,15 +72,18 @@ def shrink(apply_fn: Callable[..., PyTree], spec: FusionSpec) -> Callable[..., P
         context = tuple(getattr(jax.config, name) for name in _CONTEXT)
         key = (tree, arguments.tree, fixed, types, avals, context)
         try:
-            shrunk = cache.get(key)
+            found = cache.get(key)
         except TypeError:  # a static argument that cannot be hashed
-            key = shrunk = None
-        if shrunk is None:
+            key = found = None
+        if found is None:
             check_small(params, spec.structure)
             shrunk = resized(apply_fn, spec.structure, params, arguments, static)
+            found = shrunk, shrunk
             if key is not None and is_concrete(*shrunk.constants()):
-                cache[key] = shrunk
-        return shrunk(leaves, arguments.arrays)
+                found = cache[key] = shrunk, jax.jit(shrunk.__call__)
+        traced, compiled = found
+        evaluate = compiled if is_concrete(*leaves, *arguments.arrays) else traced
+        return evaluate(leaves, arguments.arrays)
 
     return apply_small
 
