@@ -19,7 +19,7 @@ import pytest
 
 from tests import xla
 
-KILLS = 20
+KILLS = 8  # at least; until each kind and half a checkpoint were hit
 EVENTS = {"r": "before a checkpoint is read", "s": "before a step", "c": "before one is written"}
 
 
@@ -194,7 +194,8 @@ def test_killed_at_random_moments_a_run_ends_bit_for_bit_the_same(
     kills = dict.fromkeys(EVENTS, 0)
     half_written = finished = 0
     unbroken, folder = whole(count), tmp_path / "killed-0"
-    while sum(kills.values()) < KILLS:
+    while sum(kills.values()) < KILLS or not (half_written and min(kills.values())):
+        assert sum(kills.values()) < 5 * KILLS, "no checkpoint was hit while it was written"
         event = str(rng.choice(list(EVENTS)))
         server.start(folder, count)
         code = server.wait_for(event, {"r": 1, "s": 1 + rng.integers(20), "c": 2}[event])
@@ -214,8 +215,6 @@ def test_killed_at_random_moments_a_run_ends_bit_for_bit_the_same(
     assert server.end() == 0
     assert_same(folder, unbroken)
     print(f"kills: {kills}, in the middle of a checkpoint: {half_written}; {finished} escaped")
-    assert half_written >= 1
-    assert min(kills.values()) >= 1
 
 
 @pytest.mark.slow
