@@ -60,7 +60,7 @@ def slope(
     """Size and sign of a = g / sqrt(v + eps); the size of a dead channel is zero.
 
     Args:
-      kernel: folded: a channel with a row of zeros is dead.
+      kernel: a channel with a row of zeros is dead.
       scale: g.
       variance: v.
       axis: the output axis of the kernel.
@@ -75,25 +75,26 @@ def slope(
 
 
 def spread(
-    folded_kernel: Float[AnyArray, "*shape"], scale: Float[AnyArray, " n"], axis: int
+    kernel: Float[AnyArray, "*shape"], scale: Float[AnyArray, " n"], axis: int
 ) -> Float[AnyArray, "*shape"]:
-    """The kernel with rows of norm |g|: its Gram matrix models the covariance of the norm's output.
+    """Rows g_i W_i / |W_i|: their Gram matrix models the covariance of the norm's output.
 
     The correlation of two channels before the norm is modelled by the cosine of their kernels, so
     that after it channel i has standard deviation |g_i|. A linear map of the rows gives rows whose
-    norms are the standard deviations after fusion.
+    norms are the standard deviations after fusion. Folding changes a row by a factor of the sign of
+    g_i, so that of a folded kernel the same rows are those of |g_i|.
 
     Args:
-      folded_kernel: the kernel after `fold`.
+      kernel: the kernel W.
       scale: g, one per output channel.
       axis: the output axis of the kernel.
 
     Returns:
       An array of the kernel's shape.
     """
-    xp, length = namespace(folded_kernel), row_norms(folded_kernel, axis)
-    factors = xp.where(length > 0, xp.abs(scale) / xp.where(length > 0, length, 1), 0)
-    return folded_kernel * along(factors, axis, folded_kernel.ndim)
+    xp, length = namespace(kernel), row_norms(kernel, axis)
+    factors = xp.where(length > 0, scale / xp.where(length > 0, length, 1), 0)
+    return kernel * along(factors, axis, kernel.ndim)
 
 
 def unfold(

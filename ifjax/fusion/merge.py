@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
@@ -20,6 +21,9 @@ from ifjax.structure.structure import Role
 # A product takes no longer than gathers with fewer neurons per source of a target: a gather costs
 # about as much as 24 multiply-adds.
 _NEURONS = 24
+# Up to so many sources are added up one by one inside of jit: entry by entry, in whatever kernel
+# reads the sum. A sum over an axis is a kernel of its own.
+_FEW = 4
 
 
 class SparsePlan(NamedTuple):
@@ -87,6 +91,7 @@ def group_map(
     select: bool,
     full: int | None = None,
     sources: int | None = None,
+    lists: SparsePlan | None = None,
 ) -> GroupMap:
     """The map of one plan.
 
@@ -96,27 +101,88 @@ def group_map(
       select: the targets are kept as they are.
       full: the group's size, to put the results in the places of the targets, zeros elsewhere.
       sources: how many sources every target has, where that is known before it is solved.
+      lists: what `assigned` gives of the plan.
 
     Returns:
       Matrices, or lists where a target has so few sources that these are faster.
     """
     if select:
         return GroupMap(targets)
-    by: Mapping[str, Matrix] = matrices(plan)
-    lists = _lists(plan, sources)
+    by: Mapping[str, Matrix]
     if lists is not None:
-        by = {name: SparsePlan(lists, _at(matrix, lists)) for name, matrix in by.items()}
+        # All sums over rows of the plan are 1 / n, over columns 1 / m.
+        sizes = zip(("pushforward", "barycentric"), plan.shape, strict=True)
+        by = {name: lists._replace(weights=size * lists.weights) for name, size in sizes}
+    else:
+        by = matrices(plan)
+        if (index := _lists(plan, sources)) is not None:
+            by = {name: SparsePlan(index, _at(matrix, index)) for name, matrix in by.items()}
     if full is not None:
         rows = functools.partial(_in_place, targets=targets, full=full)
         by = {name: jax.tree.map(rows, matrix) for name, matrix in by.items()}
     return GroupMap(targets, **by)
 
 
+def assigned(
+    plans: Mapping[str, Float[AnyArray, "*batch n m"]], sources: Mapping[str, int | None]
+) -> dict[str, SparsePlan]:
+    """The plans that are assignments of neurons, as lists: those of all groups by one sort.
+
+    With uniform marginals every target has k sources; where n = k m every source has one target.
+
+    Args:
+      plans: by group.
+      sources: k by group, where the marginals are uniform and it is known.
+
+    Returns:
+      The sources of every target, ascending, and their masses, by group: of plans of jax, where a
+      product is not faster.
+
+    Example:
+      >>> plan = jnp.eye(48)[jnp.arange(96) % 48] / 96
+      >>> found = assigned({"a": plan}, {"a": 2})["a"]
+      >>> found.sources[1].tolist(), (96 * found.weights[1]).tolist()
+      ([1, 49], [1.0, 1.0])
+    """
+    found = {
+        name: plan
+        for name, plan in plans.items()
+        if isinstance(plan, jax.Array)
+        and _are_few(k := sources.get(name) or 0, plan.shape[-2])
+        and k * plan.shape[-1] == plan.shape[-2]
+    }
+    # Targets of every later entry and group have higher numbers.
+    targets, masses, number = [], [], 0
+    for plan in found.values():
+        *batch, _, m = plan.shape
+        entry = np.arange(math.prod(batch), dtype=np.int32).reshape(*batch, 1)
+        target = jnp.argmax(plan, -1)
+        targets.append((target + (number + m * entry)).reshape(-1))
+        masses.append(jnp.take_along_axis(plan, target[..., None], -1, mode="clip").reshape(-1))
+        number += m * math.prod(batch)
+    if not found:
+        return {}
+    order = jnp.argsort(jnp.concatenate(targets))
+    ends = np.cumsum([len(x) for x in targets])[:-1]
+    parts = jnp.split(order, ends), jnp.split(jnp.concatenate(masses)[order], ends)
+    lists = {}
+    for (name, plan), start, index, mass in zip(found.items(), [0, *ends], *parts, strict=True):
+        *batch, n, m = plan.shape
+        shape = (*batch, m, n // m)
+        lists[name] = SparsePlan(((index - start) % n).reshape(shape), mass.reshape(shape))
+    return lists
+
+
+def _are_few(sources: int, n: int) -> bool:
+    """Whether gathers are faster than a product, inside of jit."""
+    return sources * _NEURONS <= n and not placement.active()
+
+
 def _lists(plan: Float[AnyArray, "n m"], sources: int | None) -> Int[AnyArray, "m k"] | None:
     """The sources of every target, ``[m, k]``; None where a product is faster."""
     n, m = plan.shape
     if isinstance(plan, jax.Array):
-        if sources is None or sources * _NEURONS > n or placement.active():
+        if sources is None or not _are_few(sources, n):
             return None
         return jax.lax.top_k(plan.T, sources)[1]
     target, source = np.nonzero(plan.T)
@@ -246,12 +312,14 @@ def times(by: Matrix, x: Inexact[AnyArray, "*full"], axis: int) -> Inexact[AnyAr
 def _gathered(by: SparsePlan, x: AnyArray, axis: int) -> AnyArray:
     weights = by.weights.astype(x.dtype)
     (m, k), ndim = weights.shape, x.ndim
-    if isinstance(x, jax.Array) or isinstance(weights, jax.Array):
+    traced = isinstance(x, jax.Array) or isinstance(weights, jax.Array)
+    if traced and k > _FEW:
         rows = jnp.take(x, by.sources.reshape(-1), axis, mode="clip")
         rows = rows.reshape(*x.shape[:axis], m, k, *x.shape[axis + 1 :])
         weights = weights.reshape(*(1,) * axis, m, k, *(1,) * (ndim - axis - 1))
         return jnp.sum(weights * rows, axis + 1)
-    found = np.take(x, by.sources[:, 0], axis) * along(weights[:, 0], axis, ndim)
+    take = functools.partial(jnp.take, mode="clip") if traced else np.take
+    found = take(x, by.sources[:, 0], axis) * along(weights[:, 0], axis, ndim)
     for i in range(1, k):
-        found += np.take(x, by.sources[:, i], axis) * along(weights[:, i], axis, ndim)
+        found += take(x, by.sources[:, i], axis) * along(weights[:, i], axis, ndim)
     return found

@@ -1,12 +1,14 @@
 """Maps applied to the arrays that hold a group, against loops in numpy; in numpy and in jax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ifjax
-from ifjax.fusion.merge import SparsePlan, group_map, matrices, merge_leaf, times
+from ifjax.fusion.merge import SparsePlan, assigned, group_map, matrices, merge_leaf, times
 from ifjax.fusion.merge_steps import AxisMerge, MergeStep
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Role
@@ -221,6 +223,58 @@ def test_in_place_lists_leave_zeros_elsewhere(xp):
     got = np.asarray(times(by.pushforward, xp.asarray(weights(96, 4)), 0))
     assert not got[1::2].any()
     assert got[::2].all()
+
+
+def assignment(n, m, *batch, seed=0):
+    """Plans in which every target has n / m sources, one of them itself."""
+    rng, plans = np.random.default_rng(seed), np.zeros((*batch, n, m), np.float32)
+    for index in np.ndindex(*batch):
+        plans[(*index, rng.permutation(n), np.arange(n) % m)] = 1 / n
+    return plans
+
+
+def test_assignments_are_sorted_once_for_all_groups_and_entries():
+    """Sizes, numbers of sources and batch axes of their own; of numpy's there are no lists."""
+    plans = {
+        "a": assignment(96, 48),
+        "b": assignment(96, 32, 2, 3, seed=1),
+        "c": assignment(192, 192, seed=2),
+        "many": assignment(96, 16),
+        "unknown": assignment(96, 48),
+    }
+    sources = {"a": 2, "b": 3, "c": 1, "many": 6, "unknown": None}
+    assert assigned(plans, sources) == {}
+    found = jax.jit(functools.partial(assigned, sources=sources))(jax.tree.map(jnp.asarray, plans))
+    assert found.keys() == {"a", "b", "c"}
+    for name, lists in found.items():
+        n, m = plans[name].shape[-2:]
+        for plan, index, mass in zip(
+            plans[name].reshape(-1, n, m),
+            lists.sources.reshape(-1, m, n // m),
+            lists.weights.reshape(-1, m, n // m),
+            strict=True,
+        ):
+            expected = [np.flatnonzero(column) for column in plan.T]
+            np.testing.assert_array_equal(index, expected)
+            np.testing.assert_array_equal(mass, np.float32(1 / n))
+
+
+@pytest.mark.parametrize("full", [None, 96])
+def test_lists_of_an_assignment_are_its_matrices(full):
+    plan, targets = jnp.asarray(assignment(96, 48)), jnp.arange(0, 96, 2)
+    lists = assigned({"a": plan}, {"a": 2})["a"]
+    by = group_map(plan, targets, False, full, lists=lists)
+    matrix = group_map(plan, targets, False, full)
+    x = jnp.asarray(weights(5, 96))
+    for name in ("pushforward", "barycentric"):
+        got, want = (times(getattr(found, name), x, 1) for found in (by, matrix))
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_plan_that_is_none_makes_no_numbers():
+    plan = jnp.full((96, 48), jnp.nan)
+    by = group_map(plan, jnp.arange(48), False, lists=assigned({"a": plan}, {"a": 2})["a"])
+    assert np.isnan(times(by.pushforward, jnp.ones(96), 0)).all()
 
 
 def test_derivatives_of_lists_are_those_of_the_product():

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from ifjax.fusion import batch_norm
-from ifjax.fusion.merge import GroupMap, Maps, group_map, merge_leaf
+from ifjax.fusion.merge import GroupMap, Maps, assigned, group_map, merge_leaf
 from ifjax.fusion.merge_steps import Merges
 from ifjax.fusion.program import Program, Refit
 from ifjax.namespace import AnyArray, Arrays
@@ -48,8 +48,7 @@ def merged(
     neutral = kind == "weights"
     found = applied(folded, program.merges, maps, merge, program.keep_shape, neutral)
     calls = [
-        functools.partial(_refit, r, work, folded, found, maps, merge, program, leaves)
-        for r in refits
+        functools.partial(_refit, r, work, found, maps, merge, program, leaves) for r in refits
     ]
     for each in threads.each(calls, [found[r.norm.kernel].size for r in refits], found):
         found |= each
@@ -77,6 +76,8 @@ def group_maps(
     """What merging reads of the transports of some groups, of every entry of a batch."""
     in_place = program.keep_shape if in_place is None else in_place
     merge = program.merge(kind)
+    cut = [group.name for group in groups if merge[group.name] != "select"]
+    lists = assigned({name: transports[name].map for name in cut}, sources)
 
     def one(group: Group) -> GroupMap | list[GroupMap]:
         found = transports[group.name]
@@ -86,13 +87,14 @@ def group_maps(
             full=group.size if in_place else None,
             sources=sources.get(group.name),
         )
+        index = lists.get(group.name)
         if not group.batch:
-            return by(found.map, found.targets)
-        plans, targets = (
-            x.reshape(-1, *x.shape[len(group.batch) :]) for x in (found.map, found.targets)
+            return by(found.map, found.targets, lists=index)
+        plans, targets, index = jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[len(group.batch) :]), (found.map, found.targets, index)
         )
         if isinstance(plans, jax.Array):
-            return jax.vmap(by)(plans, targets)
+            return jax.vmap(lambda *each: by(*each[:2], lists=each[2]))(plans, targets, index)
         return [by(plan, index) for plan, index in zip(plans, targets, strict=True)]
 
     calls = [functools.partial(one, group) for group in groups]
@@ -122,7 +124,6 @@ def applied(
 def _refit(
     refit: Refit,
     work: Arrays,
-    folded: Arrays,
     found: Arrays,
     maps: Maps,
     merge: Mapping[str, str],
@@ -131,7 +132,7 @@ def _refit(
 ) -> dict[str, AnyArray]:
     """The leaves of one batch norm, with the slope and the spread that merging gives it."""
     norm, full = refit.norm, program.keep_shape
-    kernel, scale, variance = folded[norm.kernel], work[norm.scale], work[norm.variance]
+    kernel, scale, variance = work[norm.kernel], work[norm.scale], work[norm.variance]
     rows = batch_norm.spread(kernel, scale, norm.axis)
     size, sign = batch_norm.slope(kernel, scale, variance, norm.axis, norm.eps)
     select = dict.fromkeys(merge, "select")

@@ -84,6 +84,34 @@ def test_every_entry_of_a_batch_has_a_map_of_its_own():
         np.testing.assert_allclose(one.pushforward, (plan / plan.sum(1, keepdims=True)).T)
 
 
+@pytest.mark.parametrize("order", ["simultaneous", "sequential"])
+def test_assignments_are_merged_inside_of_jit_as_outside(order):
+    """Of 48 neurons two sources a target are few: lists, of groups with batch axes too."""
+
+    def network(p, x):
+        x = jax.lax.scan(lambda h, w: (h + jax.nn.relu(h @ w[0]) @ w[1], None), x, p["layers"])[0]
+        return jax.nn.relu(x @ p["w1"]) @ p["w2"]
+
+    rng = np.random.default_rng(0)
+    first, second, w1, w2 = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((2, 4, 48), (2, 48, 4), (4, 96), (96, 3))
+    )
+    params = {"layers": (first, second), "w1": w1, "w2": w2}
+    graph = ifjax.trace(network, params, np.ones((1, 4), np.float32))
+    spec = graph.spec(0.5, solver="exact", order=order)
+    fuse = jax.jit(ifjax.fuse_params, static_argnames="spec")
+    text = fuse.lower(params, spec).as_text()
+    assert "stablehlo.gather" in text
+    assert "dot_general" not in text
+    for got, want in zip(
+        jax.tree.leaves(fuse(params, spec)),
+        jax.tree.leaves(ifjax.fuse_params(params, spec)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 def test_folding_side_by_side_is_folding_one_by_one():
     norms = BatchNorm("k", 1, None, "g", "o", "m", "v", 1e-3)
     leaves = {
