@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +16,13 @@ import numpy as np
 
 from ifjax.graph.facts.sites import Path, Sites, Unit, find_sites
 from ifjax.graph.resized import Resized
+from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.evaluate import bind
 from ifjax.jaxprs.program import Program, Step, flatten
 from ifjax.jaxprs.traits import traits_of
 from ifjax.namespace import namespace
 from ifjax.reconstruction.events import Event, merge, narrow
+from ifjax.reconstruction.segments import Job, Key, compiled
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Group
 from ifjax.tree import promoted
@@ -159,25 +161,50 @@ class Walk:
           skip: places of steps that the compressed function leaves out for now.
           last: by number, the place after which it is not needed.
         """
-        places = list(places)
-        steps = [(p, self.program.steps[p]) for p in places if any(self.program.steps[p].data)]
-        for _, step in steps:
+        steps = [(p, self.program.steps[p]) for p in places]
+        steps = [(p, step) for p, step in steps if any(step.data)]
+        if not steps:
+            return
+        jobs, same = [], set[int]()
+        for place, step in steps:
+            jobs.append(_job(step, True, functools.partial(bind, step)))
             if self._differs(step):
                 self.dirty.update(step.outputs)
-        for batch in range(len(self.dense)):
-            dense, small = self.dense[batch], self.small[batch]
-            for place, step in steps:
-                results = bind(step, [self.value(batch, n, True) for n in step.inputs])
-                dense |= zip(step.outputs, results, strict=True)
-                if place not in skip:
-                    if step.outputs[0] in self.dirty:
-                        operands = [self.value(batch, n, False) for n in step.inputs]
-                        results = self.resized.rebuild(step, operands)
-                    small |= zip(step.outputs, results, strict=True)
-                for n in (*step.inputs, *step.outputs):
-                    if last.get(n, -1) <= place:
-                        small.pop(n, None)
-                        dense.pop(n, None)
+            if place in skip:
+                continue
+            if step.outputs[0] in self.dirty:
+                jobs.append(_job(step, False, functools.partial(self.resized.rebuild, step), same))
+            else:
+                same.update(step.outputs)
+        end = steps[-1][0]
+        made = {key for job in jobs for key in job.outputs}
+        wanted = sorted(key for key in made if last.get(key[0], -1) > end)
+        read = {n for _, step in steps for n in (*step.inputs, *step.outputs)}
+        gone = [n for n in read if last.get(n, -1) <= end]
+        call = self._compiled(jobs, wanted)
+        for batch, (dense, small) in enumerate(zip(self.dense, self.small, strict=True)):
+            found = call(lambda key, batch=batch: self.value(batch, *key))
+            for (n, is_dense), x in found.items():
+                if is_dense:
+                    dense[n] = x
+                if not is_dense or n in same:
+                    small[n] = x
+            for n in gone:
+                small.pop(n, None)
+                dense.pop(n, None)
+
+    def _compiled(
+        self, jobs: Sequence[Job], wanted: Sequence[Key]
+    ) -> Callable[[Callable[[Key], Any]], dict[Key, Any]]:
+        """Equations as one function; constants stay what they are, for what asks for them."""
+        if not wanted:
+            return lambda value: {}
+        return compiled(
+            jobs,
+            lambda key: self.parameter(*key) if key[0] in self.program.constants else None,
+            lambda key: self.value(0, *key),
+            wanted,
+        )
 
     def _differs(self, step: Step) -> bool:
         """Whether operands differ from the dense ones, or results are of a width that is cut."""
@@ -196,22 +223,28 @@ class Walk:
         for step in steps:
             if self._differs(step):
                 self.dirty.update(step.outputs)
+        gone = [
+            n for s in steps for n in (*s.inputs, *s.outputs) if last.get(n, -1) <= unit.stop + 0.5
+        ]
+        jobs, known = [], set[int]()
+        for step in steps:
+            if step.outputs[0] in self.dirty:
+                jobs.append(_job(step, False, functools.partial(self.resized.rebuild, step)))
+            elif step.outputs[0] in self.dense[0]:
+                known.update(step.outputs)
+            else:
+                jobs.append(_job(step, False, functools.partial(bind, step)))
+        made = {n for job in jobs for n, _ in job.outputs}
+        wanted = sorted((n, False) for n in made if n not in gone)
         for batch, small in enumerate(self.small):
-            for step in steps:
-                if step.outputs[0] in self.dirty:
-                    operands = [self.value(batch, n, False) for n in step.inputs]
-                    results = self.resized.rebuild(step, operands)
-                else:
-                    results = [self.dense[batch].get(n) for n in step.outputs]
-                    if results[0] is None:
-                        operands = [self.value(batch, n, False) for n in step.inputs]
-                        results = bind(step, operands)
-                small |= zip(step.outputs, results, strict=True)
-            for step in steps:
-                for n in (*step.inputs, *step.outputs):
-                    if last.get(n, -1) <= unit.stop + 0.5:
-                        small.pop(n, None)
-                        self.dense[batch].pop(n, None)
+            small |= {n: self.dense[batch][n] for n in known}
+        call = self._compiled(jobs, wanted)
+        for batch, small in enumerate(self.small):
+            found = call(lambda key, batch=batch: self.value(batch, *key))
+            small |= {n: x for (n, _), x in found.items()}
+            for n in gone:
+                small.pop(n, None)
+                self.dense[batch].pop(n, None)
 
     # events
 
@@ -235,18 +268,21 @@ class Walk:
         self.resized.parts.clear()
         self.memo[False].clear()
 
-    def restricted(self, x: Any, number: int) -> Any:
-        """A dense value with what the compressed one has of it."""
+    def restricted(self, x: Any, number: int, but: str = "") -> Any:
+        """A dense value with what the compressed one has of it, but for one group."""
         axes = self.axes(number)
         for event in self.events:
-            x = merge(x, axes, event)
+            if event.group.name != but:
+                x = merge(x, axes, event)
         return x
 
     def write(self, leaf: int, value: Any) -> None:
         """Gives a leaf of the compressed function another value."""
         self.leaves[leaf] = value
         self.changed.add(leaf)
-        self.memo[False].clear()
+        memo = self.memo[False]
+        for n in [n for n in memo if leaf in self.sites.origins.get(n, ())]:
+            del memo[n]
 
     # along views and paths
 
@@ -317,6 +353,17 @@ class Walk:
             ]
             known |= zip(step.outputs, self.resized.rebuild(step, operands), strict=True)
         return known[unit.end]
+
+
+def _job(
+    step: Step,
+    dense: bool,
+    evaluate: Callable[[Values], Values],
+    same: Collection[int] = (),
+) -> Job:
+    """A step of one of the two functions; some of what the small one reads is the dense one's."""
+    inputs = tuple((n, dense or n in same) for n in step.inputs)
+    return Job(evaluate, inputs, tuple((n, dense) for n in step.outputs))
 
 
 def start(resized: Resized, leaves: Sequence[Any], batches: Sequence[Sequence[Any]]) -> Walk:
