@@ -61,7 +61,10 @@ def compress(
     with X what the contraction reads in the *small* network, T the dense network's value minus all
     else that the small one adds, :math:`V_0` the weights as they are, d an offset where the path
     adds one, :math:`\mu` the mean diagonal of X'X, and :math:`\lambda` chosen by the error on a
-    quarter of the inputs, which are held out for it. Nothing is fine-tuned and no gradient taken.
+    quarter of the inputs, which are held out for it. Where only products of two activations Q K'
+    contract the neurons, as dimensions of queries and keys, the product is what is restored: by a
+    matrix between the kept ones, multiplied into weights of Q or K where they are linear in them.
+    Nothing is fine-tuned and no gradient taken.
 
     Args:
       apply_fn: the *eval-mode* function ``apply_fn(params, *inputs)`` that was traced.
@@ -93,7 +96,8 @@ def compress(
       Hassibi & Stork, `Second order derivatives for network pruning: Optimal Brain Surgeon
       <https://proceedings.neurips.cc/paper/1992/hash/303ed4c69846ab36c2904d3ba8573050-Abstract.html>`_,
       NeurIPS 1992; Frantar & Alistarh, `Optimal Brain Compression
-      <https://arxiv.org/abs/2208.11580>`_, NeurIPS 2022.
+      <https://arxiv.org/abs/2208.11580>`_, NeurIPS 2022; for products Zhang & Yang, `CORP
+      <https://arxiv.org/abs/2602.05243>`_, 2026.
 
     Example:
       >>> import ifjax, jax, jax.numpy as jnp

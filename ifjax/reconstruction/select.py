@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ class Timing:
       late: groups whose consumers read one value: by the place of the first of these, on what the
         compressed network computes there.
       early: groups with several taps (a residual stream): before anything is cut.
-      blind: groups that no contraction with a weight reads.
+      blind: groups that no contraction with a weight reads, nor a product of activations alone.
     """
 
     late: Mapping[int, tuple[Group, ...]]
@@ -30,12 +30,15 @@ class Timing:
     blind: tuple[Group, ...]
 
 
-def timing(groups: Sequence[Group], taps: Mapping[str, Sequence[Tap]]) -> Timing:
+def timing(
+    groups: Sequence[Group], taps: Mapping[str, Sequence[Tap]], products: Collection[str] = ()
+) -> Timing:
     """Says when each group's neurons are chosen.
 
     Args:
       groups: those that are cut, in order.
       taps: of each.
+      products: groups that are chosen at a product of activations.
 
     Returns:
       The timing.
@@ -44,6 +47,8 @@ def timing(groups: Sequence[Group], taps: Mapping[str, Sequence[Tap]]) -> Timing
     early, blind = [], []
     for group in groups:
         found = taps.get(group.name, ())
+        if group.name in products:
+            continue
         if not found:
             blind.append(group)
         elif group.exact and len({tap.input for tap in found}) == 1:

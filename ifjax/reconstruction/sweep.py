@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,15 @@ import numpy as np
 from ifjax.activations.progress import shown_progress
 from ifjax.graph.facts.sites import Unit
 from ifjax.reconstruction.journal import Journal
+from ifjax.reconstruction.products import (
+    Product,
+    chosen_of_product,
+    mix,
+    product_grams,
+    products_by_place,
+    products_of,
+    restored,
+)
 from ifjax.reconstruction.select import Evidence, Timing, choose, combined, evidence, timing
 from ifjax.reconstruction.solve import Solved, solve, solve_tied
 from ifjax.reconstruction.taps import Tap, taps_of
@@ -90,14 +100,16 @@ def sweep(
     result = Result()
     groups = structure.in_order()
     open_groups = [g for g in groups if g.name not in given.kept]
-    taps = taps_of(walk, [g.name for g in open_groups])
-    when = timing(open_groups, taps)
+    taps = taps_of(walk, [g.name for g in groups])
+    products = products_of(walk, [g for g in groups if g.name not in taps and g.exact])
+    when = timing(open_groups, taps, products)
     _choose_early(walk, groups, given, when, taps, blind, journal, result)
     _solve_tied(walk, held, names, journal, result)
     units = {unit.stop: unit for unit in walk.sites.units}
     deferred = {p: unit.stop + 0.5 for unit in units.values() for p in unit.places}
     last = walk.last_use(deferred)
-    stops = sorted({*when.late, *units})
+    at_place = products_by_place(products)
+    stops = sorted({*when.late, *units, *at_place})
     at = 0
     with shown_progress(len(stops), "compress", "stops") as done:
         for stop in stops:
@@ -106,6 +118,11 @@ def sweep(
                 at = stop
                 for group in when.late[stop]:
                     _choose_late(walk, group, taps[group.name], journal, result)
+            if stop in at_place:
+                walk.run(range(at, stop), deferred, last)
+                at = stop
+                for product in at_place[stop]:
+                    _restore(walk, product, held, names, journal, result)
             if stop in units:
                 walk.run(range(at, stop + 1), deferred, last)
                 at = stop + 1
@@ -117,6 +134,40 @@ def sweep(
         leaves = {names[n] for k in step.inputs for n in walk.sites.origins.get(k, ())}
         result.follows.append((", ".join(sorted(leaves)), reason))
     return result
+
+
+def _restore(
+    walk: Walk,
+    product: Product,
+    held: Sequence[bool],
+    names: dict[int, str],
+    journal: Journal,
+    result: Result,
+) -> None:
+    """Cuts the dimensions of a product of activations, and corrects those that are left."""
+    group = product.group
+    is_open = group.name not in walk.sizes
+    if not is_open and product.side is None:
+        return
+    grams = product_grams(walk, product, held)
+    if is_open:
+        index = journal.remember(
+            f"choose {group.name}",
+            functools.partial(chosen_of_product, walk, product, grams),
+        )[group.name]
+        walk.keep(group, index)
+        result.chosen.append(Chosen(group.name, group.size, group.kept, "what it multiplies"))
+        grams = [g.kept(index.reshape(-1, group.kept)) for g in grams]
+    if product.side is None:
+        return
+    found = journal.remember(
+        f"restore {group.name}",
+        functools.partial(restored, walk, product, grams, is_split=any(held)),
+    )
+    mix(walk, product, found["matrix"])
+    rows, positions, *numbers = found["numbers"].tolist()
+    paths = tuple(names[n] for n in product.side.leaves)
+    result.solved.append(Solved(paths, int(rows), int(positions), *numbers))
 
 
 class _Kept(dict[int, Any]):

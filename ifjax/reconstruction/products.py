@@ -1,0 +1,301 @@
+"""Dimensions that only products of two activations contract, such as those of queries and keys.
+
+What is to be kept there is the product Q K' itself, the logits of attention. Q and K are linear in
+their weights and the product is bilinear: with the dimensions S kept, a matrix M between what is
+left of both is all that can be corrected, and Q_S M is Q_S of other weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from ifjax.activations.moments import NormalForm, normal_form, rows
+from ifjax.jaxprs.program import Step
+from ifjax.jaxprs.traits import contraction_of, traits_of
+from ifjax.reconstruction.bilinear import (
+    ProductGrams,
+    best_middle,
+    entrywise,
+    joined,
+    middle,
+    product_error,
+)
+from ifjax.reconstruction.choice import backward_elimination
+from ifjax.reconstruction.events import Event, merge
+from ifjax.reconstruction.taps import entries_of
+from ifjax.reconstruction.walk import Walk
+from ifjax.structure import axis as ex
+from ifjax.structure.axis_arrays import positions
+from ifjax.structure.structure import Group
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """An operand of a product whose dimensions may be mixed, by mixing leaves alone.
+
+    Attributes:
+      number: of the operand.
+      leaves: numbers of the leaves that hold its dimensions.
+    """
+
+    number: int
+    leaves: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """The one contraction of a group's neurons, of two activations.
+
+    Attributes:
+      place: of the contraction.
+      step: the contraction.
+      group: whose neurons it contracts.
+      side: an operand that can be corrected, the first if both can; or None.
+    """
+
+    place: int
+    step: Step
+    group: Group
+    side: Side | None
+
+
+def products_of(walk: Walk, groups: Sequence[Group]) -> dict[str, Product]:
+    """The groups whose neurons one product of two activations contracts, and nothing else.
+
+    Args:
+      walk: of the function.
+      groups: to look at.
+
+    Returns:
+      By name.
+    """
+    found: dict[str, list[Product]] = {g.name: [] for g in groups}
+    by_name = {g.name: g for g in groups}
+    for place, step in enumerate(walk.program.steps):
+        if traits_of(step.equation).kind != "contraction" or not any(step.data[:2]):
+            continue
+        contracted = contraction_of(step.equation).contracted
+        axes = [walk.axes(n) for n in step.inputs[:2]]
+        held = {a for i in (0, 1) for k in contracted[i] for a in ex.atoms(axes[i][k])}
+        for name in held & by_name.keys():
+            product = Product(place, step, by_name[name], None)
+            found[name].append(product)
+    chosen = {}
+    for name, products in found.items():
+        if len(products) == 1 and _is_plain(walk, products[0]):
+            sides = (_side(walk, products[0], i) for i in (0, 1))
+            side = next(filter(None, sides), None)
+            chosen[name] = dataclasses.replace(products[0], side=side)
+    return chosen
+
+
+def products_by_place(products: Mapping[str, Product]) -> dict[int, tuple[Product, ...]]:
+    """The products by the place where they stand."""
+    found: dict[int, tuple[Product, ...]] = {}
+    for product in products.values():
+        found[product.place] = (*found.get(product.place, ()), product)
+    return found
+
+
+def _is_plain(walk: Walk, product: Product) -> bool:
+    """Whether it is a matrix product of activations over the group's axis and no other."""
+    step, group = product.step, product.group
+    if step.equation.primitive.name != "dot_general" or not all(step.data[:2]):
+        return False
+    found = contraction_of(step.equation)
+    for side in (0, 1):
+        axes = walk.axes(step.inputs[side])
+        if len(found.contracted[side]) != 1 or step.inputs[0] == step.inputs[1]:
+            return False
+        if axes[found.contracted[side][0]] != ex.Atom(group.name, group.size):
+            return False
+        if not all(_holds(axes, found.batch[side], name) for name in group.along):
+            return False
+    return True
+
+
+def _holds(axes: Sequence[ex.Expression], among: Sequence[int], name: str) -> bool:
+    """Whether each position along some of the axes belongs to one entry of a batch."""
+    parts = [positions(axes[i], name) for i in among]
+    return sum(bool((p >= 0).all()) for p in parts) == 1
+
+
+def _side(walk: Walk, product: Product, side: int) -> Side | None:
+    """An operand that is mixed where leaves are: all steps from them on go through it alike."""
+    group, program = product.group, walk.program
+    start = product.step.inputs[side]
+    reads: dict[int, int] = {start: 1}
+    leaves, stack = [], [start]
+    while stack:
+        number = stack.pop()
+        if number in walk.leaves:
+            leaves.append(number)
+            continue
+        if number not in walk.sites.made:
+            return None
+        step = program.steps[walk.sites.made[number]]
+        holding = [n for n in step.inputs if any(group.name in ex.atoms(e) for e in walk.axes(n))]
+        if not holding or not _mixes(walk, step, group.name):
+            return None
+        for n in holding:
+            if n not in reads:
+                stack.append(n)
+            reads[n] = reads.get(n, 0) + 1
+    if any(program.uses[n] != count for n, count in reads.items()):
+        return None
+    return Side(start, tuple(sorted(leaves)))
+
+
+def _mixes(walk: Walk, step: Step, name: str) -> bool:
+    """Whether mixing the neurons of the operands that hold them mixes those of the result."""
+    held = [any(name in ex.atoms(e) for e in walk.axes(n)) for n in step.inputs]
+    traits = traits_of(step.equation)
+    match step.equation.primitive.name:
+        case "add" | "add_any" | "sub":
+            return all(held)
+        case "neg":
+            return True
+        case "mul":
+            return sum(held) == 1
+        case "div":
+            return held == [True, False]
+        case "dot_general":
+            found = contraction_of(step.equation)
+            inner = [
+                name in ex.atoms(walk.axes(n)[k])
+                for i, n in enumerate(step.inputs)
+                for k in (*found.contracted[i], *found.batch[i])
+            ]
+            return sum(held) == 1 and not any(inner)
+    return traits.kind in ("same", "layout") and len(step.inputs) == 1
+
+
+def entry_of(walk: Walk, product: Product) -> Int[np.ndarray, " B"]:
+    """Which entry of the group's batch every product side by side belongs to."""
+    step, group, sizes = product.step, product.group, walk.sizes
+    axes, batch = walk.axes(step.inputs[0]), contraction_of(step.equation).batch[0]
+    shape = [ex.size(axes[i], sizes) for i in batch]
+    entry = np.zeros(int(np.prod(shape, dtype=int)), int)
+    for name, n in zip(group.along, group.batch, strict=True):
+        parts = [positions(axes[i], name, sizes) for i in batch]
+        whole = functools.reduce(lambda a, b: np.maximum(a[..., None], b), parts)
+        entry = entry * sizes.get(name, n) + whole.reshape(-1)
+    return entry
+
+
+def product_grams(walk: Walk, product: Product, held: Sequence[bool]) -> list[ProductGrams]:
+    """Gram matrices of both operands, of the compressed function and with the dense one's.
+
+    Args:
+      walk: where both operands are known; the group may be cut already.
+      product: the product.
+      held: by batch, whether it is held out.
+
+    Returns:
+      Those of the batches that are not held out, and of those that are.
+    """
+    step, entry = product.step, entry_of(walk, product)
+    forms = tuple(normal_form(step.equation, side) for side in (0, 1))
+    parts: dict[bool, list[ProductGrams]] = {}
+    for batch, is_held in enumerate(held):
+        small = [walk.value(batch, n, False) for n in step.inputs]
+        dense = [
+            walk.restricted(walk.value(batch, n, True), n, but=product.group.name)
+            for n in step.inputs
+        ]
+        found = _grams(forms, tuple(small), tuple(dense))
+        q, k, p, r, *sums = (np.asarray(x, np.float64) for x in found)
+        square, total, count = sums
+        part = ProductGrams(q, k, p, r, square, total, count, entry)
+        parts.setdefault(is_held, []).append(part)
+    return [joined(parts[is_held]) for is_held in sorted(parts)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _grams(
+    forms: tuple[NormalForm, ...], small: tuple[Array, ...], dense: tuple[Array, ...]
+) -> list[Array]:
+    wide = functools.partial(jnp.asarray, dtype=jnp.promote_types(small[0].dtype, jnp.float32))
+    (q, k), (p, r) = (
+        [wide(rows(f, x)) for f, x in zip(forms, pair, strict=True)] for pair in (small, dense)
+    )
+    times = functools.partial(jnp.einsum, "bni,bnj->bij", precision=lax.Precision.HIGHEST)
+    total = (times(p, p) * times(r, r)).sum((1, 2))
+    means = (p.sum(1) * r.sum(1)).sum(1)
+    count = jnp.full_like(total, q.shape[1] * k.shape[1])
+    return [times(q, q), times(k, k), times(q, p), times(k, r), total, means, count]
+
+
+def chosen_of_product(
+    walk: Walk, product: Product, grams: Sequence[ProductGrams]
+) -> dict[str, np.ndarray]:
+    """The dimensions whose rank-one products q_i k_i' make up best for the others'.
+
+    Args:
+      walk: for the entries.
+      product: the product.
+      grams: of all dimensions.
+
+    Returns:
+      Indices ``[*batch, m]`` by the name of the group.
+    """
+    group, entries = product.group, entries_of(walk, product.group)
+    count = int(np.prod(entries, dtype=int))
+    gram = entrywise(joined(grams), count)
+    n = gram.shape[-1]
+    units = np.arange(count * n).reshape(count, n)
+    kept = backward_elimination(gram, np.ones((count, n, 1)), units, count, group.kept)
+    return {group.name: kept.reshape(*entries, group.kept)}
+
+
+def restored(
+    walk: Walk, product: Product, grams: Sequence[ProductGrams], is_split: bool
+) -> dict[str, np.ndarray]:
+    """What is to stand between the kept dimensions, and the errors with it.
+
+    Args:
+      walk: for the entries.
+      product: the product.
+      grams: of the kept dimensions; first those not held out.
+      is_split: whether the last are held out.
+
+    Returns:
+      The matrix, ``[entries, m, m]``, and a row of numbers for `Solved`.
+    """
+    entries = int(np.prod(entries_of(walk, product.group), dtype=int))
+    test = grams[-1] if is_split else None
+    matrix, shrinkage = best_middle(grams[0], test, entries)
+    none = np.broadcast_to(np.eye(matrix.shape[-1]), matrix.shape)
+    spread = sum(g.spread for g in grams) or 1.0
+    before, after = (sum(product_error(g, m) for g in grams) / spread for m in (none, matrix))
+    held = [float("nan")] * 2
+    if test is not None:
+        alone = middle(grams[0], entries, shrinkage)
+        held = [product_error(test, m) / (test.spread or 1.0) for m in (none, alone)]
+    positions = sum(float(g.count.sum()) for g in grams)
+    numbers = (matrix.shape[-1], positions, shrinkage, before, after, *held)
+    return {"matrix": matrix, "numbers": np.asarray(numbers, np.float64)}
+
+
+def mix(walk: Walk, product: Product, matrix: Float[np.ndarray, "E m m"]) -> None:
+    """Multiplies the kept dimensions of an operand by a matrix, in the leaves that make it."""
+    assert product.side is not None
+    group, structure = product.group, walk.resized.structure
+    matrix = matrix.swapaxes(-1, -2).reshape(*entries_of(walk, group), *matrix.shape[1:])
+    index = np.broadcast_to(np.arange(matrix.shape[-1]), matrix.shape[:-1])
+    event = Event(group, index, walk.sizes, matrix)
+    leaves = dict(zip(walk.leaves, structure.leaves, strict=True))
+    for n in product.side.leaves:
+        walk.write(n, merge(walk.leaves[n], leaves[n].axes, event))
+    number = product.side.number
+    for small in walk.small:
+        small[number] = merge(small[number], walk.axes(number), event)
+    walk.dirty.add(number)

@@ -1,0 +1,135 @@
+"""Dimensions of queries and keys, by the products that they give, against brute force."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ifjax
+from ifjax.reconstruction.bilinear import ProductGrams, entrywise, middle, product_error
+
+HEADS, DIM, KEPT = 2, 6, 3
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape) / np.sqrt(shape[0])
+
+
+def brute_force(pairs, shift):
+    """M with the least squared error of Q M K' against P R', by one row for every entry."""
+    rows = [np.kron(q, k) for q, k, _, _ in pairs]
+    wanted = [(p @ r.T).reshape(-1) for _, _, p, r in pairs]
+    m = pairs[0][0].shape[1]
+    rows.append(np.sqrt(shift) * np.eye(m * m))
+    wanted.append(np.sqrt(shift) * np.eye(m).reshape(-1))
+    found = np.linalg.lstsq(np.concatenate(rows), np.concatenate(wanted), rcond=None)[0]
+    return found.reshape(m, m)
+
+
+def mean_product(pairs):
+    traces = sum((q**2).sum() * (k**2).sum() for q, k, _, _ in pairs)
+    return traces / pairs[0][0].shape[1] ** 2
+
+
+def test_the_matrix_between_is_the_least_squares_one():
+    n, kept, entry = 5, np.array([[0, 2, 3], [1, 2, 4]]), np.array([0, 1, 0, 1])
+    full = [[normal(10 * b + i, 7, n) for i in range(4)] for b in range(4)]
+    times = lambda i, j: np.stack([x[i].T @ x[j] for x in full])  # noqa: E731
+    products = np.stack([p @ r.T for _, _, p, r in full])
+    squares, totals, counts = (products**2).sum((1, 2)), products.sum((1, 2)), np.full(4, 49.0)
+    sides = times(0, 0), times(1, 1), times(0, 2), times(1, 3)
+    whole = ProductGrams(*sides, squares, totals, counts, entry)
+    grams = whole.kept(kept)
+    found = middle(grams, 2, 0.1)
+    error = 0.0
+    for e in range(2):
+        own = [
+            (q[:, kept[e]], k[:, kept[e]], p, r)
+            for (q, k, p, r), i in zip(full, entry, strict=True)
+            if i == e
+        ]
+        np.testing.assert_allclose(found[e], brute_force(own, 0.1 * mean_product(own)), rtol=1e-8)
+        error += sum(((q @ found[e] @ k.T - p @ r.T) ** 2).sum() for q, k, p, r in own)
+    np.testing.assert_allclose(product_error(grams, found), error)
+    np.testing.assert_allclose(whole.spread, ((products - products.mean()) ** 2).sum())
+    columns = [[np.outer(q[:, i], k[:, i]) for i in range(n)] for q, k, _, _ in full[::2]]
+    want = sum(np.einsum("iab,jab->ij", np.stack(c), np.stack(c)) for c in columns)
+    np.testing.assert_allclose(entrywise(whole, 2)[0], want)
+
+
+def attention(act):
+    def apply(p, x):
+        q, k = (act(jnp.einsum("btc,chd->bthd", x, p[n]) + p[n + "_bias"]) for n in "qk")
+        logits = jnp.einsum("bthd,bshd->bhts", q, k) / 2
+        return jnp.einsum("bhts,bsc->bthc", jax.nn.softmax(logits, -1), x)
+
+    return apply
+
+
+def case(act=lambda x: x):
+    params = {n: normal(i, 8, HEADS, DIM) for i, n in enumerate("qk")}
+    params |= {f"{n}_bias": normal(i + 5, HEADS, DIM) for i, n in enumerate("qk")}
+    x = normal(9, 16, 5, 8) * 4
+    apply = attention(act)
+    graph = ifjax.trace(apply, params, x)
+    [name] = [g.name for g in graph.groups if g.size == DIM]
+    return apply, params, x, name, graph.spec({name: 0.5})
+
+
+def test_logits_are_those_nearest_to_the_dense_ones():
+    with jax.enable_x64(True):
+        apply, params, x, name, spec = case()
+        small, report = ifjax.compress(apply, params, spec, [x])
+        [solved] = report.solved
+        assert solved.after < 0.9 * solved.before
+        assert solved.held_after < solved.held_before
+        for head, index in enumerate(report.kept[name]):
+            take = lambda n, at: x @ params[n][:, head, at] + params[n + "_bias"][head, at]  # noqa: E731, B023
+            every = slice(None)
+            pairs = list(
+                zip(
+                    take("q", index),
+                    take("k", index),
+                    take("q", every),
+                    take("k", every),
+                    strict=True,
+                )
+            )
+            m = brute_force(pairs, solved.shrinkage * mean_product(pairs))
+            np.testing.assert_allclose(small["q"][:, head], params["q"][:, head, index] @ m, 1e-5)
+            bias = params["q_bias"][head, index] @ m
+            np.testing.assert_allclose(small["q_bias"][head], bias, 1e-5)
+            np.testing.assert_allclose(small["k"][:, head], params["k"][:, head, index])
+        small_apply = ifjax.shrink(apply, spec)
+        pruned = {
+            n: np.stack([params[n][..., h, i] for h, i in enumerate(report.kept[name])], -2)
+            for n in params
+        }
+        want = apply(params, x)
+        error, before = (np.linalg.norm(small_apply(p, x) - want) for p in (small, pruned))
+        assert error < before
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_what_is_not_linear_is_not_mixed(scored):
+    """Rectified keys and queries are chosen by their products, and stay what they were."""
+    apply, params, x, name, spec = case(jax.nn.relu)
+    scores = {name: np.tile(np.arange(DIM), (HEADS, 1))} if scored else None
+    small, report = ifjax.compress(apply, params, spec, [x], scores=scores)
+    assert not report.solved
+    [chosen] = report.chosen
+    assert chosen.how == ("importance" if scored else "what it multiplies")
+    for head, index in enumerate(report.kept[name]):
+        np.testing.assert_allclose(small["q"][:, head], params["q"][:, head, index], rtol=1e-6)
+    if scored:
+        np.testing.assert_array_equal(report.kept[name], [[3, 4, 5]] * HEADS)
+
+
+def test_given_dimensions_are_corrected_too():
+    apply, params, x, name, spec = case()
+    scores = {name: np.tile(np.arange(DIM), (HEADS, 1))}
+    small, report = ifjax.compress(apply, params, spec, [x], scores=scores)
+    [solved] = report.solved
+    assert solved.sites == ("q", "q_bias")
+    assert solved.after < solved.before
+    assert small["q"].shape == (8, HEADS, KEPT)
