@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ifjax.activations.moments import (
     Moments,
@@ -19,15 +19,13 @@ from ifjax.activations.moments import (
     moments,
     parts_of,
     results,
-    weight,
 )
-from ifjax.graph.facts.sites import Path, Site, Unit, View, view_of
+from ifjax.graph.facts.sites import Site, Unit
+from ifjax.reconstruction.leaves import Offset, find_offset, write_offset, write_weight
 from ifjax.reconstruction.ridge import SHRINKAGES, ridge, squared_error
 from ifjax.reconstruction.taps import form_of, is_even, slopes
 from ifjax.reconstruction.walk import Walk
 from ifjax.tree import promoted
-
-TINY = 1e-6  # of the largest slope: below it an output hardly depends on the weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +56,6 @@ class Solved:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Offset:
-    """A leaf that is added along the path: from the leaf to the end of the unit."""
-
-    leaf: int
-    path: Path
-
-
-@dataclasses.dataclass(frozen=True)
 class _Problem:
     """What is solved for at a unit.
 
@@ -83,7 +73,7 @@ class _Problem:
     shapes: tuple[tuple[int, ...], ...]
     scales: tuple[Float[np.ndarray, "B O"], ...]
     starts: tuple[Float[np.ndarray, "B _ O"], ...]
-    offset: _Offset | None
+    offset: Offset | None
 
 
 @dataclasses.dataclass
@@ -147,7 +137,7 @@ def solve_tied(
 
 
 def _posed(walk: Walk, unit: Unit, uses: int) -> _Problem | None:
-    sites = tuple({s.view.leaf: s for s in _agreeing(walk, unit)}.values())  # one of every leaf
+    sites = tuple({s.leaves: s for s in _agreeing(walk, unit)}.values())  # one of every leaf
     if not sites:
         return None
     forms = tuple(form_of(walk, s.step, s.side) for s in sites)
@@ -158,7 +148,9 @@ def _posed(walk: Walk, unit: Unit, uses: int) -> _Problem | None:
         for f, w, s in zip(forms, weights, scales, strict=True)
     )
     shapes = tuple(tuple(w.shape) for w in weights)
-    return _Problem(sites, forms, shapes, scales, starts, _offset(walk, sites[0], forms[0], uses))
+    return _Problem(
+        sites, forms, shapes, scales, starts, find_offset(walk, sites[0], forms[0], uses)
+    )
 
 
 def _is_alike(walk: Walk, problem: _Problem, unit: Unit) -> bool:
@@ -175,8 +167,8 @@ def _is_alike(walk: Walk, problem: _Problem, unit: Unit) -> bool:
 
 def _paired(problem: _Problem, unit: Unit) -> list[tuple[int, Site]]:
     """Which of the problem's sites the sites of a unit are."""
-    leaves = [s.view.leaf for s in problem.sites]
-    return [(leaves.index(s.view.leaf), s) for s in unit.sites if s.view.leaf in leaves]
+    leaves = [s.leaves for s in problem.sites]
+    return [(leaves.index(s.leaves), s) for s in unit.sites if s.leaves in leaves]
 
 
 def _gather(walk: Walk, problem: _Problem, unit: Unit, held: Sequence[bool], sums: _Sums) -> None:
@@ -225,12 +217,12 @@ def _finished(
     after = squared_error(whole, solved, shifts)
     parts = np.split(solved, np.cumsum([x.shape[1] for x in problem.starts])[:-1], 1)
     for i, (site, part) in enumerate(zip(problem.sites, parts, strict=True)):
-        _write(walk, site, problem.forms[i], problem.scales[i], part)
+        write_weight(walk, site, problem.forms[i], problem.scales[i], part)
     if offset is not None:
-        _shift(walk, problem.sites[0], problem.forms[0], offset, shifts)
+        write_offset(walk, problem.sites[0], problem.forms[0], offset, shifts)
     share = sum(held) / len(held) or 1.0
     return Solved(
-        tuple(names[s.view.leaf] for s in problem.sites),
+        tuple(names[leaf] for s in problem.sites for leaf in s.leaves),
         start.shape[1],
         int(whole.count),
         best,
@@ -318,82 +310,3 @@ def _best_shrinkage(
     best = min(errors, key=errors.__getitem__)
     none = np.zeros(start.shape[::2])
     return best, (squared_error(test, start, none), errors[best])
-
-
-def _write(walk: Walk, site: Site, form: NormalForm, scale: np.ndarray, solved: np.ndarray) -> None:
-    """Puts solved weights into the leaf that the weight is made of."""
-    w = walk.parameter(site.weight, dense=False)
-    tiny = np.abs(scale) <= TINY * np.abs(scale).max(initial=0)
-    old = np.asarray(kernel(form, w), np.float64)
-    new = np.where(tiny[:, None], old, solved / np.where(tiny, 1, scale)[:, None])
-    change = np.asarray(weight(form, new - old, tuple(w.shape)))
-    leaf = np.array(walk.leaves[site.view.leaf])
-    shape = leaf.shape
-    at = walk.push(np.arange(leaf.size).reshape(shape), site.view.spine, scaled=False)
-    factor = walk.push(np.ones(shape), site.view.spine)
-    flat = leaf.astype(np.float64).reshape(-1)
-    used = np.abs(factor) > TINY * np.abs(factor).max(initial=0)
-    flat[at[used]] += change[used] / factor[used]
-    walk.write(site.view.leaf, jnp.asarray(flat.reshape(shape), leaf.dtype))
-
-
-def _offset(walk: Walk, site: Site, form: NormalForm, uses: int) -> _Offset | None:
-    """The last leaf that is added on the path with a value per output: a bias or norm's offset.
-
-    It is read as often as the weights are, and nowhere else.
-    """
-    norms = {m.path for g in walk.resized.structure.groups for m in g.members if m.role == "mean"}
-    norms |= {n.mean for n in walk.resized.structure.norms}
-    paths = [leaf.path for leaf in walk.resized.structure.leaves]
-    inputs = walk.program.inputs
-    for i in reversed(range(len(site.path))):
-        place, k = site.path[i]
-        step = walk.program.steps[place]
-        if step.equation.primitive.name not in ("add", "add_any", "sub") or step.data[1 - k]:
-            continue
-        number = step.inputs[1 - k]
-        found = view_of(walk.program, walk.sites.made, walk.sites.origins, number, spread=True)
-        if not isinstance(found, View) or len(walk.sites.reads[found.leaf]) != uses:
-            continue
-        leaf = walk.leaves[found.leaf]
-        if paths[inputs.index(found.leaf)] in norms or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            continue
-        offset = _Offset(found.leaf, (*found.spine, (place, 1 - k), *site.path[i + 1 :]))
-        if _carries_shifts(walk, site, form, offset):
-            return offset
-    return None
-
-
-def _carries_shifts(walk: Walk, site: Site, form: NormalForm, offset: _Offset) -> bool:
-    """Whether a leaf can shift every output of a site on its own, the same at all positions."""
-    at, slope = _entries(walk, site, form, offset)
-    outputs = at.shape[0] * at.shape[2]
-    return bool(
-        (at == at[:, :1]).all()
-        and len(np.unique(at[:, 0])) == outputs
-        and np.ptp(slope, axis=1).max(initial=0) <= 1e-5 * np.abs(slope).max(initial=0)
-    )
-
-
-def _entries(
-    walk: Walk, site: Site, form: NormalForm, offset: _Offset
-) -> tuple[Int[np.ndarray, "B N O"], Float[np.ndarray, "B N O"]]:
-    """Which entry of the leaf shifts each result of a site, and by how much."""
-    shape = walk.leaves[offset.leaf].shape
-    index = np.arange(math.prod(shape)).reshape(shape)
-    at = walk.push(index, offset.path, scaled=False)
-    slope = walk.push(np.ones(shape), offset.path)
-    return tuple(results(form, walk.pull(x, site.path)) for x in (at, slope))  # type: ignore
-
-
-def _shift(
-    walk: Walk, site: Site, form: NormalForm, offset: _Offset, shifts: Float[np.ndarray, "B O"]
-) -> None:
-    """Adds what shifts the outputs to the leaf."""
-    at, slope = _entries(walk, site, form, offset)
-    at, slope = at[:, 0], slope.mean(1)
-    used = np.abs(slope) > TINY * np.abs(slope).max(initial=0)
-    leaf = np.asarray(walk.leaves[offset.leaf])
-    flat = leaf.astype(np.float64).reshape(-1)
-    flat[at[used]] += shifts[used] / slope[used]
-    walk.write(offset.leaf, jnp.asarray(flat.reshape(leaf.shape), leaf.dtype))

@@ -242,7 +242,7 @@ def _solve_tied(
             lambda units=units: solve_tied(walk, units, held, names, Ahead(walk, units)),
         )
         if solved is None:
-            leaves = {names[s.view.leaf] for unit in units for s in unit.sites}
+            leaves = {names[n] for unit in units for s in unit.sites for n in s.leaves}
             reason = "read several times, scaled differently"
             result.follows.append((", ".join(sorted(leaves)), reason))
         else:
@@ -265,9 +265,8 @@ def _correct(
         solved = journal.solve(key, walk, names, lambda: solve(walk, unit, held, names))
         if solved is None:
             for site in unit.sites:
-                result.follows.append(
-                    (names[site.view.leaf], "its outputs are scaled from position to position")
-                )
+                paths = ", ".join(names[n] for n in site.leaves)
+                result.follows.append((paths, "its outputs are scaled from position to position"))
         else:
             result.solved.append(solved)
 

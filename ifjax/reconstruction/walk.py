@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ifjax.graph.facts.sites import Path, Sites, Unit, find_sites
+from ifjax.graph.facts.sites import Sites, Unit, find_sites
+from ifjax.graph.facts.views import Path
 from ifjax.graph.resized import Resized
 from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.evaluate import bind
@@ -301,7 +302,7 @@ class Walk:
         for place, k in path:
             step = self.program.steps[place]
             if traits_of(step.equation).kind != "elementwise":
-                x = self._moved(x, step)
+                x = self._moved(x, step, k)
                 continue
             name = step.equation.primitive.name
             if scaled and (name == "neg" or (name == "sub" and k == 1)):
@@ -313,8 +314,8 @@ class Walk:
             x = namespace(x).broadcast_to(x, self.shape(step.outputs[0]))
         return x
 
-    def _moved(self, x: Any, step: Step) -> Any:
-        """An array after a step that moves its entries."""
+    def _moved(self, x: Any, step: Step, k: int) -> Any:
+        """An array after a step that moves its entries; zeros where it joins others."""
         match step.equation.primitive.name:
             case "transpose":
                 return x.transpose(step.equation.params["permutation"])
@@ -326,6 +327,10 @@ class Walk:
                 sizes = dict(zip(at, x.shape, strict=True))
                 x = x.reshape([sizes.get(i, 1) for i in range(len(shape))])
                 return namespace(x).broadcast_to(x, shape)
+            case "concatenate":
+                shapes = enumerate(map(self.shape, step.inputs))
+                parts = [x if i == k else np.zeros(shape, x.dtype) for i, shape in shapes]
+                return namespace(x).concatenate(parts, step.equation.params["dimension"])
         if traits_of(step.equation).kind == "same":
             return x
         [moved] = self.resized.rebuild(step, [x])

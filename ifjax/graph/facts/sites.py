@@ -10,30 +10,15 @@ that it meets at an add, are one *unit* and are solved together.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
+from ifjax.graph.facts.views import Path, View, entries, views_of
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.program import Program, Step
 from ifjax.jaxprs.traits import traits_of
-
-Path = tuple[tuple[int, int], ...]  # places of steps, and the operand of each that is on the path
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """A value whose entries are entries of one leaf, scaled and shifted by other parameters.
-
-    Attributes:
-      leaf: number of the leaf.
-      spine: the steps from the leaf to the value, as places and operands.
-    """
-
-    leaf: int
-    spine: Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +29,7 @@ class Site:
       place: of the contraction among the steps of the program.
       step: the contraction.
       side: which of its first two operands is the activation.
-      view: what the weight is made of.
+      views: what the weight is made of: a leaf, or several that are joined.
       path: from its result to the end of the unit.
       end: number of the value at the end.
     """
@@ -52,9 +37,14 @@ class Site:
     place: int
     step: Step
     side: int
-    view: View
+    views: tuple[View, ...]
     path: Path
     end: int
+
+    @property
+    def leaves(self) -> tuple[int, ...]:
+        """Numbers of the leaves that the weight is made of."""
+        return tuple(view.leaf for view in self.views)
 
     @property
     def input(self) -> int:
@@ -132,8 +122,8 @@ def find_sites(program: Program, leaves: int) -> Sites:
       >>> shapes = [(3, 4), (4,), (4, 3), (5, 3)]
       >>> jaxpr = jax.make_jaxpr(apply)(*map(jnp.zeros, shapes))
       >>> found = find_sites(flatten(jaxpr, [False, False, False, True]), 3)
-      >>> [(u.sites[0].view.leaf, len(u.places)) for u in found.units]
-      [(0, 2), (2, 2)]
+      >>> [(u.sites[0].leaves, len(u.places)) for u in found.units]
+      [((0,), 2), ((2,), 2)]
     """
     made = {n: place for place, step in enumerate(program.steps) for n in step.outputs}
     origins = _origins(program, leaves)
@@ -154,15 +144,15 @@ def find_sites(program: Program, leaves: int) -> Sites:
         if traits_of(step.equation).kind != "contraction" or sum(step.data[:2]) != 1:
             continue
         side = step.data[:2].index(True)
-        view = _solvable(program, step, side, made, origins)
-        if isinstance(view, View):
+        views = _solvable(program, step, side, made, origins)
+        if not isinstance(views, str):
             path, end = _path(program, users, step.outputs[0])
-            found.append(Site(place, step, side, view, path, end))
+            found.append(Site(place, step, side, views, path, end))
         elif origins.get(step.inputs[1 - side]):
-            follows.append((place, view))
+            follows.append((place, views))
     tied = _tied(program, found, reads, made, origins)
-    alone = [s for s in found if len(reads[s.view.leaf]) == 1]
-    shared = [s for s in found if s.view.leaf in tied]
+    alone = [s for s in found if all(len(reads[leaf]) == 1 for leaf in s.leaves)]
+    shared = [s for s in found if tied.issuperset(s.leaves)]
     for site in found:
         if site not in alone and site not in shared:
             follows.append((site.place, "the leaf is read elsewhere too"))
@@ -186,7 +176,7 @@ def _classes(units: Sequence[Unit]) -> tuple[tuple[Unit, ...], ...]:
     """Units that share leaves, together; the one with most leaves first."""
     classes: list[tuple[set[int], list[Unit]]] = []
     for unit in units:
-        leaves = {s.view.leaf for s in unit.sites}
+        leaves = {leaf for s in unit.sites for leaf in s.leaves}
         joined = [c for c in classes if c[0] & leaves]
         classes = [c for c in classes if not c[0] & leaves]
         leaves = leaves.union(*(other for other, _ in joined))
@@ -194,7 +184,7 @@ def _classes(units: Sequence[Unit]) -> tuple[tuple[Unit, ...], ...]:
         classes.append((leaves, [*members, unit]))
 
     def distinct(unit: Unit) -> int:
-        return len({s.view.leaf for s in unit.sites})
+        return len({s.leaves for s in unit.sites})
 
     return tuple(tuple(sorted(us, key=distinct, reverse=True)) for _, us in classes)
 
@@ -209,7 +199,8 @@ def _tied(
     """Leaves that several sites read alike, and nothing else but products with constants."""
     uses: dict[int, list[Site]] = defaultdict(list)
     for site in sites:
-        uses[site.view.leaf].append(site)
+        for leaf in site.leaves:
+            uses[leaf].append(site)
 
     def by_constant(number: int, leaf: int) -> bool:
         if number == leaf:
@@ -229,10 +220,21 @@ def _tied(
             for n in program.steps[place].inputs
             if leaf in origins.get(n, ())
         ]
-        alike = len({s.view.spine for s in same}) == 1
+        alike = len({_manner(program, s) for s in same}) == 1
         if len(reads[leaf]) > 1 and alike and all(by_constant(n, leaf) for n in rest):
             found.add(leaf)
     return found
+
+
+def _manner(program: Program, site: Site) -> tuple[object, ...]:
+    """How a weight is made of its leaves: by the same steps, or by others that move alike."""
+
+    def step(place: int, k: int) -> object:
+        equation = program.steps[place].equation
+        moves = traits_of(equation).kind in ("same", "layout", "join")
+        return (equation.primitive, str(equation.params), k) if moves else (place, k)
+
+    return tuple((v.leaf, *(step(place, k) for place, k in v.spine)) for v in site.views)
 
 
 def _solvable(
@@ -241,18 +243,18 @@ def _solvable(
     side: int,
     made: Mapping[int, int],
     origins: Mapping[int, frozenset[int]],
-) -> View | str:
+) -> tuple[View, ...] | str:
     """What the weight of a contraction is made of; why it cannot be solved for."""
-    view = view_of(program, made, origins, step.inputs[1 - side])
-    if isinstance(view, str):
-        return view
+    views = views_of(program, made, origins, step.inputs[1 - side], spread=False)
+    if isinstance(views, str):
+        return views
     if step.equation.primitive.name == "ragged_dot_general":
         return "a product of ragged groups"
     if step.equation.params.get("batch_group_count", 1) != 1:
         return "a convolution of batch groups"
     if side == 1 and step.equation.primitive.name == "conv_general_dilated":
         return "a convolution with a kernel that is no parameter"
-    return view
+    return views
 
 
 def _origins(program: Program, leaves: int) -> dict[int, frozenset[int]]:
@@ -263,72 +265,6 @@ def _origins(program: Program, leaves: int) -> dict[int, frozenset[int]]:
             whole = frozenset[int]().union(*(found.get(n, ()) for n in step.inputs))
             found |= dict.fromkeys(step.outputs, whole)
     return found
-
-
-def view_of(
-    program: Program,
-    made: Mapping[int, int],
-    origins: Mapping[int, frozenset[int]],
-    number: int,
-    spread: bool = False,
-) -> View | str:
-    """What a value of parameters is made of: the leaf, or why it is not one leaf's entries.
-
-    Args:
-      program: the program.
-      made: the places of the steps that make values.
-      origins: the leaves that values depend on.
-      number: of the value.
-      spread: whether an entry may stand in several places, as a bias does.
-
-    Returns:
-      The view, or the reason why there is none.
-    """
-    inputs, spine = {n for n in program.inputs if n in origins}, []
-    while number not in inputs:
-        if number not in made:
-            return "a constant"
-        place = made[number]
-        step = program.steps[place]
-        k = _carrier(step, origins, spread)
-        if isinstance(k, str):
-            return k
-        spine.append((place, k))
-        number = step.inputs[k]
-    return View(number, tuple(spine[::-1]))
-
-
-def _carrier(step: Step, origins: Mapping[int, frozenset[int]], spread: bool) -> int | str:
-    """The operand whose entries the result's are, scaled and shifted by the others."""
-    traits, name = traits_of(step.equation), step.equation.primitive.name
-    size = _size(step.equation.outvars[0])
-    if len(step.outputs) != 1:
-        return f"made by {name}"
-    if traits.kind in ("same", "layout") or name in ("slice", "squeeze", "rev", "neg"):
-        if name == "broadcast_in_dim" and not spread and size != _size(step.equation.invars[0]):
-            return "its entries are repeated"
-        return 0 if len(step.inputs) == 1 else f"made by {name}"
-    if traits.kind != "elementwise" or not traits.affine or not traits.zero:
-        return f"made by {name}"
-    fits = [
-        k
-        for k in traits.affine
-        if origins.get(step.inputs[k]) and (spread or _size(step.equation.invars[k]) == size)
-    ]
-    if name in ("mul", "div", "add", "add_any", "sub") and len(fits) == 2:
-        larger = [k for k in fits if _size(step.equation.invars[k]) == size]
-        fits = larger[:1]
-    if not fits:
-        return f"made by {name}"
-    k = fits[0]
-    others = (origins.get(n, frozenset()) for i, n in enumerate(step.inputs) if i != k)
-    if any(origins[step.inputs[k]] & other for other in others):
-        return "the weight is normalised by a function of itself"
-    return k
-
-
-def _size(atom: compat.Atom) -> int:
-    return math.prod(compat.shape_of(atom))
 
 
 def _path(
@@ -349,7 +285,7 @@ def _keeps(step: Step, k: int) -> bool:
     """Whether a step is affine in an operand, entry by entry, with slopes of parameters alone."""
     equation, traits = step.equation, traits_of(step.equation)
     result = equation.outvars[0]
-    if len(step.outputs) != 1 or _size(result) != _size(equation.invars[k]):
+    if len(step.outputs) != 1 or entries(result) != entries(equation.invars[k]):
         return False
     if not jnp.issubdtype(compat.dtype_of(result), jnp.floating):
         return False

@@ -26,7 +26,8 @@ VIEWS = {
 NO_VIEWS = {
     "normalised by itself": (lambda w, x: x @ (w / jnp.sqrt((w**2).sum())), "of itself"),
     "no affine function": (lambda w, x: x @ jnp.exp(w), "made by exp"),
-    "joined": (lambda w, v, x: x @ jnp.concatenate([w, v], 1), "made by concatenate"),
+    "joined with itself": (lambda w, x: x @ jnp.concatenate([w, w.T], 1), "repeated"),
+    "joined with zeros": (lambda w, x: x @ jnp.concatenate([w, 0 * X.T], 1), "made by mul"),
     "repeated": (lambda w, x: x @ jnp.broadcast_to(w[:, :1], (4, 4)), "repeated"),
 }
 
@@ -40,7 +41,7 @@ def test_weights_that_are_entries_of_a_leaf(name):
     function = VIEWS[name]
     program, found = sites(function, *arguments(function))
     [unit] = found.units
-    assert unit.sites[0].view.leaf == program.inputs[0]
+    assert unit.sites[0].leaves == (program.inputs[0],)
     assert not found.follows
 
 
@@ -50,6 +51,14 @@ def test_other_weights_have_a_reason(name):
     _, found = sites(function, *arguments(function))
     assert not found.units
     assert reason in found.follows[0][1]
+
+
+def test_leaves_that_are_joined():
+    function = lambda w, v, x: x @ jnp.concatenate([w, 2 * v.T], 1)  # noqa: E731
+    program, found = sites(function, W, V)
+    [unit] = found.units
+    assert unit.sites[0].leaves == tuple(program.inputs[:2])
+    assert not found.follows
 
 
 def names(program, unit):
@@ -74,7 +83,7 @@ def test_a_path_goes_on_while_a_value_is_used_once_and_affinely():
 def test_what_meets_at_an_add_is_one_unit():
     program, found = sites(lambda w, v, x: jnp.tanh(x @ w + jnp.sin(x) @ v), W, V)
     [unit] = found.units
-    assert {s.view.leaf for s in unit.sites} == set(program.inputs[:2])
+    assert {n for s in unit.sites for n in s.leaves} == set(program.inputs[:2])
 
 
 def test_weights_read_again_and_again_are_tied_or_follow():

@@ -1,0 +1,126 @@
+"""Weights whose entries are entries of leaves, scaled and shifted by other parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from ifjax.jaxprs import compat
+from ifjax.jaxprs.program import Program, Step
+from ifjax.jaxprs.traits import traits_of
+
+Path = tuple[tuple[int, int], ...]  # places of steps, and the operand of each that is on the path
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A value whose entries are entries of one leaf, scaled and shifted by other parameters.
+
+    Attributes:
+      leaf: number of the leaf.
+      spine: the steps from the leaf to the value, as places and operands.
+    """
+
+    leaf: int
+    spine: Path
+
+
+def view_of(
+    program: Program,
+    made: Mapping[int, int],
+    origins: Mapping[int, frozenset[int]],
+    number: int,
+    spread: bool = False,
+) -> View | str:
+    """What a value of parameters is made of: the leaf, or why it is not one leaf's entries.
+
+    Args:
+      program: the program.
+      made: the places of the steps that make values.
+      origins: the leaves that values depend on.
+      number: of the value.
+      spread: whether an entry may stand in several places, as a bias does.
+
+    Returns:
+      The view, or the reason why there is none.
+    """
+    views = views_of(program, made, origins, number, spread)
+    return views if isinstance(views, str) else views[0]
+
+
+def views_of(
+    program: Program,
+    made: Mapping[int, int],
+    origins: Mapping[int, frozenset[int]],
+    number: int,
+    spread: bool,
+) -> tuple[View, ...] | str:
+    """The leaf, or the leaves that are joined, or why there are none.
+
+    Args:
+      program: the program.
+      made: the places of the steps that make values.
+      origins: the leaves that values depend on.
+      number: of the value.
+      spread: whether an entry may stand in several places; then nothing is joined.
+
+    Returns:
+      A view of each leaf, or the reason.
+    """
+    inputs, spine = {n for n in program.inputs if n in origins}, []
+    while number not in inputs:
+        if number not in made:
+            return "a constant"
+        place = made[number]
+        step = program.steps[place]
+        if step.equation.primitive.name == "concatenate" and not spread:
+            parts: list[View] = []
+            for k, n in enumerate(step.inputs):
+                found = views_of(program, made, origins, n, spread)
+                if isinstance(found, str):
+                    return found
+                rest = ((place, k), *spine[::-1])
+                parts += (View(v.leaf, (*v.spine, *rest)) for v in found)
+            alone = len({v.leaf for v in parts}) == len(parts)
+            return tuple(parts) if alone else "its entries are repeated"
+        k = _carrier(step, origins, spread)
+        if isinstance(k, str):
+            return k
+        spine.append((place, k))
+        number = step.inputs[k]
+    return (View(number, tuple(spine[::-1])),)
+
+
+def _carrier(step: Step, origins: Mapping[int, frozenset[int]], spread: bool) -> int | str:
+    """The operand whose entries the result's are, scaled and shifted by the others."""
+    traits, name = traits_of(step.equation), step.equation.primitive.name
+    size = entries(step.equation.outvars[0])
+    if len(step.outputs) != 1:
+        return f"made by {name}"
+    if traits.kind in ("same", "layout") or name in ("slice", "squeeze", "rev", "neg"):
+        if name == "broadcast_in_dim" and not spread and size != entries(step.equation.invars[0]):
+            return "its entries are repeated"
+        return 0 if len(step.inputs) == 1 else f"made by {name}"
+    if traits.kind != "elementwise" or not traits.affine or not traits.zero:
+        return f"made by {name}"
+    fits = [
+        k
+        for k in traits.affine
+        if origins.get(step.inputs[k]) and (spread or entries(step.equation.invars[k]) == size)
+    ]
+    if name in ("mul", "div", "add", "add_any", "sub") and len(fits) == 2:
+        larger = [k for k in fits if entries(step.equation.invars[k]) == size]
+        fits = larger[:1]
+    if not fits:
+        return f"made by {name}"
+    k = fits[0]
+    others = (origins.get(n, frozenset()) for i, n in enumerate(step.inputs) if i != k)
+    if any(origins[step.inputs[k]] & other for other in others):
+        return "the weight is normalised by a function of itself"
+    return k
+
+
+def entries(atom: compat.Atom) -> int:
+    """How many entries a value has."""
+    return math.prod(compat.shape_of(atom))

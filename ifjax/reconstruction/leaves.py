@@ -1,0 +1,119 @@
+"""From what was solved for to the leaves: weights, and the offsets on their paths."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from ifjax.activations.moments import NormalForm, kernel, results, weight
+from ifjax.graph.facts.sites import Site
+from ifjax.graph.facts.views import Path, View, view_of
+from ifjax.reconstruction.walk import Walk
+
+TINY = 1e-6  # of the largest slope: below it an output hardly depends on the weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Offset:
+    """A leaf that is added along the path: from the leaf to the end of the unit."""
+
+    leaf: int
+    path: Path
+
+
+def write_weight(
+    walk: Walk,
+    site: Site,
+    form: NormalForm,
+    scale: Float[np.ndarray, "B O"],
+    solved: Float[np.ndarray, "B K O"],
+) -> None:
+    """Puts solved weights into the leaves that the weight is made of.
+
+    Args:
+      walk: for the leaves.
+      site: whose weight it is.
+      form: its normal form.
+      scale: what the outputs are multiplied by along the path.
+      solved: the weight times the scale.
+    """
+    w = walk.parameter(site.weight, dense=False)
+    tiny = np.abs(scale) <= TINY * np.abs(scale).max(initial=0)
+    old = np.asarray(kernel(form, w), np.float64)
+    new = np.where(tiny[:, None], old, solved / np.where(tiny, 1, scale)[:, None])
+    change = np.asarray(weight(form, new - old, tuple(w.shape)))
+    for view in site.views:
+        leaf = np.array(walk.leaves[view.leaf])
+        shape = leaf.shape
+        at = walk.push(np.arange(leaf.size).reshape(shape), view.spine, scaled=False)
+        factor = walk.push(np.ones(shape), view.spine)  # zero where other leaves stand
+        flat = leaf.astype(np.float64).reshape(-1)
+        used = np.abs(factor) > TINY * np.abs(factor).max(initial=0)
+        flat[at[used]] += change[used] / factor[used]
+        walk.write(view.leaf, jnp.asarray(flat.reshape(shape), leaf.dtype))
+
+
+def find_offset(walk: Walk, site: Site, form: NormalForm, uses: int) -> Offset | None:
+    """The last leaf that is added on the path with a value per output: a bias or norm's offset.
+
+    It is read as often as the weights are, and nowhere else.
+    """
+    norms = {m.path for g in walk.resized.structure.groups for m in g.members if m.role == "mean"}
+    norms |= {n.mean for n in walk.resized.structure.norms}
+    paths = [leaf.path for leaf in walk.resized.structure.leaves]
+    inputs = walk.program.inputs
+    for i in reversed(range(len(site.path))):
+        place, k = site.path[i]
+        step = walk.program.steps[place]
+        if step.equation.primitive.name not in ("add", "add_any", "sub") or step.data[1 - k]:
+            continue
+        number = step.inputs[1 - k]
+        found = view_of(walk.program, walk.sites.made, walk.sites.origins, number, spread=True)
+        if not isinstance(found, View) or len(walk.sites.reads[found.leaf]) != uses:
+            continue
+        leaf = walk.leaves[found.leaf]
+        if paths[inputs.index(found.leaf)] in norms or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        offset = Offset(found.leaf, (*found.spine, (place, 1 - k), *site.path[i + 1 :]))
+        if _carries_shifts(walk, site, form, offset):
+            return offset
+    return None
+
+
+def _carries_shifts(walk: Walk, site: Site, form: NormalForm, offset: Offset) -> bool:
+    """Whether a leaf can shift every output of a site on its own, the same at all positions."""
+    at, slope = _entries(walk, site, form, offset)
+    outputs = at.shape[0] * at.shape[2]
+    return bool(
+        (at == at[:, :1]).all()
+        and len(np.unique(at[:, 0])) == outputs
+        and np.ptp(slope, axis=1).max(initial=0) <= 1e-5 * np.abs(slope).max(initial=0)
+    )
+
+
+def _entries(
+    walk: Walk, site: Site, form: NormalForm, offset: Offset
+) -> tuple[Int[np.ndarray, "B N O"], Float[np.ndarray, "B N O"]]:
+    """Which entry of the leaf shifts each result of a site, and by how much."""
+    shape = walk.leaves[offset.leaf].shape
+    index = np.arange(math.prod(shape)).reshape(shape)
+    at = walk.push(index, offset.path, scaled=False)
+    slope = walk.push(np.ones(shape), offset.path)
+    return tuple(results(form, walk.pull(x, site.path)) for x in (at, slope))  # type: ignore
+
+
+def write_offset(
+    walk: Walk, site: Site, form: NormalForm, offset: Offset, shifts: Float[np.ndarray, "B O"]
+) -> None:
+    """Adds what shifts the outputs to the leaf."""
+    at, slope = _entries(walk, site, form, offset)
+    at, slope = at[:, 0], slope.mean(1)
+    used = np.abs(slope) > TINY * np.abs(slope).max(initial=0)
+    leaf = np.asarray(walk.leaves[offset.leaf])
+    flat = leaf.astype(np.float64).reshape(-1)
+    flat[at[used]] += shifts[used] / slope[used]
+    walk.write(offset.leaf, jnp.asarray(flat.reshape(leaf.shape), leaf.dtype))
