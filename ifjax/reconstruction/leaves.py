@@ -46,6 +46,9 @@ def write_weight(
     old = np.asarray(kernel(form, w), np.float64)
     new = np.where(tiny[:, None], old, solved / np.where(tiny, 1, scale)[:, None])
     change = np.asarray(weight(form, new - old, tuple(w.shape)))
+    if site.gains:
+        _write_normalised(walk, site, np.asarray(w, np.float64) + change)
+        return
     for view in site.views:
         leaf = np.array(walk.leaves[view.leaf])
         shape = leaf.shape
@@ -55,6 +58,53 @@ def write_weight(
         used = np.abs(factor) > TINY * np.abs(factor).max(initial=0)
         flat[at[used]] += change[used] / factor[used]
         walk.write(view.leaf, jnp.asarray(flat.reshape(shape), leaf.dtype))
+
+
+def admits_any(walk: Walk, site: Site) -> bool:
+    """Whether the leaves of a site can give any weight, as (v / |v|) g does with v = W, g = |W|.
+
+    Args:
+      walk: for the leaves, which stay as they are.
+      site: of a weight that is normalised, or of another one, which admits any.
+
+    Returns:
+      What trying gives.
+    """
+    if not site.gains:
+        return True
+    w = np.asarray(walk.parameter(site.weight, dense=False))
+    before = {n: walk.leaves[n] for n in (*site.leaves, *site.gains)}
+    changed = set(walk.changed)
+    wanted = w * np.random.default_rng(0).uniform(0.5, 1.5, w.shape)
+    _write_normalised(walk, site, wanted)
+    got = np.asarray(walk.parameter(site.weight, dense=False), np.float64)
+    for n, x in before.items():
+        walk.write(n, x)
+    walk.changed.clear()
+    walk.changed.update(changed)
+    exact = 32 * float(jnp.finfo(w.dtype).eps)
+    return bool(np.abs(got - wanted).max(initial=0) <= exact * np.abs(wanted).max(initial=0))
+
+
+def _write_normalised(walk: Walk, site: Site, wanted: Float[np.ndarray, "*shape"]) -> None:
+    """Gives a leaf the weight itself, and the leaf behind its norm what is missing then."""
+    [view] = site.views
+    assert view.gain is not None
+    number, path = view.gain
+    leaf = np.array(walk.leaves[view.leaf])
+    at = walk.push(np.arange(leaf.size).reshape(leaf.shape), view.spine, scaled=False)
+    flat = leaf.astype(np.float64).reshape(-1)
+    flat[at] = wanted
+    walk.write(view.leaf, jnp.asarray(flat.reshape(leaf.shape), leaf.dtype))
+    gain = np.asarray(walk.leaves[number])
+    index = walk.push(np.arange(gain.size).reshape(gain.shape), path, scaled=False).reshape(-1)
+    got = np.asarray(walk.parameter(site.weight, dense=False), np.float64)
+    products, squares = (
+        np.bincount(index, (got * x).reshape(-1), gain.size) for x in (wanted, got)
+    )
+    ratio = np.where(squares > 0, products / np.where(squares > 0, squares, 1), 1)
+    new = gain.astype(np.float64).reshape(-1) * ratio
+    walk.write(number, jnp.asarray(new.reshape(gain.shape), gain.dtype))
 
 
 def find_offset(walk: Walk, site: Site, form: NormalForm, uses: int) -> Offset | None:

@@ -21,7 +21,7 @@ from ifjax.activations.moments import (
     results,
 )
 from ifjax.graph.facts.sites import Site, Unit
-from ifjax.reconstruction.leaves import Offset, find_offset, write_offset, write_weight
+from ifjax.reconstruction.leaves import Offset, admits_any, find_offset, write_offset, write_weight
 from ifjax.reconstruction.ridge import SHRINKAGES, ridge, squared_error
 from ifjax.reconstruction.taps import form_of, is_even, slopes
 from ifjax.reconstruction.walk import Walk
@@ -241,7 +241,7 @@ def _agreeing(walk: Walk, unit: Unit) -> tuple[Site, ...]:
     shape = walk.shape(unit.end)
     entries = np.arange(math.prod(shape)).reshape(shape)
     for site in unit.sites:
-        if not is_even(walk, site):
+        if not is_even(walk, site) or not admits_any(walk, site):
             continue
         form = form_of(walk, site.step, site.side)
         arranged = results(form, walk.pull(entries, site.path))

@@ -266,7 +266,10 @@ def _correct(
         if solved is None:
             for site in unit.sites:
                 paths = ", ".join(names[n] for n in site.leaves)
-                result.follows.append((paths, "its outputs are scaled from position to position"))
+                reason = "its outputs are scaled from position to position"
+                if site.gains:
+                    reason = "its norm is none that a factor of its own makes up for"
+                result.follows.append((paths, reason))
         else:
             result.solved.append(solved)
 

@@ -63,3 +63,48 @@ def test_joined_leaves_are_what_one_leaf_is(name):
         np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6, atol=1e-8)
         assert any({"a", "b"} <= {*s.sites} for s in found[0][1].solved)
         assert not found[0][1].follows
+
+
+NORMALISED = {
+    "norm, gain": lambda v, g: v / jnp.sqrt((v**2).sum(0)) * g,
+    "gain, norm": lambda v, g: g * (v * jax.lax.rsqrt((v**2).sum(0, keepdims=True) + 1e-6)),
+    "one gain": lambda v, g: v * (g[0] / jnp.linalg.norm(v)),
+}
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_normalised_weights_are_solved_for_and_written_as_norm_and_gain(name):
+    kernel = NORMALISED[name]
+    with jax.enable_x64(True):
+        x = normal(0, 64, 6) * 8
+        params = {"in": normal(1, 6, 12), "v": normal(3, 12, 5), "g": 1 + normal(4, 5) ** 2}
+
+        def apply(p, x):
+            return jnp.tanh(x @ p["in"]) @ kernel(p["v"], p["g"])
+
+        spec = ifjax.trace(apply, params, x).spec(0.5, include="in", method="prune")
+        small, report = ifjax.compress(apply, params, spec, [x])
+        [solved] = report.solved
+        [index] = report.kept.values()
+        hidden = np.tanh(x @ np.asarray(small["in"]))
+        unit = np.sqrt(solved.shrinkage * (hidden**2).sum() / 6)
+        start = kernel(params["v"][index], params["g"])
+        rows = np.vstack([hidden, unit * np.eye(6)])
+        target = np.vstack([apply(params, x), unit * start])
+        want = np.linalg.lstsq(rows, target, rcond=None)[0]
+        np.testing.assert_allclose(kernel(small["v"], small["g"]), want, rtol=1e-7, atol=1e-9)
+
+
+def test_a_norm_that_no_gain_makes_up_for_is_left():
+    """Every entry is divided by another number, and one factor per output cannot undo it."""
+    params = {"in": normal(1, 6, 12), "v": normal(3, 12, 5), "g": 1 + normal(4, 5) ** 2}
+
+    def apply(p, x):
+        norms = 1 + (p["v"] ** 4).sum(0)
+        return jnp.tanh(x @ p["in"]) @ (p["v"] / (norms + p["v"] ** 2) * p["g"])
+
+    x = normal(0, 64, 6) * 8
+    spec = ifjax.trace(apply, params, x).spec(0.5, include="in", method="prune")
+    _, report = ifjax.compress(apply, params, spec, [x])
+    assert not report.solved
+    assert [paths for paths, reason in report.follows if "makes up for" in reason] == ["v"]

@@ -47,6 +47,11 @@ class Site:
         return tuple(view.leaf for view in self.views)
 
     @property
+    def gains(self) -> tuple[int, ...]:
+        """Numbers of the leaves that scale what is normalised."""
+        return tuple(view.gain[0] for view in self.views if view.gain)
+
+    @property
     def input(self) -> int:
         """Number of the activation."""
         return self.step.inputs[self.side]
@@ -151,8 +156,8 @@ def find_sites(program: Program, leaves: int) -> Sites:
         elif origins.get(step.inputs[1 - side]):
             follows.append((place, views))
     tied = _tied(program, found, reads, made, origins)
-    alone = [s for s in found if all(len(reads[leaf]) == 1 for leaf in s.leaves)]
-    shared = [s for s in found if tied.issuperset(s.leaves)]
+    alone = [s for s in found if all(len(reads[leaf]) == 1 for leaf in (*s.leaves, *s.gains))]
+    shared = [s for s in found if tied.issuperset((*s.leaves, *s.gains))]
     for site in found:
         if site not in alone and site not in shared:
             follows.append((site.place, "the leaf is read elsewhere too"))

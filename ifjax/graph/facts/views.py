@@ -11,6 +11,7 @@ from ifjax.jaxprs.program import Program, Step
 from ifjax.jaxprs.traits import traits_of
 
 Path = tuple[tuple[int, int], ...]  # places of steps, and the operand of each that is on the path
+ITSELF = "the weight is normalised by a function of itself"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +21,13 @@ class View:
     Attributes:
       leaf: number of the leaf.
       spine: the steps from the leaf to the value, as places and operands.
+      gain: where the entries are divided by a norm of themselves, the leaf that scales them
+        afterwards, as g in (v / |v|) g, and the steps from it to the value.
     """
 
     leaf: int
     spine: Path
+    gain: tuple[int, Path] | None = None
 
 
 def view_of(
@@ -69,6 +73,7 @@ def views_of(
       A view of each leaf, or the reason.
     """
     inputs, spine = {n for n in program.inputs if n in origins}, []
+    normalised = False
     while number not in inputs:
         if number not in made:
             return "a constant"
@@ -80,6 +85,8 @@ def views_of(
                 found = views_of(program, made, origins, n, spread)
                 if isinstance(found, str):
                     return found
+                if normalised or any(v.gain for v in found):
+                    return "joined weights are normalised"
                 rest = ((place, k), *spine[::-1])
                 parts += (View(v.leaf, (*v.spine, *rest)) for v in found)
             alone = len({v.leaf for v in parts}) == len(parts)
@@ -87,9 +94,35 @@ def views_of(
         k = _carrier(step, origins, spread)
         if isinstance(k, str):
             return k
+        others = [origins.get(n, frozenset()) for i, n in enumerate(step.inputs) if i != k]
+        if any(origins[step.inputs[k]] & other for other in others):
+            if spread or step.equation.primitive.name not in ("mul", "div"):
+                return ITSELF
+            normalised = True
         spine.append((place, k))
         number = step.inputs[k]
-    return (View(number, tuple(spine[::-1])),)
+    path = tuple(spine[::-1])
+    gain = _gain(program, made, origins, path) if normalised else None
+    if normalised and (gain is None or gain[0] == number):
+        return ITSELF
+    return (View(number, path, gain),)
+
+
+def _gain(
+    program: Program,
+    made: Mapping[int, int],
+    origins: Mapping[int, frozenset[int]],
+    spine: Path,
+) -> tuple[int, Path] | None:
+    """The last leaf that multiplies the entries on their way, and its own way from there."""
+    for i in reversed(range(len(spine))):
+        place, k = spine[i]
+        step = program.steps[place]
+        if step.equation.primitive.name == "mul":
+            found = view_of(program, made, origins, step.inputs[1 - k], spread=True)
+            if isinstance(found, View):
+                return found.leaf, (*found.spine, (place, 1 - k), *spine[i + 1 :])
+    return None
 
 
 def _carrier(step: Step, origins: Mapping[int, frozenset[int]], spread: bool) -> int | str:
@@ -114,11 +147,7 @@ def _carrier(step: Step, origins: Mapping[int, frozenset[int]], spread: bool) ->
         fits = larger[:1]
     if not fits:
         return f"made by {name}"
-    k = fits[0]
-    others = (origins.get(n, frozenset()) for i, n in enumerate(step.inputs) if i != k)
-    if any(origins[step.inputs[k]] & other for other in others):
-        return "the weight is normalised by a function of itself"
-    return k
+    return fits[0]
 
 
 def entries(atom: compat.Atom) -> int:

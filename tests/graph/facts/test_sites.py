@@ -25,6 +25,7 @@ VIEWS = {
 }
 NO_VIEWS = {
     "normalised by itself": (lambda w, x: x @ (w / jnp.sqrt((w**2).sum())), "of itself"),
+    "centred by itself": (lambda w, v, x: x @ ((w - w.mean()) * v), "of itself"),
     "no affine function": (lambda w, x: x @ jnp.exp(w), "made by exp"),
     "joined with itself": (lambda w, x: x @ jnp.concatenate([w, w.T], 1), "repeated"),
     "joined with zeros": (lambda w, x: x @ jnp.concatenate([w, 0 * X.T], 1), "made by mul"),
@@ -58,6 +59,22 @@ def test_leaves_that_are_joined():
     program, found = sites(function, W, V)
     [unit] = found.units
     assert unit.sites[0].leaves == tuple(program.inputs[:2])
+    assert not found.follows
+
+
+FORMS = {
+    "norm, gain": lambda v, g, x: x @ (v / jnp.sqrt((v**2).sum(0)) * g),
+    "gain over norm": lambda v, g, x: x @ (v * (g / jnp.sqrt((v**2).sum(0)))).T,
+    "gain, norm": lambda v, g, x: x @ (g * v / jnp.linalg.norm(v, axis=0)),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_normalised_weights_have_a_gain(name):
+    program, found = sites(FORMS[name], W, B)
+    [unit] = found.units
+    [site] = unit.sites
+    assert (site.leaves, site.gains) == ((program.inputs[0],), (program.inputs[1],))
     assert not found.follows
 
 
