@@ -49,6 +49,20 @@ class ProductGrams:
         wide = {n: getattr(self, n)[b[:, :, 0], at] for n in ("left_wanted", "right_wanted")}
         return dataclasses.replace(self, **square, **wide)
 
+    def moved(
+        self, left: Float[np.ndarray, "E n m"], right: Float[np.ndarray, "E n m"]
+    ) -> ProductGrams:
+        """Of Q and K whose columns are combined, by problem."""
+        a, b = left[self.entry], right[self.entry]
+        at, bt = a.swapaxes(1, 2), b.swapaxes(1, 2)
+        return dataclasses.replace(
+            self,
+            left=at @ self.left @ a,
+            right=bt @ self.right @ b,
+            left_wanted=at @ self.left_wanted,
+            right_wanted=bt @ self.right_wanted,
+        )
+
 
 def joined(parts: Sequence[ProductGrams]) -> ProductGrams:
     """The pairs of several together."""
@@ -115,6 +129,41 @@ def middle(grams: ProductGrams, entries: int, shrinkage: float) -> Float[np.ndar
         rest = np.einsum("bij,bjk->ik", *wanted, optimize=True) - apply(np.eye(n))
         found[e] += _conjugate_gradients(lambda m, s=shift, f=apply: f(m) + s * m, rest)
     return found
+
+
+def subspaces(
+    grams: ProductGrams, entries: int, kept: int
+) -> tuple[Float[np.ndarray, "E n m"], Float[np.ndarray, "E n m"]]:
+    r"""Combinations of the columns of Q and of K that give the wanted product best.
+
+    With M the best matrix between all columns and R, S the roots of the sums of Q'Q and K'K, they
+    are those of the leading singular vectors of R M S: the best ones of their rank where there is
+    one pair, and close to them where there are several.
+
+    Args:
+      grams: of the pairs.
+      entries: how many problems there are.
+      kept: how many columns are left.
+
+    Returns:
+      A and B of :math:`Q A (K B)'`.
+    """
+    between = middle(grams, entries, SHRINKAGES[0])
+    found = np.zeros((2, entries, grams.left.shape[-1], kept))
+    for e in range(entries):
+        own = grams.entry == e
+        (root, inverse), (other, back) = _roots(grams.left[own]), _roots(grams.right[own])
+        u, s, v = np.linalg.svd(root @ between[e] @ other)
+        scale = np.sqrt(s[:kept])
+        found[:, e] = inverse @ u[:, :kept] * scale, back @ v[:kept].T * scale
+    return found[0], found[1]
+
+
+def _roots(grams: Float[np.ndarray, "B n n"]) -> tuple[np.ndarray, np.ndarray]:
+    """The root of the sum and its inverse, without what is next to nothing."""
+    values, vectors = np.linalg.eigh(grams.sum(0))
+    root = np.sqrt(np.maximum(values, 1e-10 * max(values[-1], 1e-30)))
+    return vectors * root @ vectors.T, vectors / root @ vectors.T
 
 
 def _conjugate_gradients(

@@ -2,7 +2,8 @@
 
 What is to be kept there is the product Q K' itself, the logits of attention. Q and K are linear in
 their weights and the product is bilinear: with the dimensions S kept, a matrix M between what is
-left of both is all that can be corrected, and Q_S M is Q_S of other weights.
+left of both is all that can be corrected, and Q_S M is Q_S of other weights. Where both are linear
+in their weights, any combinations of the dimensions can take the places of S.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,7 @@ from ifjax.reconstruction.bilinear import (
     joined,
     middle,
     product_error,
+    subspaces,
 )
 from ifjax.reconstruction.choice import backward_elimination
 from ifjax.reconstruction.events import Event, merge
@@ -58,13 +61,13 @@ class Product:
       place: of the contraction.
       step: the contraction.
       group: whose neurons it contracts.
-      side: an operand that can be corrected, the first if both can; or None.
+      sides: the operands that can be corrected, none, one or both.
     """
 
     place: int
     step: Step
     group: Group
-    side: Side | None
+    sides: tuple[Side, ...]
 
 
 def products_of(walk: Walk, groups: Sequence[Group]) -> dict[str, Product]:
@@ -86,14 +89,13 @@ def products_of(walk: Walk, groups: Sequence[Group]) -> dict[str, Product]:
         axes = [walk.axes(n) for n in step.inputs[:2]]
         held = {a for i in (0, 1) for k in contracted[i] for a in ex.atoms(axes[i][k])}
         for name in held & by_name.keys():
-            product = Product(place, step, by_name[name], None)
+            product = Product(place, step, by_name[name], ())
             found[name].append(product)
     chosen = {}
     for name, products in found.items():
         if len(products) == 1 and _is_plain(walk, products[0]):
-            sides = (_side(walk, products[0], i) for i in (0, 1))
-            side = next(filter(None, sides), None)
-            chosen[name] = dataclasses.replace(products[0], side=side)
+            sides = tuple(filter(None, (_side(walk, products[0], i) for i in (0, 1))))
+            chosen[name] = dataclasses.replace(products[0], sides=sides)
     return chosen
 
 
@@ -257,45 +259,103 @@ def chosen_of_product(
 
 
 def restored(
-    walk: Walk, product: Product, grams: Sequence[ProductGrams], is_split: bool
+    product: Product,
+    grams: Sequence[ProductGrams],
+    index: Int[np.ndarray, "E m"] | None,
+    is_split: bool,
 ) -> dict[str, np.ndarray]:
-    """What is to stand between the kept dimensions, and the errors with it.
+    """What the dimensions of both operands are multiplied by, and the errors with it.
 
     Args:
-      walk: for the entries.
-      product: the product.
-      grams: of the kept dimensions; first those not held out.
-      is_split: whether the last are held out.
+      product: with an operand that can be corrected.
+      grams: first those not held out.
+      index: the dimensions that are to be kept; None where the others are gone already.
+      is_split: whether the last Gram matrices are of what is held out.
 
     Returns:
-      The matrix, ``[entries, m, m]``, and a row of numbers for `Solved`.
+      Matrices ``[entries, n, m]`` for the left and the right operand, and a row of numbers for
+      `Solved`.
     """
-    entries = int(np.prod(entries_of(walk, product.group), dtype=int))
-    test = grams[-1] if is_split else None
-    matrix, shrinkage = best_middle(grams[0], test, entries)
-    none = np.broadcast_to(np.eye(matrix.shape[-1]), matrix.shape)
-    spread = sum(g.spread for g in grams) or 1.0
-    before, after = (sum(product_error(g, m) for g in grams) / spread for m in (none, matrix))
-    held = [float("nan")] * 2
-    if test is not None:
-        alone = middle(grams[0], entries, shrinkage)
-        held = [product_error(test, m) / (test.spread or 1.0) for m in (none, alone)]
-    positions = sum(float(g.count.sum()) for g in grams)
-    numbers = (matrix.shape[-1], positions, shrinkage, before, after, *held)
-    return {"matrix": matrix, "numbers": np.asarray(numbers, np.float64)}
+    entries, n = int(grams[0].entry.max()) + 1, grams[0].left.shape[-1]
+    chosen = np.broadcast_to(np.eye(n), (entries, n, n))
+    if index is not None:
+        chosen = np.stack([np.eye(n)[:, i] for i in index])
+    bases = [(chosen, chosen)]
+    if index is not None and len(product.sides) == 2:
+        bases.append(subspaces(grams[0], entries, index.shape[1]))
+    tried = [_corrected(product, grams, *basis, is_split) for basis in bases]
+    best = min(tried, key=lambda found: found.held if is_split else found.after)
+    kept = [g.moved(chosen, chosen) for g in grams]
+    none = np.broadcast_to(np.eye(chosen.shape[-1]), (entries, *2 * chosen.shape[-1:]))
+    spread = joined(grams).spread or 1.0
+    apart = (grams[-1].spread or 1.0) if is_split else float("nan")
+    numbers = (
+        none.shape[-1],
+        sum(float(g.count.sum()) for g in grams),
+        best.shrinkage,
+        sum(product_error(g, none) for g in kept) / spread,
+        best.after / spread,
+        product_error(kept[-1], none) / apart,
+        best.held / apart,
+    )
+    return {"left": best.left, "right": best.right, "numbers": np.asarray(numbers, np.float64)}
 
 
-def mix(walk: Walk, product: Product, matrix: Float[np.ndarray, "E m m"]) -> None:
-    """Multiplies the kept dimensions of an operand by a matrix, in the leaves that make it."""
-    assert product.side is not None
+class _Corrected(NamedTuple):
+    """Matrices for both operands, the squared error with them, and on what was held out."""
+
+    left: Float[np.ndarray, "E n m"]
+    right: Float[np.ndarray, "E n m"]
+    shrinkage: float
+    after: float
+    held: float
+
+
+def _corrected(
+    product: Product,
+    grams: Sequence[ProductGrams],
+    left: Float[np.ndarray, "E n m"],
+    right: Float[np.ndarray, "E n m"],
+    is_split: bool,
+) -> _Corrected:
+    """What stands between combinations of the columns goes into an operand that can take it."""
+    parts, entries = [g.moved(left, right) for g in grams], len(left)
+    matrix, shrinkage = best_middle(parts[0], parts[-1] if is_split else None, entries)
+    alone = middle(parts[0], entries, shrinkage)
+    after = sum(product_error(g, matrix) for g in parts)
+    held = product_error(parts[-1], alone)
+    if product.sides[0].number == product.step.inputs[0]:
+        return _Corrected(left @ matrix, right, shrinkage, after, held)
+    return _Corrected(left, right @ matrix.swapaxes(1, 2), shrinkage, after, held)
+
+
+def mix(
+    walk: Walk,
+    product: Product,
+    matrices: Mapping[str, Float[np.ndarray, "E n m"]],
+    index: Int[np.ndarray, "E m"] | None,
+) -> None:
+    """Multiplies dimensions of the operands by matrices, in the leaves that make them.
+
+    Args:
+      walk: at the product.
+      product: the product.
+      matrices: for the left and the right operand; of one that cannot be corrected nothing is used.
+      index: which dimensions the combinations take the places of; None for all of them.
+    """
     group, structure = product.group, walk.resized.structure
-    matrix = matrix.swapaxes(-1, -2).reshape(*entries_of(walk, group), *matrix.shape[1:])
-    index = np.broadcast_to(np.arange(matrix.shape[-1]), matrix.shape[:-1])
-    event = Event(group, index, walk.sizes, matrix)
     leaves = dict(zip(walk.leaves, structure.leaves, strict=True))
-    for n in product.side.leaves:
-        walk.write(n, merge(walk.leaves[n], leaves[n].axes, event))
-    number = product.side.number
-    for small in walk.small:
-        small[number] = merge(small[number], walk.axes(number), event)
-    walk.dirty.add(number)
+    for side in product.sides:
+        matrix = matrices["left" if side.number == product.step.inputs[0] else "right"]
+        if index is not None:
+            whole = np.zeros((*matrix.shape[:2], matrix.shape[1]))
+            np.put_along_axis(whole, index[:, None], matrix, -1)
+            matrix = whole
+        matrix = matrix.swapaxes(-1, -2).reshape(*entries_of(walk, group), *matrix.shape[1:])
+        every = np.broadcast_to(np.arange(matrix.shape[-1]), matrix.shape[:-1])
+        event = Event(group, every, {**walk.sizes, group.name: matrix.shape[-1]}, matrix)
+        for n in side.leaves:
+            walk.write(n, merge(walk.leaves[n], leaves[n].axes, event))
+        for small in walk.small:
+            small[side.number] = merge(small[side.number], walk.axes(side.number), event)
+        walk.dirty.add(side.number)

@@ -23,7 +23,7 @@ from ifjax.reconstruction.products import (
 )
 from ifjax.reconstruction.select import Evidence, Timing, choose, combined, evidence, timing
 from ifjax.reconstruction.solve import Solved, solve, solve_tied
-from ifjax.reconstruction.taps import Tap, taps_of
+from ifjax.reconstruction.taps import Tap, entries_of, taps_of
 from ifjax.reconstruction.walk import Walk
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Group
@@ -145,29 +145,29 @@ def _restore(
     result: Result,
 ) -> None:
     """Cuts the dimensions of a product of activations, and corrects those that are left."""
-    group = product.group
+    group, index = product.group, None
     is_open = group.name not in walk.sizes
-    if not is_open and product.side is None:
+    if not is_open and not product.sides:
         return
     grams = product_grams(walk, product, held)
     if is_open:
-        index = journal.remember(
+        found = journal.remember(
             f"choose {group.name}",
             functools.partial(chosen_of_product, walk, product, grams),
-        )[group.name]
-        walk.keep(group, index)
+        )
+        index = found[group.name].reshape(-1, group.kept)
         result.chosen.append(Chosen(group.name, group.size, group.kept, "what it multiplies"))
-        grams = [g.kept(index.reshape(-1, group.kept)) for g in grams]
-    if product.side is None:
-        return
-    found = journal.remember(
-        f"restore {group.name}",
-        functools.partial(restored, walk, product, grams, is_split=any(held)),
-    )
-    mix(walk, product, found["matrix"])
-    rows, positions, *numbers = found["numbers"].tolist()
-    paths = tuple(names[n] for n in product.side.leaves)
-    result.solved.append(Solved(paths, int(rows), int(positions), *numbers))
+    if product.sides:
+        matrices = journal.remember(
+            f"restore {group.name}",
+            functools.partial(restored, product, grams, index, is_split=any(held)),
+        )
+        mix(walk, product, matrices, index)
+        rows, positions, *numbers = matrices["numbers"].tolist()
+        paths = tuple(names[n] for side in product.sides for n in side.leaves)
+        result.solved.append(Solved(paths, int(rows), int(positions), *numbers))
+    if index is not None:
+        walk.keep(group, index.reshape(*entries_of(walk, group), group.kept))
 
 
 class _Kept(dict[int, Any]):

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 import ifjax
-from ifjax.reconstruction.bilinear import ProductGrams, entrywise, middle, product_error
+from ifjax.reconstruction.bilinear import (
+    ProductGrams,
+    entrywise,
+    middle,
+    product_error,
+    subspaces,
+)
 
 HEADS, DIM, KEPT = 2, 6, 3
 
@@ -57,63 +63,94 @@ def test_the_matrix_between_is_the_least_squares_one():
     np.testing.assert_allclose(entrywise(whole, 2)[0], want)
 
 
-def attention(act):
+def test_subspaces_of_one_pair_are_those_of_its_singular_vectors():
+    q, k = normal(1, 20, 6), normal(2, 30, 6)
+    square = lambda x: (x.T @ x)[None]  # noqa: E731
+    product = q @ k.T
+    sums = (np.array([x]) for x in ((product**2).sum(), product.sum(), 600.0))
+    square_sum, total, count = sums
+    sides = square(q), square(k), square(q), square(k)
+    grams = ProductGrams(*sides, square_sum, total, count, np.zeros(1, int))
+    left, right = subspaces(grams, 1, 3)
+    none = np.eye(3)[None]
+    tail = (np.linalg.svd(product)[1][3:] ** 2).sum()
+    np.testing.assert_allclose(product_error(grams.moved(left, right), none), tail, rtol=1e-4)
+    best = middle(grams.moved(left, right), 1, 1e-9)
+    np.testing.assert_allclose(best, none, atol=1e-2)
+
+
+def same(x):
+    return x
+
+
+def attention(acts):
     def apply(p, x):
-        q, k = (act(jnp.einsum("btc,chd->bthd", x, p[n]) + p[n + "_bias"]) for n in "qk")
+        q, k = (
+            act(jnp.einsum("btc,chd->bthd", x, p[n]) + p[n + "_bias"])
+            for n, act in zip("qk", acts, strict=True)
+        )
         logits = jnp.einsum("bthd,bshd->bhts", q, k) / 2
         return jnp.einsum("bhts,bsc->bthc", jax.nn.softmax(logits, -1), x)
 
     return apply
 
 
-def case(act=lambda x: x):
+def case(*acts):
     params = {n: normal(i, 8, HEADS, DIM) for i, n in enumerate("qk")}
     params |= {f"{n}_bias": normal(i + 5, HEADS, DIM) for i, n in enumerate("qk")}
     x = normal(9, 16, 5, 8) * 4
-    apply = attention(act)
+    apply = attention(acts)
     graph = ifjax.trace(apply, params, x)
     [name] = [g.name for g in graph.groups if g.size == DIM]
     return apply, params, x, name, graph.spec({name: 0.5})
 
 
-def test_logits_are_those_nearest_to_the_dense_ones():
+@pytest.mark.parametrize("linear", ["q", "k"])
+def test_logits_are_those_nearest_to_the_dense_ones(linear):
+    """One side is rectified: the other one takes what stands between them."""
+    acts = (same, jax.nn.relu) if linear == "q" else (jax.nn.relu, same)
     with jax.enable_x64(True):
-        apply, params, x, name, spec = case()
+        apply, params, x, name, spec = case(*acts)
         small, report = ifjax.compress(apply, params, spec, [x])
         [solved] = report.solved
-        assert solved.after < 0.9 * solved.before
-        assert solved.held_after < solved.held_before
+        assert solved.sites == (linear, f"{linear}_bias")
+        assert solved.after < 0.95 * solved.before
         for head, index in enumerate(report.kept[name]):
-            take = lambda n, at: x @ params[n][:, head, at] + params[n + "_bias"][head, at]  # noqa: E731, B023
-            every = slice(None)
-            pairs = list(
-                zip(
-                    take("q", index),
-                    take("k", index),
-                    take("q", every),
-                    take("k", every),
-                    strict=True,
-                )
+            q, k = (
+                np.asarray(act(x @ params[n][:, head] + params[n + "_bias"][head]))
+                for n, act in zip("qk", acts, strict=True)
             )
+            pairs = list(zip(q[..., index], k[..., index], q, k, strict=True))
             m = brute_force(pairs, solved.shrinkage * mean_product(pairs))
-            np.testing.assert_allclose(small["q"][:, head], params["q"][:, head, index] @ m, 1e-5)
-            bias = params["q_bias"][head, index] @ m
-            np.testing.assert_allclose(small["q_bias"][head], bias, 1e-5)
-            np.testing.assert_allclose(small["k"][:, head], params["k"][:, head, index])
-        small_apply = ifjax.shrink(apply, spec)
-        pruned = {
-            n: np.stack([params[n][..., h, i] for h, i in enumerate(report.kept[name])], -2)
-            for n in params
-        }
-        want = apply(params, x)
-        error, before = (np.linalg.norm(small_apply(p, x) - want) for p in (small, pruned))
-        assert error < before
+            m = m if linear == "q" else m.T
+            for leaf in (linear, f"{linear}_bias"):
+                want = params[leaf][..., head, index] @ m
+                np.testing.assert_allclose(small[leaf][..., head, :], want, 1e-5, 1e-8)
+            [other] = {*"qk"} - {linear}
+            np.testing.assert_allclose(small[other][:, head], params[other][:, head, index])
+
+
+def test_both_sides_are_turned_where_that_is_better():
+    apply, params, x, name, spec = case(same, same)
+    small, report = ifjax.compress(apply, params, spec, [x])
+    [solved] = report.solved
+    assert solved.sites == ("q", "q_bias", "k", "k_bias")
+    scores = {name: (np.arange(DIM) == report.kept[name][..., None]).any(-2).astype(np.float32)}
+    _, chosen = ifjax.compress(apply, params, spec, [x], scores=scores)
+    np.testing.assert_array_equal(chosen.kept[name], report.kept[name])
+    assert solved.held_after < chosen.solved[0].held_after
+    logits = []
+    for p in (params, small):
+        q, k = (np.einsum("btc,chd->bthd", x, p[n]) + p[f"{n}_bias"] for n in "qk")
+        logits.append(np.einsum("bthd,bshd->bhts", q, k))
+    error = ((logits[1] - logits[0]) ** 2).mean() / logits[0].var()
+    np.testing.assert_allclose(error, solved.after, rtol=1e-3)
 
 
 @pytest.mark.parametrize("scored", [False, True])
 def test_what_is_not_linear_is_not_mixed(scored):
     """Rectified keys and queries are chosen by their products, and stay what they were."""
-    apply, params, x, name, spec = case(jax.nn.relu)
+    apply, params, x, name, spec = case(jax.nn.relu, jax.nn.relu)
     scores = {name: np.tile(np.arange(DIM), (HEADS, 1))} if scored else None
     small, report = ifjax.compress(apply, params, spec, [x], scores=scores)
     assert not report.solved
@@ -126,10 +163,12 @@ def test_what_is_not_linear_is_not_mixed(scored):
 
 
 def test_given_dimensions_are_corrected_too():
-    apply, params, x, name, spec = case()
+    apply, params, x, name, spec = case(same, same)
     scores = {name: np.tile(np.arange(DIM), (HEADS, 1))}
     small, report = ifjax.compress(apply, params, spec, [x], scores=scores)
     [solved] = report.solved
-    assert solved.sites == ("q", "q_bias")
+    assert solved.sites == ("q", "q_bias", "k", "k_bias")
     assert solved.after < solved.before
+    index = np.asarray(report.kept[name])[0]
+    np.testing.assert_array_equal(small["k"][:, 0], params["k"].astype(np.float32)[:, 0, index])
     assert small["q"].shape == (8, HEADS, KEPT)
