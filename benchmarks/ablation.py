@@ -5,6 +5,7 @@ medians over processes. "times" is the time without the device over the time wit
 less than 1.2 everywhere has to go. Plain pruning solves nothing, so that there only threads count.
 
 * threads: groups, leaves and norms side by side, instead of one after another.
+* products of one thread: BLAS on one core while groups go side by side, instead of on all for each.
 * tiles: costs by one program of fixed size, instead of SciPy's cdist for all.
 * SciPy for small ones: instead of tiles for all.
 * lists of sources: merging by gathers where a target has few sources, instead of products.
@@ -161,6 +162,7 @@ def _ask_again() -> None:
 
 WITHOUT: dict[str, Callable[[], None]] = {
     "threads": _set("ifjax.parallel.threads", "_THREADS", 1),
+    "products of one thread": _set("ifjax.parallel.threads", "_PRODUCT", None),
     "tiles": _set("ifjax.fusion.execution.distances", "_SMALL", 2**62),
     "SciPy for small ones": _set("ifjax.fusion.execution.distances", "_SMALL", 0),
     "lists of sources": _set("ifjax.fusion.merge", "_NEURONS", 2**62),

@@ -1,7 +1,8 @@
 """Work in numpy side by side on the threads of the host.
 
 numpy, SciPy and compiled programs release Python's lock, so that work that does not wait on each
-other is done at once.
+other is done at once. BLAS gives every product all cores, and the threads of one wait spinning for
+those of another: while all threads have a call, a product has one.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
+from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 
 _THREADS = min(os.cpu_count() or 1, 8)
 # Entries that are read sooner than another thread has begun.
 _SMALL = 2**18
+# Threads of a product while all threads have a call; BLAS has one setting for the whole process.
+_PRODUCT: int | None = 1
+_setting = threading.Lock()
 
 
 def each(
@@ -49,8 +55,10 @@ def each(
     if len(calls) < 2 or small or not threadable(*operands):
         return [_quiet(call) for call in calls]
     order = sorted(range(len(calls)), key=lambda i: -largest.get(i, 0))
-    found = {i: _pool().submit(_quiet, calls[i]) for i in order}
-    return [found[i].result() for i in range(len(calls))]
+    limit = _PRODUCT if len(calls) >= _THREADS else None
+    with _setting, _blas().limit(limits=limit, user_api="blas"):
+        found = {i: _pool().submit(_quiet, calls[i]) for i in order}
+        return [found[i].result() for i in range(len(calls))]
 
 
 def threadable(*operands: PyTree) -> bool:
@@ -71,6 +79,11 @@ def _quiet(call: Callable[[], T]) -> T:
 def _configuration() -> dict[str, object]:
     """As this thread sees it: context managers change it for their own thread alone."""
     return {name: getattr(jax.config, name, None) for name in jax.config.values}
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()  # numpy's is loaded; looking for it takes milliseconds
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from tests import benchmark_module
 
 PLACES = (
     (threads, "_THREADS"),
+    (threads, "_PRODUCT"),
     (distances, "_SMALL"),
     (merge, "_NEURONS"),
     (padding, "_COMPILED"),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ifjax.parallel import threads
 
@@ -75,6 +76,16 @@ def test_what_other_threads_know_nothing_of_stays_in_this_one():
     seen = []
     jax.jit(lambda x: seen.append(names(x)) or x)(jnp.ones(2))
     assert seen == [own]
+
+
+def test_a_product_has_one_thread_while_all_have_a_call():
+    def count():
+        return max(x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas")
+
+    with threadpool_limits(3, "blas"):
+        assert threads.each([count, count]) == [1, 1]
+        assert threads.each([count]) == [3]
+        assert count() == 3
 
 
 def test_one_core_has_no_other_threads(monkeypatch):
