@@ -23,7 +23,7 @@ from ifjax.graph.resized import resized
 from ifjax.jaxprs.arguments import Arguments
 from ifjax.promotion import with_promotion
 from ifjax.reconstruction.calibration import calibration
-from ifjax.reconstruction.compress import kept_by_importance, reconstructs
+from ifjax.reconstruction.compress import direction_of, kept_by_importance, reconstructs
 from ifjax.reconstruction.unroll import unrolled
 from ifjax.reconstruction.walk import start
 from ifjax.spec.numbers import is_real, plain_number
@@ -184,4 +184,4 @@ def _curves(
         return flat.taken(kept_by_importance(params, alone, wanted, None, stats))
 
     copies = {name: names for name, (names, _) in flat.copies.items()}
-    return measure(walk, ties, copies, data.held, levels, compare, given)
+    return measure(walk, ties, copies, data.held, levels, compare, given, direction_of(spec))

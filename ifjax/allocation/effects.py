@@ -55,11 +55,12 @@ class _Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Known:
-    """What is the same for all branches: taps, when groups are cut, evidence of the early ones."""
+    """What is the same for all branches: taps, timing, evidence of early groups, direction."""
 
     taps: Mapping[str, Sequence[Tap]]
     when: Timing
     early: Mapping[str, Evidence]
+    direction: str
 
     def stop(self, name: str) -> int | None:
         """The place where the neurons of a group are chosen, if they are chosen late."""
@@ -77,6 +78,7 @@ def measure(
     levels: int,
     compare: Compare,
     given: Given,
+    direction: str,
 ) -> dict[str, Curve]:
     """Measures the effect of every tie at several widths.
 
@@ -90,6 +92,7 @@ def measure(
       given: from a tie, a rung, and the groups of the walked function that no contraction with a
         weight reads, to the neurons that are kept of these; and of others that are not to be chosen
         by what can be reconstructed.
+      direction: in which the others are chosen.
 
     Returns:
       A curve by tie.
@@ -101,7 +104,9 @@ def measure(
     for values in (walk.dense, walk.small):
         values[:] = [values[i] for i in order]
     training = len(held) - sum(held)
-    known = _known(walk, [name for t in ties for g in t.groups for name in copies[g.name]])
+    known = _known(
+        walk, [name for t in ties for g in t.groups for name in copies[g.name]], direction
+    )
     plans = [_plan(walk, tie, copies, known) for tie in ties]
     last = _last(walk, {})
     rungs = {tie.name: _measured(tie, levels) for tie in ties}
@@ -139,12 +144,12 @@ def _measured(tie: Tie, levels: int) -> list[int]:
     return sorted({math.floor(i * tie.top / steps + 0.5) for i in range(count)})
 
 
-def _known(walk: Walk, names: Sequence[str]) -> _Known:
+def _known(walk: Walk, names: Sequence[str], direction: str) -> _Known:
     groups = [walk.resized.structure.group[name] for name in names]
     taps = taps_of(walk, names)
     when = timing(groups, taps)
     early = dense_evidence(walk, when.early, taps) if when.early else {}
-    return _Known(taps, when, early)
+    return _Known(taps, when, early, direction)
 
 
 def _plan(walk: Walk, tie: Tie, copies: Mapping[str, Sequence[str]], known: _Known) -> _Plan:
@@ -219,7 +224,7 @@ def _cut(
         if name in indices:
             branch.keep(group, indices[name])
         elif stops[name] is None:
-            branch.keep(group, choose(branch, group, known.early[name]))
+            branch.keep(group, choose(branch, group, known.early[name], known.direction))
     names = dict(zip(branch.leaves, (x.path for x in walk.resized.structure.leaves), strict=True))
     held = [i % HELD == HELD - 1 for i in range(training)]
     if training > 1:
@@ -237,7 +242,7 @@ def _cut(
             found = memo.get(name) or evidence(branch, groups[name], known.taps[name], dense=False)
             if len(groups) == 1:  # nothing was cut before: the same at every rung
                 memo[name] = found
-            branch.keep(groups[name], choose(branch, groups[name], found))
+            branch.keep(groups[name], choose(branch, groups[name], found, known.direction))
         for unit in plan.units:
             if unit.stop == stop:
                 branch.run(range(at, stop + 1), deferred, last)

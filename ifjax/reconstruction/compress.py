@@ -70,9 +70,10 @@ def compress(
       apply_fn: the *eval-mode* function ``apply_fn(params, *inputs)`` that was traced.
       params: its full parameters.
       spec: which groups, how many neurons. Neurons are chosen by what can be reconstructed where
-        the spec was made without an importance, or with ``importance="reconstruction"``; with
-        another one, by it, and then merged into the chosen ones by transport where the spec's
-        method is ``"fuse"``, which is the default of `DependencyGraph.spec`.
+        the spec was made without an importance, or with ``importance="reconstruction"``
+        (``ifjax.importance.Reconstruction("forward")`` takes instead of removes); with another one,
+        by it, and then merged into the chosen ones by transport where the spec's method is
+        ``"fuse"``, which is the default of `DependencyGraph.spec`.
       batches: unlabelled inputs, see `ifjax.activations.batches`: tuples of what ``apply_fn`` takes
         after the parameters, or the input alone. A few hundred images, or a few dozen windows of
         text; all values between two solves are held for all of them.
@@ -125,7 +126,7 @@ def compress(
     if reconstructs(spec):
         wanted = spec.structure.widths.keys() & by_group(spec.structure, scores or {}).keys()
         found = kept_by_importance(params, spec, {*wanted}, scores, stats) if wanted else {}
-        given = Given(flat.taken(found))
+        given = Given(flat.taken(found), direction=direction_of(spec))
     else:
         given = _given(params, spec, flat, scores, stats)
     every = [*jax.tree.leaves(params), *(x for batch in arrays for x in batch)]
@@ -188,6 +189,12 @@ def kept_by_importance(
     plain = dataclasses.replace(spec, method=method)
     found = transport_maps(params, plain, scores, stats)
     return {name: np.asarray(found[name].targets) for name in names}
+
+
+def direction_of(spec: FusionSpec) -> str:
+    """Whether neurons are removed or taken one after the other."""
+    chosen = spec.method.importance_value
+    return chosen.direction if isinstance(chosen, Reconstruction) else "backward"
 
 
 def reconstructs(spec: FusionSpec) -> bool:

@@ -31,7 +31,7 @@ from ifjax.reconstruction.bilinear import (
     product_error,
     subspaces,
 )
-from ifjax.reconstruction.choice import backward_elimination
+from ifjax.reconstruction.choice import kept_neurons
 from ifjax.reconstruction.events import Event, merge
 from ifjax.reconstruction.taps import entries_of
 from ifjax.reconstruction.walk import Walk
@@ -237,13 +237,14 @@ def _grams(
 
 
 def chosen_of_product(
-    walk: Walk, product: Product, grams: Sequence[ProductGrams]
+    walk: Walk, product: Product, direction: str, grams: Sequence[ProductGrams]
 ) -> dict[str, np.ndarray]:
     """The dimensions whose rank-one products q_i k_i' make up best for the others'.
 
     Args:
       walk: for the entries.
       product: the product.
+      direction: whether dimensions are removed or taken one after the other.
       grams: of all dimensions.
 
     Returns:
@@ -254,7 +255,8 @@ def chosen_of_product(
     gram = entrywise(joined(grams), count)
     n = gram.shape[-1]
     units = np.arange(count * n).reshape(count, n)
-    kept = backward_elimination(gram, np.ones((count, n, 1)), units, count, group.kept)
+    choice = kept_neurons(direction)
+    kept = choice(gram, np.ones((count, n, 1)), units, count, group.kept)
     return {group.name: kept.reshape(*entries, group.kept)}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from ifjax.reconstruction.choice import backward_elimination
+from ifjax.reconstruction.choice import kept_neurons
 from ifjax.reconstruction.taps import Tap, entries_of, gram_of, kernel_of, units_of
 from ifjax.reconstruction.walk import Walk
 from ifjax.structure.structure import Group
@@ -134,18 +134,22 @@ def _reduced(part: Evidence, units: int) -> tuple[np.ndarray, np.ndarray]:
     return gram, np.concatenate(kernels, -1) if kernels else np.zeros((units, 0))
 
 
-def choose(walk: Walk, group: Group, found: Evidence) -> Int[np.ndarray, "*batch m"]:
+def choose(
+    walk: Walk, group: Group, found: Evidence, direction: str
+) -> Int[np.ndarray, "*batch m"]:
     """The neurons that are kept.
 
     Args:
       walk: for the present widths of the axes that batch the group.
       group: the group.
       found: the evidence.
+      direction: whether neurons are removed or taken one after the other.
 
     Returns:
       Indices, ascending.
     """
     entries = entries_of(walk, group)
     count = int(np.prod(entries, dtype=int))
-    kept = backward_elimination(found.gram, found.weights, found.units, count, group.kept)
+    choice = kept_neurons(direction)
+    kept = choice(found.gram, found.weights, found.units, count, group.kept)
     return kept.reshape(*entries, group.kept)

@@ -69,11 +69,13 @@ class Given:
       kept: by group name, the neurons that are kept.
       matrices: of groups whose neurons are merged, what takes dense values to merged ones.
       leaves: where neurons are merged, all small leaves in the order of the tree; else none.
+      direction: in which the neurons of the other groups are chosen.
     """
 
     kept: Mapping[str, np.ndarray]
     matrices: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     leaves: Sequence[Any] = ()
+    direction: str = "backward"
 
 
 def sweep(
@@ -117,12 +119,12 @@ def sweep(
                 walk.run(range(at, stop), deferred, last)
                 at = stop
                 for group in when.late[stop]:
-                    _choose_late(walk, group, taps[group.name], journal, result)
+                    _choose_late(walk, group, taps[group.name], given.direction, journal, result)
             if stop in at_place:
                 walk.run(range(at, stop), deferred, last)
                 at = stop
                 for product in at_place[stop]:
-                    _restore(walk, product, held, names, journal, result)
+                    _restore(walk, product, given.direction, held, names, journal, result)
             if stop in units:
                 walk.run(range(at, stop + 1), deferred, last)
                 at = stop + 1
@@ -139,6 +141,7 @@ def sweep(
 def _restore(
     walk: Walk,
     product: Product,
+    direction: str,
     held: Sequence[bool],
     names: dict[int, str],
     journal: Journal,
@@ -153,7 +156,7 @@ def _restore(
     if is_open:
         found = journal.remember(
             f"choose {group.name}",
-            functools.partial(chosen_of_product, walk, product, grams),
+            functools.partial(chosen_of_product, walk, product, direction, grams),
         )
         index = found[group.name].reshape(-1, group.kept)
         result.chosen.append(Chosen(group.name, group.size, group.kept, "what it multiplies"))
@@ -200,12 +203,18 @@ class Ahead:
 
 
 def _choose_late(
-    walk: Walk, group: Group, taps: Sequence[Tap], journal: Journal, result: Result
+    walk: Walk,
+    group: Group,
+    taps: Sequence[Tap],
+    direction: str,
+    journal: Journal,
+    result: Result,
 ) -> None:
     """Cuts a group whose consumers read one value, by what the compressed network has there."""
 
     def make() -> dict[str, np.ndarray]:
-        return {group.name: choose(walk, group, evidence(walk, group, taps, dense=False))}
+        found = evidence(walk, group, taps, dense=False)
+        return {group.name: choose(walk, group, found, direction)}
 
     walk.keep(group, journal.remember(f"choose {group.name}", make)[group.name])
     how = "what its consumers read"
@@ -295,7 +304,7 @@ def _choose_early(
 
         def make() -> dict[str, np.ndarray]:
             parts = dense_evidence(walk, when.early, taps)
-            return {g.name: choose(walk, g, parts[g.name]) for g in when.early}
+            return {g.name: choose(walk, g, parts[g.name], given.direction) for g in when.early}
 
         found = journal.remember("early", make)
         for group in when.early:

@@ -9,6 +9,8 @@ import pytest
 from jax import lax
 
 import ifjax
+from ifjax.importance import Reconstruction
+from ifjax.reconstruction.choice import kept_neurons
 from ifjax.reconstruction.journal import Journal
 
 
@@ -314,6 +316,19 @@ def test_fused_producers_are_met_by_solved_consumers(name, merge):
     assert "importance; the others merged into them" in {c.how for c in report.chosen}
     for s in report.solved:
         assert s.after <= s.before * 1.001 + 1e-9
+
+
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_the_importance_says_in_which_direction(direction):
+    apply, params, x, graph = small_case()
+    spec = graph.spec(0.5, importance=Reconstruction(direction))
+    assert ifjax.FusionSpec.from_json(spec.to_json()) == spec
+    _, report = ifjax.compress(apply, params, spec, [x])
+    read = np.maximum(x @ np.asarray(params["w1"]), 0).astype(np.float64)
+    problem = (read.T @ read)[None], np.asarray(params["w2"])[None], np.arange(12)[None]
+    np.testing.assert_array_equal(report.kept["w1"], kept_neurons(direction)(*problem, 1, 6)[0])
+    with pytest.raises(ValueError, match="'backward' or 'forward'"):
+        Reconstruction("sideways")
 
 
 def bits(tree):
