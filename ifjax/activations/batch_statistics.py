@@ -41,6 +41,11 @@ def reset_statistics(
     With all inputs in one batch, eval mode with the result equals train mode on this batch. The
     norms are found in the jaxpr by their algebra, whatever framework wrote them.
 
+    Eval mode becomes another function, for scales and offsets stay: what averaged or merged weights
+    need. What `ifjax.compress` returns does not need it and can lose by it: there the statistics
+    are measured in eval mode already, and every scale and offset is refitted to them, so that eval
+    mode stays what was solved for and train mode begins with the same loss.
+
     Args:
       apply_fn: the *eval-mode* function ``apply_fn(params, *inputs)``; of a network that was cut,
         what `ifjax.shrink` returns.

@@ -31,7 +31,8 @@ def refit_statistics(
         \text{scale}' = a \sqrt{v' + \epsilon}, \quad
         \text{offset}' = \text{offset} + (\mu' - \mu) a.
 
-    Training then goes on from the function as it is.
+    Training then goes on from the function as it is: where all inputs are one batch, train mode
+    gives on it what eval mode does.
 
     Args:
       apply_fn: the eval-mode function.
