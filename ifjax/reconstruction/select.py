@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ifjax.reconstruction.choice import kept_neurons
+from ifjax.reconstruction.ragged import is_ragged
 from ifjax.reconstruction.taps import Tap, entries_of, gram_of, kernel_of, units_of
 from ifjax.reconstruction.walk import Walk
 from ifjax.structure.structure import Group
@@ -51,6 +52,8 @@ def timing(
             continue
         if not found:
             blind.append(group)
+        elif any(is_ragged(tap.step) for tap in found):
+            early.append(group)  # a row has neurons of its kernel: nothing of it is narrowed later
         elif group.exact and len({tap.input for tap in found}) == 1:
             place = min(tap.place for tap in found)
             late[place] = (*late.get(place, ()), group)

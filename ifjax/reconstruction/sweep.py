@@ -21,6 +21,8 @@ from ifjax.reconstruction.products import (
     products_of,
     restored,
 )
+from ifjax.reconstruction.ragged import ragged_stops
+from ifjax.reconstruction.ragged_solve import solve_ragged
 from ifjax.reconstruction.select import Evidence, Timing, choose, combined, evidence, timing
 from ifjax.reconstruction.solve import Solved, solve, solve_tied
 from ifjax.reconstruction.taps import Tap, entries_of, taps_of
@@ -111,20 +113,24 @@ def sweep(
     deferred = {p: unit.stop + 0.5 for unit in units.values() for p in unit.places}
     last = walk.last_use(deferred)
     at_place = products_by_place(products)
-    stops = sorted({*when.late, *units, *at_place})
+    dealt = dict.fromkeys(ragged_stops(walk), False)
+    before = {*when.late, *at_place, *dealt}
+    stops = sorted({*before, *units})
     at = 0
     with shown_progress(len(stops), "compress", "stops") as done:
         for stop in stops:
-            if stop in when.late:
+            if stop in before:
                 walk.run(range(at, stop), deferred, last)
                 at = stop
-                for group in when.late[stop]:
-                    _choose_late(walk, group, taps[group.name], given.direction, journal, result)
-            if stop in at_place:
-                walk.run(range(at, stop), deferred, last)
-                at = stop
-                for product in at_place[stop]:
-                    _restore(walk, product, given.direction, held, names, journal, result)
+            for group in when.late.get(stop, ()):
+                _choose_late(walk, group, taps[group.name], given.direction, journal, result)
+            for product in at_place.get(stop, ()):
+                _restore(walk, product, given.direction, held, names, journal, result)
+            if stop in dealt:
+                make = functools.partial(solve_ragged, walk, stop, held, names)
+                solved = journal.solve(f"ragged {stop}", walk, names, make)
+                result.solved += [solved] if solved else []
+                dealt[stop] = solved is not None
             if stop in units:
                 walk.run(range(at, stop + 1), deferred, last)
                 at = stop + 1
@@ -134,7 +140,8 @@ def sweep(
     for place, reason in walk.sites.follows:
         step = walk.program.steps[place]
         leaves = {names[n] for k in step.inputs for n in walk.sites.origins.get(k, ())}
-        result.follows.append((", ".join(sorted(leaves)), reason))
+        if not dealt.get(place, False):
+            result.follows.append((", ".join(sorted(leaves)), reason))
     return result
 
 

@@ -15,6 +15,13 @@ from ifjax.activations.moments import NormalForm, channel_moments, kernel, norma
 from ifjax.graph.facts.sites import Site
 from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of, traits_of
+from ifjax.reconstruction.ragged import (
+    deals_out,
+    form_of_kernels,
+    is_ragged,
+    ragged_gram,
+    units_dealt,
+)
 from ifjax.reconstruction.walk import Walk
 from ifjax.structure import axis as ex
 from ifjax.structure.axis_arrays import positions
@@ -58,7 +65,8 @@ def taps_of(walk: Walk, names: Sequence[str]) -> dict[str, list[Tap]]:
     for place, step in enumerate(walk.program.steps):
         if traits_of(step.equation).kind != "contraction" or sum(step.data[:2]) != 1:
             continue
-        if step.equation.primitive.name == "ragged_dot_general":
+        ragged = step.equation.primitive.name == "ragged_dot_general"
+        if ragged and not is_ragged(step):
             continue
         side = step.data[:2].index(True)
         if side == 1 and step.equation.primitive.name == "conv_general_dilated":
@@ -67,12 +75,16 @@ def taps_of(walk: Walk, names: Sequence[str]) -> dict[str, list[Tap]]:
         contracted = contraction_of(step.equation).contracted[side]
         held = {name for i in contracted for name in ex.atoms(axes[i])}
         for name in held.intersection(names):
+            if ragged and not deals_out(walk, step, walk.resized.structure.group[name]):
+                continue
             found[name].append(Tap(place, step, side, sites.get(place)))
     return dict(found)
 
 
 def form_of(walk: Walk, step: Step, side: int) -> NormalForm:
     """The normal form of a contraction at the present widths."""
+    if is_ragged(step):
+        return form_of_kernels(step)
     groups = step.equation.params.get("feature_group_count", 1)
     if step.note is not None and groups != 1:
         groups = walk.resized.size(step.note)
@@ -85,6 +97,8 @@ def units_of(walk: Walk, tap: Tap, group: Group) -> Int[np.ndarray, "B K"]:
     Neurons are numbered through all entries of the group's batch.
     """
     axes, sizes = walk.axes(tap.input), walk.sizes
+    if is_ragged(tap.step):
+        return units_dealt(walk, tap.step, group)
     found = contraction_of(tap.step.equation)
     contracted, batch = found.contracted[tap.side], found.batch[tap.side]
 
@@ -109,6 +123,8 @@ def entries_of(walk: Walk, group: Group) -> tuple[int, ...]:
 
 def gram_of(walk: Walk, tap: Tap, dense: bool) -> Float[np.ndarray, "B K K"]:
     """The Gram matrix of the channels that a tap reads, a mean over positions."""
+    if is_ragged(tap.step):
+        return ragged_gram(walk, tap.step)
     form = form_of(walk, tap.step, tap.side)
     total, count = 0.0, 0
     for batch in range(len(walk.dense)):

@@ -1,0 +1,93 @@
+"""The kernels of a product that deals rows out, each solved for on the rows that it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ifjax.activations.moments import Moments, added, kernel
+from ifjax.graph.facts.sites import Site
+from ifjax.graph.facts.views import views_of
+from ifjax.jaxprs.evaluate import bind
+from ifjax.jaxprs.program import Step
+from ifjax.jaxprs.traits import contraction_of
+from ifjax.reconstruction.leaves import write_weight
+from ifjax.reconstruction.ragged import bounds_of, form_of_kernels, kept_of
+from ifjax.reconstruction.ridge import SHRINKAGES, ridge, squared_error
+from ifjax.reconstruction.solve import Solved
+from ifjax.reconstruction.walk import Walk
+
+
+def solve_ragged(
+    walk: Walk, place: int, held: Sequence[bool], names: Mapping[int, str]
+) -> Solved | None:
+    """Solves for the kernels of a product that deals rows out.
+
+    Args:
+      walk: which has come to its place.
+      place: of the product.
+      held: by batch, whether it is held out for choosing the shrinkage.
+      names: paths of the leaves.
+
+    Returns:
+      What became of it; None where the kernels are not entries of leaves of their own.
+    """
+    step = walk.program.steps[place]
+    sites, number = walk.sites, step.inputs[1]
+    views = views_of(walk.program, sites.made, sites.origins, number, spread=False)
+    if isinstance(views, str):
+        return None
+    site = Site(place, step, 0, views, (), step.outputs[0])
+    if site.gains or any(len(sites.reads[leaf]) != 1 for leaf in site.leaves):
+        return None
+    form = form_of_kernels(step)
+    start = np.asarray(kernel(form, walk.parameter(number, dense=False)), np.float64)
+    parts: dict[bool, Moments] = {}
+    spread = 0.0
+    for batch, is_held in enumerate(held):
+        found, deviation = _moments(walk, step, batch)
+        parts[is_held] = added(parts.get(is_held), found)
+        spread += deviation
+    training, test = parts[False], parts.get(True)
+    walk.check_finite(step, spread, training.gram, training.cross)
+    none, whole = np.zeros(start.shape[::2]), training if test is None else added(test, training)
+    errors = {
+        s: squared_error(test, ridge(training, start, s, False)[0], none)
+        for s in SHRINKAGES
+        if test
+    }
+    best = min(errors, key=errors.__getitem__) if errors else 0.01
+    solved, _ = ridge(whole, start, best, intercept=False)
+    write_weight(walk, site, form, np.ones(start.shape[::2]), solved)
+    share = (sum(held) / len(held) or 1.0) * (spread or 1.0)
+    return Solved(
+        tuple(names[leaf] for leaf in site.leaves),
+        start.shape[1],
+        int(whole.count),
+        best,
+        squared_error(whole, start, none) / (spread or 1.0),
+        squared_error(whole, solved, none) / (spread or 1.0),
+        squared_error(test, start, none) / share if test else float("nan"),
+        errors[best] / share if test else float("nan"),
+    )
+
+
+def _moments(walk: Walk, step: Step, batch: int) -> tuple[Moments, float]:
+    """Moments of a batch by kernel, and how much the dense result deviates from its mean."""
+    bounds = bounds_of(walk, step, batch)
+    operands = [walk.value(batch, n, True) for n in step.inputs]
+    [y] = bind(step, operands)
+    found = contraction_of(step.equation)
+    x = kept_of(walk, step.inputs[0], operands[0], bounds)
+    x = x.transpose(*found.free[0], *found.contracted[0])
+    t = kept_of(walk, step.outputs[0], y, bounds)[: bounds[-1]]
+    pairs = list(zip(np.split(x, bounds[1:])[:-1], np.split(t, bounds[1:-1]), strict=True))
+    sums = (
+        [p.sum(0) for p, _ in pairs],
+        [p.T @ p for p, _ in pairs],
+        [p.T @ q for p, q in pairs],
+        [q.sum(0) for _, q in pairs],
+        [np.square(q).sum(0) for _, q in pairs],
+    )
+    return Moments(np.float64(len(t)), *map(np.stack, sums)), float(t.var()) * t.size
