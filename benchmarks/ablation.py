@@ -6,6 +6,7 @@ less than 1.2 everywhere has to go. Plain pruning solves nothing, so that there 
 
 * threads: groups, leaves and norms side by side, instead of one after another.
 * products of one thread: BLAS on one core while groups go side by side, instead of on all for each.
+* levels: groups that do not wait on each other together, instead of group after group.
 * tiles: costs by one program of fixed size, instead of SciPy's cdist for all.
 * SciPy for small ones: instead of tiles for all.
 * lists of sources: merging by gathers where a target has few sources, instead of products.
@@ -160,9 +161,16 @@ def _ask_again() -> None:
     importlib.import_module("ifjax.fusion.program")._compiled.cache_clear()
 
 
+def _one_by_one() -> None:
+    """Every group is a level of its own."""
+    program = importlib.import_module("ifjax.fusion.program")
+    program.levels_of = lambda structure, order: [[group] for group in structure.in_order()]
+
+
 WITHOUT: dict[str, Callable[[], None]] = {
     "threads": _set("ifjax.parallel.threads", "_THREADS", 1),
     "products of one thread": _set("ifjax.parallel.threads", "_PRODUCT", None),
+    "levels": _one_by_one,
     "tiles": _set("ifjax.fusion.execution.distances", "_SMALL", 2**62),
     "SciPy for small ones": _set("ifjax.fusion.execution.distances", "_SMALL", 0),
     "lists of sources": _set("ifjax.fusion.merge", "_NEURONS", 2**62),
@@ -176,6 +184,7 @@ def _concerns(device: str, case: str) -> bool:
     """Whether a case uses it at all."""
     exact, pruned = "exact" in case, "pruned" in case
     return {
+        "levels": CASES[case][1].get("order") != "simultaneous",
         "tiles": not pruned,
         "SciPy for small ones": not pruned,
         "lists of sources": exact,

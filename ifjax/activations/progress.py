@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,23 +12,26 @@ INTERVAL = 0.2  # seconds between two lines
 
 
 @contextmanager
-def shown_progress(total: int, description: str, unit: str) -> Iterator[Callable[[], None]]:
+def shown_progress(
+    total: int, description: str, unit: str, after: float | int = 0
+) -> Iterator[Callable[[], None]]:
     """Shows on stderr how many of a number of steps are done, where it is a terminal.
 
     Args:
       total: how many there are.
       description: what is done.
       unit: of what, in the plural.
+      after: seconds before which nothing is shown: nothing at all of what takes less.
 
     Yields:
-      A function to be called after every step.
+      A function to be called after every step, in any thread.
 
     Example:
       >>> with shown_progress(3, "read", "batches") as done:
       ...     for _ in range(3):
       ...         done()
     """
-    shown = sys.stderr.isatty()
+    shown, lock = sys.stderr.isatty(), threading.Lock()
     begin, last, count = time.monotonic(), 0.0, 0
 
     def write(now: float, end: str) -> None:
@@ -36,14 +40,16 @@ def shown_progress(total: int, description: str, unit: str) -> Iterator[Callable
 
     def done() -> None:
         nonlocal last, count
-        count += 1
-        now = time.monotonic()
-        if shown and now - last >= INTERVAL:
-            last = now
-            write(now, "")
+        with lock:
+            count += 1
+            now = time.monotonic()
+            if shown and now - begin >= after and now - last >= INTERVAL:
+                last = now
+                write(now, "")
 
     try:
         yield done
     finally:
-        if shown:
-            write(time.monotonic(), "\n")
+        now = time.monotonic()
+        if shown and now - begin >= after:
+            write(now, "\n")

@@ -19,3 +19,10 @@ def test_only_a_terminal_is_written_to(capsys, monkeypatch, terminal):
     assert not found.out
     assert ("\rmake: 2/3 steps, 0 s\n" in found.err) == terminal
     assert bool(found.err) == terminal
+
+
+def test_what_takes_little_is_silent(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with shown_progress(1, "make", "steps", after=60) as done:
+        done()
+    assert not capsys.readouterr().err

@@ -16,6 +16,7 @@ PLACES = (
     (merge, "_NEURONS"),
     (padding, "_COMPILED"),
     (program, "_keeps_mass"),
+    (program, "levels_of"),
 )
 
 

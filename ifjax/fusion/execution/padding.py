@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from ifjax.transport.solvers import HostSolver, Solver
 from ifjax.transport.transport import Transport
 
 # Costs that are iterated on in the time that a solver takes to be compiled, and to be begun.
-_COMPILED = 2**20
+_COMPILED = 2**21
 _BEGUN = {"cpu": 2**12}
 _BEGUN_ELSEWHERE = 2**20
 # A batch holds no more bytes of costs than this, or one problem.
@@ -96,6 +96,7 @@ def solve_padded(
     problems: Sequence[Problem],
     starts: Sequence[AnyArray | None],
     padding: Mapping[str, Padding],
+    done: Callable[[], None],
 ) -> list[Transport]:
     """The transports of groups that do not wait on each other, batch by batch.
 
@@ -104,6 +105,7 @@ def solve_padded(
       problems: of the groups, ``[count, ...]`` each.
       starts: per group a potential ``[count, n]`` to start from; None to start cold.
       padding: by group.
+      done: is called after every problem.
 
     Returns:
       A transport ``[count, ...]`` per group.
@@ -132,6 +134,7 @@ def solve_padded(
                 found[g][i] = one._replace(
                     map=one.map[:n, :m], potential=one.potential[:n], targets=problems[g].targets[i]
                 )
+                done()
     each = ([found[g][i] for i in range(group.count)] for g, group in enumerate(groups))
     return [jax.tree.map(lambda *x: namespace(*x).stack(x), *transports) for transports in each]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
+from ifjax.activations.progress import shown_progress
 from ifjax.activations.statistics import Stats
 from ifjax.fusion.execution.distances import distances
 from ifjax.fusion.execution.merging import applied, group_maps
@@ -35,6 +37,9 @@ from ifjax.transport import costs
 from ifjax.transport.costs import Order
 from ifjax.transport.solvers import HostSolver
 from ifjax.transport.transport import Transport
+
+# A call that takes longer says how far it is.
+_LONG = 2.0
 
 
 def solved(
@@ -60,16 +65,34 @@ def solved(
     padding = paddings(program.levels, program.backend)
     on_host = all(isinstance(x, np.ndarray) for x in sources.described.values())
     found: dict[str, Transport] = {}
-    for level in program.levels:
-        starts = [_start(init, p) for p in level.problems]
-        each = (_on_host if on_host else _traced)(level.problems, sources, starts, padding)
-        for p, transport in zip(level.problems, each, strict=True):
-            found[p.name] = jax.tree.map(
-                lambda x, p=p: x.reshape((*p.batch, *x.shape[1:])), transport
-            )
-        if level is not program.levels[-1]:
-            sources = changed(program, sources, level, found)
+    with _progress(program, on_host) as done:
+        for level in program.levels:
+            starts = [_start(init, p) for p in level.problems]
+            if on_host:
+                each = _on_host(level.problems, sources, starts, padding, done)
+            else:
+                each = _traced(level.problems, sources, starts, padding)
+            for p, transport in zip(level.problems, each, strict=True):
+                found[p.name] = jax.tree.map(
+                    lambda x, p=p: x.reshape((*p.batch, *x.shape[1:])), transport
+                )
+            if level is not program.levels[-1]:
+                sources = changed(program, sources, level, found)
     return found
+
+
+def _progress(
+    program: Program, on_host: bool
+) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    """On a terminal, of the problems that are solved; tracing takes no time of its own."""
+    if not on_host:
+        return contextlib.nullcontext(_nothing)
+    total = sum(p.count for level in program.levels for p in level.problems)
+    return shown_progress(total, "fuse", "transport problems", after=_LONG)
+
+
+def _nothing() -> None:
+    """Where no progress is shown."""
 
 
 def changed(
@@ -110,21 +133,29 @@ def _on_host(
     sources: Sources,
     starts: Sequence[AnyArray | None],
     padding: Mapping[str, Padding],
+    done: Callable[[], None],
 ) -> list[Transport]:
     """Problems in numpy on threads; what is solved on the host is solved where it is read."""
     calls, sizes = [], []
+
+    def one(p: GroupProblem, *given: PyTree) -> Problem | Transport:
+        found = _one(p, *given)
+        if isinstance(found, Transport):
+            done()
+        return found
+
     for p in problems:
         entry, scored, given = sources.of(p)
         keys = _keys(p)
         for i in range(p.count):
             given_arrays = _entry(p, i, entry, scored, given, keys)
-            calls.append(functools.partial(_one, p, *given_arrays))
+            calls.append(functools.partial(one, p, *given_arrays))
             sizes.append(math.prod(p.extent) * p.described.features)
     results = iter(threads.each(calls, sizes))
     found = [
         jax.tree.map(lambda *x: np.stack(x), *itertools.islice(results, p.count)) for p in problems
     ]
-    return _solve_the_rest(problems, found, starts, padding)
+    return _solve_the_rest(problems, found, starts, padding, done)
 
 
 def _entry(
@@ -244,14 +275,14 @@ def _solve_the_rest(
     found: list[Problem | Transport],
     starts: Sequence[AnyArray | None],
     padding: Mapping[str, Padding],
+    done: Callable[[], None] = _nothing,
 ) -> list[Transport]:
     """The transports, those in the place of problems solved on devices."""
     rest = {i: x for i, x in enumerate(found) if isinstance(x, Problem)}
-    each = solve_padded(
-        [problems[i] for i in rest], list(rest.values()), [starts[i] for i in rest], padding
-    )
-    done = dict(zip(rest, each, strict=True))
-    return [done[i] if isinstance(x, Problem) else x for i, x in enumerate(found)]
+    groups, given = [problems[i] for i in rest], [starts[i] for i in rest]
+    each = solve_padded(groups, list(rest.values()), given, padding, done)
+    others = dict(zip(rest, each, strict=True))
+    return [others[i] if isinstance(x, Problem) else x for i, x in enumerate(found)]
 
 
 def scored(program: Program, leaves: Arrays, stats: Stats | None) -> dict[str, AnyArray]:

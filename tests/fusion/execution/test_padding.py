@@ -65,7 +65,7 @@ def test_padding_changes_no_plan(solver, xp):
         problem = Problem(None, np.arange(m)[None], a, b, None, cost)
         problems.append(jax.tree.map(xp.asarray, problem))
     size = dict.fromkeys([p.name for p in groups], Padding(12, 7, 3))
-    found = solve_padded(groups, problems, [None] * 4, size)
+    found = solve_padded(groups, problems, [None] * 4, size, lambda: None)
     for p, problem, got in zip(groups, problems, found, strict=True):
         one = [jnp.asarray(x[0]) for x in (problem.cost, problem.a, problem.b, problem.targets)]
         want = ifjax.transport.transport.solve(*one, solver=p.solver)
@@ -85,7 +85,7 @@ def test_cold_and_warm_problems_share_a_batch():
         cost = rng.uniform(0.5, 1.5, (1, n, m)).astype(np.float32)
         a, b = (np.full((1, k), 1 / k, np.float32) for k in (n, m))
         problems.append(Problem(None, np.arange(m)[None], a, b, None, cost))
-    solve = functools.partial(solve_padded, groups, problems)
+    solve = functools.partial(solve_padded, groups, problems, done=lambda: None)
     size = dict.fromkeys([p.name for p in groups], Padding(9, 4, 2))
     cold = solve([None, None], size)
     first, second = solve([cold[0].potential, None], size)

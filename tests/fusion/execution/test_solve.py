@@ -1,6 +1,7 @@
 """All problems of a network: on the host as traced, level by level as group by group."""
 
 import functools
+import sys
 
 import jax
 import jax.monitoring
@@ -10,6 +11,7 @@ import pytest
 
 import ifjax
 from ifjax.fusion import program
+from ifjax.fusion.execution import solve
 from tests import reference
 
 WIDTHS = {"mlp": (8, 6), "vgg": (6, 8), "res": (4, 6)}
@@ -155,3 +157,15 @@ def test_parameters_that_a_jitted_function_closes_over_are_held():
         want = ifjax.fuse_params(params, spec)
         for path, x in want.items():
             np.testing.assert_array_equal(got[path], x)
+
+
+@pytest.mark.parametrize("name", ["exact", "sinkhorn", "pruned"])
+def test_a_long_call_says_how_far_it_is_on_a_terminal(name, capsys, monkeypatch):
+    params, spec = reference.init("mlp", 0, WIDTHS["mlp"]), spec_of("mlp", name)
+    ifjax.fuse_params(params, spec)
+    monkeypatch.setattr(solve, "_LONG", 0.0)
+    ifjax.fuse_params(params, spec)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    ifjax.fuse_params(params, spec)
+    assert capsys.readouterr().err.endswith("\rfuse: 2/2 transport problems, 0 s\n")
