@@ -25,6 +25,10 @@ Order = float | int | Literal["cosine"]
 # Features per step of an accumulation: XLA fuses 16 differences into one vectorised loop that reads
 # and writes the accumulator once.
 CHUNK = 16
+# Up to so many pairs an accelerator reads all features of each sooner than it begins a kernel for
+# every 16; so many of them at once, for longer sums XLA would take apart, and store the parts.
+_REDUCED = 2**18
+_LONG = 2**14
 # Up to so many pairs a step of an accumulation takes less than a second thread needs to begin.
 _SHORT = 2**20
 # Pairs whose squared distance, relative to their squared norms, is below this lose digits in a
@@ -148,16 +152,16 @@ def _distances(x: Array, y: Array, p: Order, axis: int) -> Float[Array, "n m"]:
         zero = (_scales(x, p) == 0)[:, None] ^ (_scales(y, p) == 0)
         return jnp.where(zero, 1, _squares(x, y, p) / 2)
     if p == 1:
-        return _accumulate(x, y, lambda total, t: total + t, axis)
+        return _accumulate(x, y, lambda t: t, axis)
     if p == 2:
         return jnp.sqrt(_squares(x, y, p))
-    largest = _accumulate(x, y, jnp.maximum, axis)
+    largest = _accumulate(x, y, lambda t: t, axis, largest=True)
     if math.isinf(p):
         return largest
     # Relative to the largest difference, so that high powers of small numbers do not vanish.
     scale = jnp.where(largest >= jnp.finfo(largest.dtype).tiny, largest, 1)
     by = 1 / scale
-    powers = _accumulate(x, y, lambda total, t: total + (t * by) ** p, axis)
+    powers = _accumulate(x, y, lambda t: (t * by) ** p, axis)
     return scale * powers ** jnp.asarray(1 / p, powers.dtype)
 
 
@@ -186,7 +190,7 @@ def _backward(
         return own[0][:, None] * x - _product(h, y), own[1][:, None] * y - _product(h.T, x)
     if math.isinf(p):
         # Where several features differ the most, each has its share.
-        g = g / _accumulate(x, y, lambda total, t: total + (t == cost))
+        g = g / _accumulate(x, y, lambda t: t == cost)
     return _pulled(x, y, g, cost, p), _pulled(y, x, g.T, cost.T, p)
 
 
@@ -239,12 +243,10 @@ def _squares(x: Float[Array, "n d"], y: Float[Array, "m d"], p: Order) -> Float[
         square, left = state
         start = jnp.minimum(jnp.argmax(left), x.shape[0] - count)
         cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=count)
-        exact = _accumulate(
-            cut(x) * cut(u)[:, None], y * v[:, None], lambda total, t: total + t * t
-        )
+        exact = _accumulate(cut(x) * cut(u)[:, None], y * v[:, None], jnp.square)
         if p == "cosine":
             # Equal rows are scaled alike only up to rounding.
-            exact = jnp.where(_accumulate(cut(x), y, jnp.maximum) == 0, 0, exact)
+            exact = jnp.where(_accumulate(cut(x), y, lambda t: t, largest=True) == 0, 0, exact)
         exact = jnp.where(cut(near), exact, cut(square))
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
         return put(square, exact), put(left, jnp.zeros((count,), bool))
@@ -269,29 +271,36 @@ def _product(a: Float[Array, "n k"], b: Float[Array, "k m"]) -> Float[Array, "n 
 
 
 def _accumulate(
-    x: Array, y: Array, add: Callable[[Array, Array], Array], axis: int = 0
+    x: Array, y: Array, term: Callable[[Array], Array], axis: int = 0, largest: bool = False
 ) -> Float[Array, "n m"]:
-    """Folds |x_ik - y_jk| over the features k with ``add``, from zero."""
+    """The sum, or the largest, of a term of |x_ik - y_jk| over the features k."""
     n, m, d = x.shape[axis], y.shape[axis], x.shape[1 - axis]
+    reduced = n * m <= _REDUCED and jax.default_backend() != "cpu"
+    chunk = _LONG if reduced else CHUNK
     # An update of a part of an array XLA leaves to one thread; others would wait for each other.
-    spare = n * m <= _SHORT
+    spare = n * m <= _SHORT and not reduced
 
     def step(total: Array, start: Array | int, count: int) -> Array:
         def cut(z: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(z, start, count, 1 - axis)
 
+        if reduced:  # by one kernel, which stores no difference
+            u, v = (cut(z) if axis else cut(z).T for z in (x, y))
+            t = term(jnp.abs(u[:, :, None] - v[:, None]))
+            return jnp.maximum(total, t.max(0)) if largest else total + t.sum(0, dtype=x.dtype)
         u, v = cut(x), cut(y) if axis else cut(y).T
         # Rows in one piece: XLA would rather not transpose, and read with strides, unvectorised.
         v = with_layout_constraint(v, Layout((0, 1)))
         result = total[:n]
         for k in range(count):
-            result = add(result, jnp.abs((u[k, :, None] if axis else u[:, k, None]) - v[k]))
+            t = term(jnp.abs((u[k, :, None] if axis else u[:, k, None]) - v[k]))
+            result = jnp.maximum(result, t) if largest else result + t
         return jax.lax.dynamic_update_slice(total, result, (0, 0)) if spare else result
 
     total = jnp.zeros((n + spare, m), x.dtype)
-    if d >= CHUNK:
-        total = jax.lax.fori_loop(0, d // CHUNK, lambda i, t: step(t, i * CHUNK, CHUNK), total)
-    rest = d % CHUNK
+    if d >= chunk:
+        total = jax.lax.fori_loop(0, d // chunk, lambda i, t: step(t, i * chunk, chunk), total)
+    rest = d % chunk
     return (step(total, d - rest, rest) if rest else total)[:n]
 
 

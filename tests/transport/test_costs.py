@@ -66,6 +66,19 @@ def test_cost_equals_a_float64_loop(p, d, seed):
     np.testing.assert_allclose(got, distances(x, y, p), rtol=5e-6, atol=1e-13)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("p", COSTS)
+def test_sums_over_many_features_at_once_are_the_same(p, axis, monkeypatch):
+    """As an accelerator takes them: two whole steps of features, and a rest."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(costs, "_LONG", 8)
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(k, 21)).astype(np.float32) for k in (7, 5))
+    given = (jnp.asarray(z.T if axis else z) for z in (x, y))
+    got = costs.cost_matrix.__wrapped__(*given, p, axis)  # what is compiled for a CPU is not asked
+    np.testing.assert_allclose(got, distances(x, y, p), rtol=5e-6)
+
+
 @pytest.mark.parametrize("p", [2, "cosine"])
 def test_a_product_of_matrices_loses_no_digits_of_small_distances(p):
     # Nearer and nearer to every target, in more rows than are computed again at a time.
