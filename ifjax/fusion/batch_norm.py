@@ -56,8 +56,8 @@ def slope(
     variance: Float[AnyArray, " n"],
     axis: int,
     eps: float,
-) -> tuple[Float[AnyArray, " n"], Float[AnyArray, " n"]]:
-    """Size and sign of a = g / sqrt(v + eps); the size of a dead channel is zero.
+) -> Float[AnyArray, " n"]:
+    """The size of a = g / sqrt(v + eps); of a dead channel zero.
 
     Args:
       kernel: a channel with a row of zeros is dead.
@@ -67,11 +67,11 @@ def slope(
       eps: of the norm.
 
     Returns:
-      Size and sign; the sign of zero is plus.
+      The sizes.
     """
     xp = namespace(kernel)
     size = xp.where(row_norms(kernel, axis) > 0, xp.abs(scale), 0)
-    return size / xp.sqrt(variance + eps), xp.where(scale < 0, -1, 1).astype(scale.dtype)
+    return size / xp.sqrt(variance + eps)
 
 
 def spread(
@@ -93,8 +93,7 @@ def spread(
       An array of the kernel's shape.
     """
     xp, length = namespace(kernel), row_norms(kernel, axis)
-    factors = xp.where(length > 0, scale / xp.where(length > 0, length, 1), 0)
-    return kernel * along(factors, axis, kernel.ndim)
+    return kernel * along(scale / xp.where(length > 0, length, 1), axis, kernel.ndim)
 
 
 def unfold(

@@ -15,6 +15,7 @@ from ifjax.fusion.inputs import Scores, check_converged, checked_maps
 from ifjax.fusion.program import Program, compiled
 from ifjax.fusion.transport_maps import inputs_of
 from ifjax.namespace import AnyArray, Arrays
+from ifjax.parallel import placement
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
@@ -87,6 +88,8 @@ def _fused(
 ) -> tuple[dict[str, AnyArray], dict[str, Transport]]:
     """The small leaves, and how their maps were solved."""
     maps = solved(program, leaves, scores, stats)
+    narrow = {path: x for path, x in leaves.items() if x.dtype.itemsize < 4}
+    leaves = {**leaves, **placement.read_again(narrow, after=maps)}
     sources = {p.name: p.sources for level in program.levels for p in level.problems}
     # Without what is as large as the maps.
     left = {"map": None, "targets": None, "potential": None}

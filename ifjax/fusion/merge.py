@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Inexact, Int
 
 from ifjax.fusion.merge_steps import MergeStep
-from ifjax.namespace import AnyArray, along, namespace, put
+from ifjax.namespace import AnyArray, along, namespace, pick, put
 from ifjax.parallel import placement, ring
 from ifjax.structure import axis_arrays
 from ifjax.structure.structure import Role
@@ -81,7 +81,7 @@ def matrices(plan: Float[AnyArray, "n m"]) -> dict[str, Float[AnyArray, "m n"]]:
     xp, found = namespace(plan), {}
     for name, axis in (("pushforward", 1), ("barycentric", 0)):
         sums = plan.sum(axis, keepdims=True)
-        found[name] = xp.where(sums > 0, plan / xp.where(sums > 0, sums, 1), 0).T
+        found[name] = (plan / xp.where(sums > 0, sums, 1)).T
     return found
 
 
@@ -312,14 +312,12 @@ def times(by: Matrix, x: Inexact[AnyArray, "*full"], axis: int) -> Inexact[AnyAr
 def _gathered(by: SparsePlan, x: AnyArray, axis: int) -> AnyArray:
     weights = by.weights.astype(x.dtype)
     (m, k), ndim = weights.shape, x.ndim
-    traced = isinstance(x, jax.Array) or isinstance(weights, jax.Array)
-    if traced and k > _FEW:
-        rows = jnp.take(x, by.sources.reshape(-1), axis, mode="clip")
+    if k > _FEW and isinstance(weights, jax.Array):
+        rows = pick(x, by.sources.reshape(-1), axis)
         rows = rows.reshape(*x.shape[:axis], m, k, *x.shape[axis + 1 :])
         weights = weights.reshape(*(1,) * axis, m, k, *(1,) * (ndim - axis - 1))
         return jnp.sum(weights * rows, axis + 1)
-    take = functools.partial(jnp.take, mode="clip") if traced else np.take
-    found = take(x, by.sources[:, 0], axis) * along(weights[:, 0], axis, ndim)
+    found = pick(x, by.sources[:, 0], axis) * along(weights[:, 0], axis, ndim)
     for i in range(1, k):
-        found += take(x, by.sources[:, i], axis) * along(weights[:, i], axis, ndim)
+        found += pick(x, by.sources[:, i], axis) * along(weights[:, i], axis, ndim)
     return found

@@ -26,12 +26,13 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from ifjax import importance
 from ifjax.fusion.program import GroupProblem
-from ifjax.namespace import AnyArray, Arrays, as_reals, namespace
+from ifjax.namespace import AnyArray, Arrays, as_reals, namespace, pick
 from ifjax.parallel import placement
 from ifjax.transport import costs, transport
 from ifjax.transport.costs import Order
 from ifjax.transport.targets import Neurons
 from ifjax.transport.transport import Transport
+from ifjax.tree import promoted
 
 Distances = Callable[[AnyArray, AnyArray, Order], AnyArray]
 Part = tuple[AnyArray, int]
@@ -85,17 +86,26 @@ def problem_of(
     if isinstance(chosen, Neurons):
         order = _first(chosen, scores, group.size if group.staying else m, group.name)
         targets = placement.replicated(namespace(order).sort(order[:m]))
-        mass = scores[targets]
+        mass = pick(scores, targets, 0)
         if group.solver is None:
             return Problem(scores, targets, 0 * scores, 0 * mass)
-    factors = placement.replicated(costs.factors(_spread(parts)))
+    if isinstance(scores, jax.Array) and not placement.active():
+        # One matrix, of which everything is summed and picked at once.
+        parts = [(_columns(parts), 1)]
+    whole = _spread(parts)
+    factors = placement.replicated(costs.factors(_wide(whole)))
+    whole = [(placement.read_again(x, after=factors), at) for x, at in whole]
     if isinstance(chosen, Neurons):
-        points, sources = features(parts, factors, targets), None
+        sources = None
         if group.staying:
             sources = placement.replicated(namespace(order).sort(order[m:]))
-        moving = features(parts, factors, sources)
+        moving = features(whole, factors, sources)
+        if group.staying or placement.active():
+            points = features(parts, factors, targets)
+        else:
+            points = pick(moving, targets, 1)
     else:
-        moving, sources = features(parts, factors, None), None
+        moving, sources = features(whole, factors, None), None
         assert key is not None  # these targets are random
         found = chosen.clusters(moving.T, m, jax.random.fold_in(key, 1), scores)
         targets, points = found.targets, found.centroids.T
@@ -167,7 +177,7 @@ def scores_of(
         return given
     method, members = group.method, [(given, 0)]
     if group.scored is not None:
-        members = _spread(group.scored.parts(scored))
+        members = _wide(_spread(group.scored.parts(scored)))
     arrays, axes = zip(*members, strict=True)
     arrays = tuple(map(_real, arrays))
     return importance.score(
@@ -187,16 +197,25 @@ def _spread(parts: list[Part]) -> list[Part]:
     return [(placement.split_along(x, at), at) for x, at in parts]
 
 
+def _wide(parts: list[Part]) -> list[Part]:
+    """At least float32, once they are where they are read."""
+    return [(promoted(x), at) for x, at in parts]
+
+
 def features(
     parts: list[Part], factors: AnyArray, index: AnyArray | None
 ) -> Float[AnyArray, "d k"]:
     """The features of some neurons, or of all, as columns ``[d, k]``."""
     if index is not None:
         parts = [(placement.take(x, index, at), at) for x, at in parts]
-        factors = factors[index]
-    xp = namespace(factors)
-    columns = [xp.moveaxis(x, at, -1).reshape(-1, len(factors)) for x, at in _spread(parts)]
-    return xp.concatenate(columns) * factors
+        factors = pick(factors, index, 0)
+    return _columns(parts) * factors
+
+
+def _columns(parts: list[Part]) -> Float[AnyArray, "d k"]:
+    """All that the parts hold of every neuron."""
+    each = [namespace(x).moveaxis(x, at, -1) for x, at in _wide(_spread(parts))]
+    return namespace(*each).concatenate([x.reshape(-1, x.shape[-1]) for x in each])
 
 
 def selected(problem: Problem) -> Transport:

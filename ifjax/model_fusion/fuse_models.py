@@ -246,7 +246,7 @@ def _averaged(
         folded = batch_norm.fold(x, norms)
         for norm in norms:
             scale, variance = x[norm.scale], x[norm.variance]
-            size, _ = batch_norm.slope(folded[norm.kernel], scale, variance, norm.axis, norm.eps)
+            size = batch_norm.slope(folded[norm.kernel], scale, variance, norm.axis, norm.eps)
             # Scale and variance are found anew, from the averages of these two.
             folded |= {norm.scale: abs(scale), norm.variance: size}
         network = Network(structure, folded, {name: t.map for name, t in found.items()})

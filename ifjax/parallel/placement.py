@@ -30,7 +30,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PyTree
 
-from ifjax.namespace import AnyArray, namespace
+from ifjax.namespace import AnyArray, pick
 
 # Whether the ambient mesh is that of `on_mesh`: a user's own says nothing of where parameters lie.
 _working = contextvars.ContextVar("working", default=False)
@@ -156,6 +156,18 @@ def replicated(x: AnyArray) -> AnyArray:
     return _laid(x, x.ndim - 2 if x.ndim > 2 else None) if active() else x
 
 
+def read_again(arrays: PyTree, after: PyTree) -> PyTree:
+    """Arrays, to be read anew when others are there.
+
+    What was made of them until then, like copies of twice their size in float32, is not kept for
+    later.
+
+    >>> read_again(jax.numpy.ones(1), after=jax.numpy.zeros(1))
+    Array([1.], dtype=float32)
+    """
+    return jax.lax.optimization_barrier((arrays, after))[0] if active() else arrays
+
+
 def other_axis(shape: tuple[int, ...], axis: int) -> int | None:
     """Another axis to spread: the first that is spread evenly over most devices, or the longest."""
 
@@ -173,4 +185,4 @@ def take(x: AnyArray, index: Int[AnyArray, " k"], axis: int) -> AnyArray:
     >>> take(jax.numpy.arange(4.0), jax.numpy.array([2, 0]), 0)
     Array([2., 0.], dtype=float32)
     """
-    return whole_along(namespace(x, index).take(whole_along(x, axis), index, axis), axis)
+    return whole_along(pick(whole_along(x, axis), index, axis), axis)

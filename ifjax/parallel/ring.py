@@ -11,6 +11,9 @@ from jaxtyping import Array, Float, Inexact
 
 from ifjax.parallel.placement import devices_over, names_over, other_axis, split_along, whole_along
 
+# Bytes of rows that a device sends at once: as many arrive at the same time.
+_BLOCK = 2**24
+
 
 def _padded(x: Array, axis: int, k: int) -> Array:
     """To a multiple of k, by zeros."""
@@ -46,19 +49,35 @@ def pairwise(
     if not names:
         return distance(x, y)
     k = devices_over(names)
+    # The rows of a device go round in so many parts: a power of two, which mostly divides them.
+    parts = 1
+    while parts < m // k and y.size * y.dtype.itemsize > k * parts * _BLOCK:
+        parts *= 2
+    rows = -(-m // (k * parts))
 
     def local(x: Array, y: Array) -> Array:
-        def step(y: Array, _: None) -> tuple[Array, Array]:
-            return jax.lax.ppermute(y, names, _ring(k)), distance(x, y)
+        me = jax.lax.axis_index(names)
 
-        _, tiles = jax.lax.scan(step, y, None, length=k)
-        came = (jax.lax.axis_index(names) - jnp.arange(k)) % k  # block j at step (own place - j)
-        return jnp.moveaxis(tiles[came], 0, 1).reshape(x.shape[axis], -1)
+        def round_of(cost: Array, part: Array) -> tuple[Array, None]:
+            def step(state: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
+                block, cost = state
+                column = ((me - i) % k * parts + part) * rows
+                cost = jax.lax.dynamic_update_slice(cost, distance(x, block), (0 * column, column))
+                return (jax.lax.ppermute(block, names, _ring(k)), cost), None
+
+            block = jax.lax.dynamic_slice_in_dim(y, part * rows, rows, axis)
+            return jax.lax.scan(step, (block, cost), jnp.arange(k))[0][1], None
+
+        shape = jax.eval_shape(distance, x, y)
+        cost = jnp.zeros((shape.shape[0], k * parts * rows), shape.dtype)
+        return jax.lax.scan(round_of, cost, jnp.arange(parts))[0]
 
     split = _only(x, axis, names)
     # Without the check, which wants the distance to know of the mesh.
     run = jax.shard_map(local, in_specs=(split, split), out_specs=P(names), check_vma=False)
-    cost = run(_padded(split_along(x, axis), axis, k), _padded(split_along(y, axis), axis, k))
+    cost = run(
+        _padded(split_along(x, axis), axis, k), _padded(split_along(y, axis), axis, k * parts)
+    )
     return cost[:n, :m]
 
 

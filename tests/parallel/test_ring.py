@@ -37,9 +37,11 @@ def distances(x, y):
     return jnp.abs(x.T[:, None] - y.T[None]).sum(-1)
 
 
+@pytest.mark.parametrize("block", [2**24, 8])
 @pytest.mark.parametrize("shape", [(8,), (2, 4), (5,)])
-def test_pairs_and_products_are_those_of_one_device(shape):
-    """Rows that do not divide by the devices; the matrix goes round, or the sums do."""
+def test_pairs_and_products_are_those_of_one_device(shape, block, monkeypatch):
+    """Rows that do not divide by the devices, in one block or in several; either factor moves."""
+    monkeypatch.setattr(ring, "_BLOCK", block)
     x, y, by, leaf = normal(3, 13), normal(3, 9), normal(9, 13), normal(2, 13, 11)
 
     def everything(x, y, by, leaf):

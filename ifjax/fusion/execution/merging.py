@@ -12,7 +12,7 @@ from ifjax.fusion import batch_norm
 from ifjax.fusion.merge import GroupMap, Maps, assigned, group_map, merge_leaf
 from ifjax.fusion.merge_steps import Merges
 from ifjax.fusion.program import Program, Refit
-from ifjax.namespace import AnyArray, Arrays
+from ifjax.namespace import AnyArray, Arrays, namespace
 from ifjax.parallel import threads
 from ifjax.structure.structure import BatchNorm, Group
 from ifjax.transport.transport import Transport
@@ -134,10 +134,11 @@ def _refit(
     norm, full = refit.norm, program.keep_shape
     kernel, scale, variance = work[norm.kernel], work[norm.scale], work[norm.variance]
     rows = batch_norm.spread(kernel, scale, norm.axis)
-    size, sign = batch_norm.slope(kernel, scale, variance, norm.axis, norm.eps)
+    size = batch_norm.slope(kernel, scale, variance, norm.axis, norm.eps)
     select = dict.fromkeys(merge, "select")
     rows = merge_leaf(rows, refit.rows, maps, merge, full)
     size = merge_leaf(size, refit.vector, maps, merge, full)
-    sign = merge_leaf(sign, refit.vector, maps, select, full)
+    kept = merge_leaf(scale, refit.vector, maps, select, full)
+    sign = namespace(kept).where(kept < 0, -1, 1).astype(size.dtype)
     dtype = jax.dtypes.canonicalize_dtype(leaves[norm.variance].dtype)
     return batch_norm.unfold(found, norm, rows, size * sign, dtype)

@@ -37,6 +37,7 @@ from ifjax.transport import costs
 from ifjax.transport.costs import Order
 from ifjax.transport.solvers import HostSolver
 from ifjax.transport.transport import Transport
+from ifjax.tree import promoted
 
 # A call that takes longer says how far it is.
 _LONG = 2.0
@@ -102,7 +103,12 @@ def changed(
     groups = [program.spec.structure.group[p.name] for p in level.problems]
     known = {p.name: p.sources for p in level.problems}
     maps = group_maps(program, groups, found, "weights", known, in_place=False)
-    return sources.changed(lambda leaves: applied(leaves, level.changes, maps, program.merge()))
+
+    def merge(leaves: Arrays) -> Arrays:
+        held = {path: promoted(leaves[path]) for path in level.changes if path in leaves}
+        return applied(held, level.changes, maps, program.merge())
+
+    return sources.changed(merge)
 
 
 def _start(init: Mapping[str, Transport] | None, p: GroupProblem) -> AnyArray | None:

@@ -13,6 +13,7 @@ from ifjax.fusion.execution.merging import fold
 from ifjax.fusion.program import GroupProblem, Program
 from ifjax.importance.independence import gram_independence
 from ifjax.namespace import AnyArray, Arrays, fixed
+from ifjax.parallel import placement
 from ifjax.tree import promoted
 
 
@@ -20,7 +21,8 @@ from ifjax.tree import promoted
 class Sources:
     """The arrays that groups are described and scored by, by path, at least float32.
 
-    All of numpy, or all of jax, and no gradient flows through them.
+    All of numpy, or all of jax, and no gradient flows through them. What is spread over devices
+    and read as it is travels in its own dtype, and is promoted where it arrives.
 
     Attributes:
       described: with the batch norms folded in; as the levels that are done have changed them.
@@ -57,12 +59,17 @@ class Sources:
 def sources_of(program: Program, leaves: Arrays, scores: Arrays, stats: Stats | None) -> Sources:
     """What the groups of a program are read from before any of them is fused."""
     spec = program.spec
-    dense = {path: fixed(promoted(leaves[path])) for path in program.read}
+    folds = {path for norm in program.norms for path in dataclasses.astuple(norm)}
+    as_is = placement.active()
+    dense = {
+        path: fixed(leaves[path] if as_is and path not in folds else promoted(leaves[path]))
+        for path in program.read
+    }
     folded = fold(dense, program.norms)
     products, statistics = {}, dict(scores)
     reads = {p.reads for level in program.levels for p in level.problems}
     if stats is not None and "gradients" in reads:
-        products = {path: (dense[path] * g).real for path, g in stats.gradients.items()}
+        products = {path: (promoted(dense[path]) * g).real for path, g in stats.gradients.items()}
     if stats is not None and "statistic" in reads:
         values = getattr(stats, program.statistic or "")
         for group in spec.structure.in_order():
