@@ -10,6 +10,7 @@ from importlib import import_module, metadata
 from types import ModuleType
 
 from ifjax.activations.batch_statistics import reset_statistics
+from ifjax.activations.input_moments import InputMoments, batch_moments, collect_moments
 from ifjax.activations.statistics import Stats, batch_stats, collect_stats
 from ifjax.activations.synthesis import synthesize
 from ifjax.allocation.allocate import allocate
@@ -35,6 +36,7 @@ from ifjax.transport.transport import Transport
 __all__ = [
     "DependencyGraph",
     "FusionSpec",
+    "InputMoments",
     "Method",
     "Report",
     "Round",
@@ -43,7 +45,9 @@ __all__ = [
     "align_models",
     "allocate",
     "apply_maps",
+    "batch_moments",
     "batch_stats",
+    "collect_moments",
     "collect_stats",
     "compact",
     "compose",
