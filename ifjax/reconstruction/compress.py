@@ -24,6 +24,7 @@ from ifjax.jaxprs.arguments import Arguments
 from ifjax.promotion import with_promotion
 from ifjax.reconstruction.calibration import calibration
 from ifjax.reconstruction.journal import Journal
+from ifjax.reconstruction.recompute import recomputing
 from ifjax.reconstruction.report import Report
 from ifjax.reconstruction.statistics import refit_statistics
 from ifjax.reconstruction.sweep import Given, sweep
@@ -46,6 +47,7 @@ def compress(
     scores: Scores | None = None,
     stats: Stats | None = None,
     folder: str | os.PathLike[str] | None = None,
+    frontier: str = "held",
     **static: Any,
 ) -> tuple[PyTree, Report]:
     r"""Chooses the neurons of a small network, and solves for the weights that read them.
@@ -76,11 +78,17 @@ def compress(
         ``"fuse"``, which is the default of `DependencyGraph.spec`.
       batches: unlabelled inputs, see `ifjax.activations.batches`: tuples of what ``apply_fn`` takes
         after the parameters, or the input alone. A few hundred images, or a few dozen windows of
-        text; all values between two solves are held for all of them.
+        text; see ``frontier`` for the memory that they take.
       scores: by group name, scores that choose the neurons of these groups.
       stats: for importances that need them.
       folder: where finished choices and solutions are kept, of this call alone: a run that was
         killed and is called again in the same way goes on with the next, to the same bits.
+      frontier: what is kept from one solve to the next. ``"held"``: all values of both functions
+        that are still to be read, of all inputs, about two activations of a layer each. Every layer
+        is then evaluated once. ``"recompute"``: the inputs alone; each choice and each solve
+        evaluates both functions anew up to there, a batch at a time, so that only one batch's
+        values are in memory, at the price of about half a forward pass of both for each of them.
+        The results agree but for rounding.
       **static: keyword arguments of ``apply_fn``, not traced.
 
     Returns:
@@ -89,8 +97,8 @@ def compress(
 
     Raises:
       ValueError: for no inputs, inputs of different shapes, too few of them to hold some out,
-        parameters of another network, activations that are not finite, or a folder that holds
-        another run.
+        parameters of another network, activations that are not finite, another frontier, or a
+        folder that holds another run.
       TypeError: for batches of another form, or anything but a spec.
 
     References:
@@ -111,6 +119,8 @@ def compress(
       True
     """
     check_spec(spec)
+    if frontier not in ("held", "recompute"):
+        raise ValueError(f"frontier: expected 'held' or 'recompute', got {frontier!r}")
     checked_leaves(params, spec.structure)
     data = calibration(batches, apply_fn, params)
     flat = unrolled(apply_fn, params, spec.structure, data.batches[0], static)
@@ -118,6 +128,8 @@ def compress(
     walked = resized(flat.apply_fn, flat.structure, flat.params, arguments, static)
     arrays = [Arguments.split(inputs, static).arrays for inputs in data.batches]
     walk = start(walked, jax.tree.leaves(flat.params), arrays)
+    if frontier == "recompute":
+        walk = recomputing(walk)
 
     def by_importance(groups: Sequence[Group]) -> Mapping[str, np.ndarray]:
         found = kept_by_importance(params, spec, flat.originals(groups), scores, stats)
@@ -130,7 +142,7 @@ def compress(
     else:
         given = _given(params, spec, flat, scores, stats)
     every = [*jax.tree.leaves(params), *(x for batch in arrays for x in batch)]
-    names = sorted(given.kept), sorted(given.matrices), sorted(static.items())
+    names = sorted(given.kept), sorted(given.matrices), sorted(static.items()), frontier
     every += jax.tree.leaves((given.kept, given.matrices, list(given.leaves)))
     journal = Journal.open(folder, (spec.to_json(), str(names), *every))
     result = sweep(walk, given, by_importance, data.held, journal)

@@ -359,5 +359,6 @@ def mix(
         for n in side.leaves:
             walk.write(n, merge(walk.leaves[n], leaves[n].axes, event))
         for small in walk.small:
-            small[side.number] = merge(small[side.number], walk.axes(side.number), event)
+            if side.number in small:  # else it is computed from the leaves when it is read
+                small[side.number] = merge(small[side.number], walk.axes(side.number), event)
         walk.dirty.add(side.number)

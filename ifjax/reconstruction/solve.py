@@ -257,7 +257,7 @@ def _target(
     walk: Walk, unit: Unit, sites: Sequence[Site], batch: int
 ) -> tuple[Float[Array, "B N O"], Array]:
     """What the sites are to give at the end of the unit, in normal form; and the dense end."""
-    dense = walk.restricted(walk.dense[batch][unit.end], unit.end)
+    dense = walk.restricted(walk.value(batch, unit.end, True), unit.end)
     solved = {s.place for s in sites}
     outputs = {}
     for site in unit.sites:

@@ -196,8 +196,7 @@ class Ahead:
 
     def __init__(self, walk: Walk, units: Sequence[Unit], place: int = 0) -> None:
         """From the place to which the walk has come, before the first of the units."""
-        dense = [dict(d) for d in walk.dense]
-        self.walk = dataclasses.replace(walk, dense=dense, small=[_Kept(walk, d) for d in dense])
+        self.walk = walk.alone(lambda dense: _Kept(walk, dense))
         self.skip = dict.fromkeys(range(len(walk.program.steps)), 0.0)
         self.last = walk.last_use({p: u.stop + 0.5 for u in units for p in u.places})
         self.place = place
@@ -342,9 +341,7 @@ def dense_evidence(
     for group in groups:
         for tap in taps[group.name]:
             wanted.setdefault(tap.place, []).append((group, tap))
-    ahead = dataclasses.replace(
-        walk, dense=[dict(d) for d in walk.dense], small=[{} for _ in walk.small]
-    )
+    ahead = walk.alone()
     everything = dict.fromkeys(range(len(walk.program.steps)), 0.0)
     last = walk.last_use({})
     parts: dict[str, list[Any]] = {g.name: [] for g in groups}

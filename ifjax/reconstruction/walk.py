@@ -247,6 +247,11 @@ class Walk:
                 small.pop(n, None)
                 self.dense[batch].pop(n, None)
 
+    def alone(self, beside: Callable[[dict[int, Any]], dict[int, Any]] = lambda dense: {}) -> Walk:
+        """The dense function from here on; ``beside`` stands in the place of compressed values."""
+        dense = [dict(values) for values in self.dense]
+        return dataclasses.replace(self, dense=dense, small=[beside(d) for d in dense])
+
     # events
 
     def keep(self, group: Group, index: np.ndarray, matrix: np.ndarray | None = None) -> None:
