@@ -14,7 +14,7 @@ from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of
 from ifjax.reconstruction.leaves import write_weight
 from ifjax.reconstruction.ragged import bounds_of, form_of_kernels, kept_of
-from ifjax.reconstruction.ridge import SHRINKAGES, ridge, squared_error
+from ifjax.reconstruction.ridge import best_shrinkage, ridge, squared_error
 from ifjax.reconstruction.solve import Solved
 from ifjax.reconstruction.walk import Walk
 
@@ -52,12 +52,7 @@ def solve_ragged(
     training, test = parts[False], parts.get(True)
     walk.check_finite(step, spread, training.gram, training.cross)
     none, whole = np.zeros(start.shape[::2]), training if test is None else added(test, training)
-    errors = {
-        s: squared_error(test, ridge(training, start, s, False)[0], none)
-        for s in SHRINKAGES
-        if test
-    }
-    best = min(errors, key=errors.__getitem__) if errors else 0.01
+    best, errors = best_shrinkage(training, test, start, intercept=False)
     solved, _ = ridge(whole, start, best, intercept=False)
     write_weight(walk, site, form, np.ones(start.shape[::2]), solved)
     share = (sum(held) / len(held) or 1.0) * (spread or 1.0)
@@ -68,8 +63,8 @@ def solve_ragged(
         best,
         squared_error(whole, start, none) / (spread or 1.0),
         squared_error(whole, solved, none) / (spread or 1.0),
-        squared_error(test, start, none) / share if test else float("nan"),
-        errors[best] / share if test else float("nan"),
+        errors[0] / share,
+        errors[1] / share,
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from jaxtyping import Float
 from scipy import linalg
 
 from ifjax.activations.moments import Moments
+from ifjax.parallel.threads import each
 
 SHRINKAGES = (0.001, 0.01, 0.1, 1.0, 10.0)
+WIDE = 4096  # rows of a kernel beyond which one shrinkage after another is tried, for their memory
 
 
 def ridge(
@@ -61,6 +65,38 @@ def ridge(
         if intercept:
             offsets[b] = (moments.target[b] - moments.rows[b] @ solved[b]) / moments.count
     return solved, offsets
+
+
+def best_shrinkage(
+    training: Moments,
+    test: Moments | None,
+    start: Float[np.ndarray, "B K O"],
+    intercept: bool,
+) -> tuple[float, tuple[float, float]]:
+    """The shrinkage with the least squared error on what was held out.
+
+    Args:
+      training: sums over the positions that weights are solved for.
+      test: sums over the others; None for a shrinkage of 0.01.
+      start: the weights as they are.
+      intercept: whether there is an offset.
+
+    Returns:
+      The shrinkage; and the error before and after, which are NaN without a test.
+    """
+    if test is None:
+        return 0.01, (float("nan"), float("nan"))
+    none = np.zeros(start.shape[::2])
+    before = squared_error(test, start, none)
+
+    def error(shrinkage: float) -> float:
+        return squared_error(test, *ridge(training, start, shrinkage, intercept))
+
+    k = start.shape[1]
+    calls = [functools.partial(error, shrinkage) for shrinkage in SHRINKAGES]
+    found = each(calls, [start.size * k] * len(calls)) if k <= WIDE else [call() for call in calls]
+    best = int(np.argmin(found))
+    return SHRINKAGES[best], (before, found[best])
 
 
 def _factor(gram: Float[np.ndarray, "K K"], shift: float) -> tuple[np.ndarray, bool]:

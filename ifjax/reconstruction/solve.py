@@ -22,7 +22,7 @@ from ifjax.activations.moments import (
 )
 from ifjax.graph.facts.sites import Site, Unit
 from ifjax.reconstruction.leaves import Offset, admits_any, find_offset, write_offset, write_weight
-from ifjax.reconstruction.ridge import SHRINKAGES, ridge, squared_error
+from ifjax.reconstruction.ridge import best_shrinkage, ridge, squared_error
 from ifjax.reconstruction.taps import form_of, is_even, slopes
 from ifjax.reconstruction.walk import Walk
 from ifjax.tree import promoted
@@ -211,7 +211,7 @@ def _finished(
     walk.check_finite(problem.sites[0].step, spread, training.gram, training.cross)
     start, offset = np.concatenate(problem.starts, 1), problem.offset
     whole = training if test is None else added(test, training)
-    best, errors = _best_shrinkage(training, test, start, offset is not None)
+    best, errors = best_shrinkage(training, test, start, offset is not None)
     solved, shifts = ridge(whole, start, best, offset is not None)
     before = squared_error(whole, start, np.zeros_like(shifts))
     after = squared_error(whole, solved, shifts)
@@ -296,17 +296,3 @@ def _parts(
             cut.append(jax.lax.slice_in_dim(x, i * size, (i + 1) * size, axis=a))
         n = target.shape[1] // count
         yield moments(forms, shapes, tuple(cut), target[:, i * n : (i + 1) * n])
-
-
-def _best_shrinkage(
-    training: Moments, test: Moments | None, start: np.ndarray, intercept: bool
-) -> tuple[float, tuple[float, float]]:
-    """The shrinkage with the least error on what was held out; that error before and after."""
-    if test is None:
-        return 0.01, (float("nan"), float("nan"))
-    errors = {}
-    for shrinkage in SHRINKAGES:
-        errors[shrinkage] = squared_error(test, *ridge(training, start, shrinkage, intercept))
-    best = min(errors, key=errors.__getitem__)
-    none = np.zeros(start.shape[::2])
-    return best, (squared_error(test, start, none), errors[best])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ifjax.activations.moments import Moments
-from ifjax.reconstruction.ridge import ridge, squared_error
+from ifjax.reconstruction.ridge import SHRINKAGES, best_shrinkage, ridge, squared_error
 
 
 def sums(x, t):
@@ -45,3 +45,22 @@ def test_what_never_fires_keeps_its_weights():
     x = np.array([[1.0, 0], [2, 0], [3, 0], [5, 0]])  # one of two
     found, _ = ridge(sums(x, t), start, 0.1, True)
     assert found[0, 1, 0] == 1.0
+
+
+@pytest.mark.parametrize("k", [5, 100])  # one after another, and side by side
+def test_the_best_shrinkage_is_that_of_the_least_error_on_other_rows(k):
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(k, 8))
+    x = rng.normal(size=(3 * k, k))
+    t = x @ truth + 5 * rng.normal(size=(3 * k, 8))
+    start = truth[None] + rng.normal(size=(1, k, 8)) / 3
+    training, test = sums(x[:k], t[:k]), sums(x[k:], t[k:])
+    errors = []
+    for shrinkage in SHRINKAGES:
+        found, shift = ridge(training, start, shrinkage, True)
+        errors.append(((x[k:] @ found[0] + shift - t[k:]) ** 2).sum())
+    best, (before, after) = best_shrinkage(training, test, start, True)
+    assert best == SHRINKAGES[int(np.argmin(errors))]
+    np.testing.assert_allclose(after, min(errors), rtol=1e-9)
+    np.testing.assert_allclose(before, ((x[k:] @ start[0] - t[k:]) ** 2).sum(), rtol=1e-9)
+    assert np.isnan(best_shrinkage(training, None, start, True)[1]).all()
