@@ -197,6 +197,10 @@ def test_under_jit_and_in_half_precision():
 
         got = jax.jit(fuse)(one, two, jnp.array([2.0, 2.0]))
         assert_close(got, want, rtol=1e-4, atol=1e-5)
+        closed = jax.jit(lambda weights, fuse=fuse: fuse(one, two, weights))(jnp.array([2.0, 2.0]))
+        assert_close(closed, want, rtol=1e-4, atol=1e-5)
+        kept = jax.jit(lambda fuse=fuse: fuse(one, two, [2, 2]))()
+        assert_close(kept, want, rtol=1e-6, atol=1e-6)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), one)
     assert_close(ifjax.fuse_models([half, permuted(half, GRAPH)], GRAPH), half)
 
