@@ -98,3 +98,5 @@ def test_a_residual_network_is_nearer_to_the_dense_one(what):
     error, before = (float(jnp.mean((apply_small(p, x) - want) ** 2)) for p in (small, plain))
     assert error < 0.8 * before
     assert "down" in {path for s in report.solved for path in s.sites}
+    again, _ = ifjax.compress(residual, params, spec, [x], frontier="recompute")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), small, again)
