@@ -172,3 +172,27 @@ def test_given_dimensions_are_corrected_too():
     index = np.asarray(report.kept[name])[0]
     np.testing.assert_array_equal(small["k"][:, 0], params["k"].astype(np.float32)[:, 0, index])
     assert small["q"].shape == (8, HEADS, KEPT)
+
+
+def test_queries_that_share_keys_are_turned_with_them():
+    """Two queries for every key: their products with it are restored by one matrix."""
+    params = {"q": normal(1, 8, 2 * HEADS, DIM), "k": normal(2, 8, HEADS, DIM)}
+    x = (normal(9, 16, 5, 8) * 4).astype(np.float32)
+
+    def logits(p, x):
+        q = jnp.einsum("btc,chd->bthd", x, p["q"]).reshape(*x.shape[:2], HEADS, 2, -1)
+        k = jnp.einsum("btc,chd->bthd", x, p["k"])
+        return jnp.einsum("btkrd,bskd->bkrts", q, k)
+
+    def apply(p, x):
+        return jnp.einsum("bkrts,bsc->btkrc", jax.nn.softmax(logits(p, x), -1), x)
+
+    graph = ifjax.trace(apply, params, x)
+    [name] = [g.name for g in graph.groups if g.size == DIM]
+    small, report = ifjax.compress(apply, params, graph.spec({name: 0.5}), [x])
+    [solved] = report.solved
+    assert {*solved.sites} == {"q", "k"}
+    assert solved.after < solved.before
+    want = logits(params, x)
+    error = jnp.mean((logits(small, x) - want) ** 2) / jnp.var(want)
+    np.testing.assert_allclose(error, solved.after, rtol=1e-3)
