@@ -89,8 +89,8 @@ def problem_of(
         mass = pick(scores, targets, 0)
         if group.solver is None:
             return Problem(scores, targets, 0 * scores, 0 * mass)
-    if isinstance(scores, jax.Array) and not placement.active():
-        # One matrix, of which everything is summed and picked at once.
+    if isinstance(scores, jax.Array) and jax.default_backend() != "cpu" and not placement.active():
+        # One matrix, of which everything is summed and picked at once: fewer kernels.
         parts = [(_columns(parts), 1)]
     whole = _spread(parts)
     factors = placement.replicated(costs.factors(_wide(whole)))

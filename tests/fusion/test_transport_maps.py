@@ -391,3 +391,17 @@ def test_a_mixture_without_scikit_learn_is_refused_before_anything_is_computed(m
     spec = traced("mlp").spec(0.5, targets="centroids", centroids="gaussian_mixture")
     with pytest.raises(ImportError, match="needs scikit-learn"):
         ifjax.fuse_params(init("mlp"), spec)
+
+
+@pytest.mark.parametrize("solver", ["nearest", "exact"])
+def test_an_accelerator_s_way_to_the_maps_gives_the_same_maps(solver, monkeypatch):
+    """There the features are one matrix, and the costs one sum."""
+    params = init("vgg")
+    spec = traced("vgg").spec(0.5, solver=solver)
+    want = ifjax.transport_maps(params, spec)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    got = jax.jit(ifjax.transport_maps, static_argnames="spec")(params, spec)
+    for name, found in want.items():
+        np.testing.assert_array_equal(got[name].targets, found.targets)
+        np.testing.assert_allclose(got[name].map, found.map, atol=1e-6)
+        np.testing.assert_allclose(got[name].cost, found.cost, rtol=1e-5)
