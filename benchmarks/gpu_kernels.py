@@ -152,6 +152,8 @@ def unsolved(spec: Any, struct: Any) -> tuple[Any, tuple[Any, ...]]:
 
     import ifjax
     from ifjax.fusion.execution import solve
+    from ifjax.fusion.fuse import _fused
+    from ifjax.fusion.transport_maps import inputs_of
 
     shapes: list[Any] = []
 
@@ -163,7 +165,6 @@ def unsolved(spec: Any, struct: Any) -> tuple[Any, tuple[Any, ...]]:
     solve.called = recording
     jax.eval_shape(lambda params: ifjax.fuse_params(params, spec), struct)
     solve.called = call
-    jax.clear_caches()
 
     def function(params: Any, answers: Any) -> Any:
         left, asked = list(answers), []
@@ -174,8 +175,7 @@ def unsolved(spec: Any, struct: Any) -> tuple[Any, tuple[Any, ...]]:
 
         solve.called = answer
         # Not as a program of its own, out of which nothing could be handed.
-        with jax.disable_jit(False):
-            small = ifjax.fuse_params.__wrapped__(params, spec)
+        small, _ = _fused(*inputs_of(params, spec))
         solve.called = call
         return small, asked
 
