@@ -8,10 +8,11 @@ those of another: while all threads have a call, a product has one.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import jax
@@ -55,10 +56,22 @@ def each(
     if len(calls) < 2 or small or not threadable(*operands):
         return [_quiet(call) for call in calls]
     order = sorted(range(len(calls)), key=lambda i: -largest.get(i, 0))
-    limit = _PRODUCT if len(calls) >= _THREADS else None
-    with _setting, _blas().limit(limits=limit, user_api="blas"):
+    with _limited(len(calls)):
         found = {i: _pool().submit(_quiet, calls[i]) for i in order}
         return [found[i].result() for i in range(len(calls))]
+
+
+@contextlib.contextmanager
+def _limited(calls: int) -> Iterator[None]:
+    """Products of one thread, where all threads have a call and nobody has seen to it already."""
+    if calls < _THREADS or not _setting.acquire(blocking=False):
+        yield
+        return
+    try:
+        with _blas().limit(limits=_PRODUCT, user_api="blas"):
+            yield
+    finally:
+        _setting.release()
 
 
 def threadable(*operands: PyTree) -> bool:

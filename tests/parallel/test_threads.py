@@ -88,6 +88,13 @@ def test_a_product_has_one_thread_while_all_have_a_call():
         assert count() == 3
 
 
+def test_calls_inside_of_calls_do_not_wait_for_the_setting_of_blas(monkeypatch):
+    pool = threads.concurrent.futures.ThreadPoolExecutor(4, thread_name_prefix="ifjax")
+    monkeypatch.setattr(threads, "_pool", lambda: pool)
+    inner = [lambda: 1, lambda: 2]
+    assert threads.each([lambda: threads.each(inner), lambda: [3]]) == [[1, 2], [3]]
+
+
 def test_one_core_has_no_other_threads(monkeypatch):
     monkeypatch.setattr(threads, "_THREADS", 1)
     assert names(np.ones(2)) == {threading.current_thread().name}
