@@ -65,7 +65,7 @@ def unchecked():
 
 
 # Packages whose tests run where a caller's code base promotes neither dtypes nor ranks.
-STRICT = ("activations", "importance", "jaxprs", "spec", "structure")
+STRICT = ("activations", "fusion", "graph", "importance", "jaxprs", "spec", "structure", "transport")
 
 
 @pytest.fixture(autouse=True)

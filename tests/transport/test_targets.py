@@ -44,6 +44,6 @@ def test_more_starts_are_no_worse():
 
     def inertia(starts):
         centres = KMeans(starts).clusters(x, 6, jax.random.key(2)).centroids
-        return float(((x[:, None] - centres) ** 2).sum(-1).min(1).sum())
+        return float(((x[:, None] - centres[None]) ** 2).sum(-1).min(1).sum())
 
     assert inertia(20) < inertia(1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from ifjax.promotion import with_promotion
 from ifjax.transport.solvers.base import Solver
 from ifjax.transport.solvers.solution import Cost, Solution, Source, Target, marginal_error
 
@@ -52,6 +53,7 @@ class Entropic(Solver):
             if not number or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {value!r}")
 
+    @with_promotion
     def __call__(self, cost: Cost, a: Source, b: Target, init: Source | None = None) -> Solution:
         """Solves a problem; a start is one at the final epsilon."""
         return _solved(cost, a, b, init, self)

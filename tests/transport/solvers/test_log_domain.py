@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from ott.geometry import geometry
 from ott.solvers import linear
 
@@ -11,6 +12,7 @@ from ifjax.transport import transport
 from tests.transport.solvers.problems import THRESHOLD, problem
 
 
+@pytest.mark.promotes(ranks="ott-jax itself does", dtypes="and so")
 def test_the_plan_is_that_of_plain_ott_jax():
     cost, a, b, targets = problem(2, kind="importance")
     plain = linear.solve(
@@ -24,6 +26,7 @@ def test_ott_jax_is_imported_by_this_solver_alone():
     code = """
 import sys
 import jax.numpy as jnp
+import pytest
 from ifjax.transport import transport
 half = jnp.full(2, 0.5)
 for solver in ("sinkhorn_kernel", "exact", "nearest"):
