@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ifjax
+from ifjax.promotion import with_promotion
 from ifjax.structure.structure import Structure
 
 Leaves = dict[str, np.ndarray]
@@ -136,7 +137,7 @@ def trace(model: str, leaves: Leaves | None = None, eps: float = 0.0) -> ifjax.D
 
 def apply(model: str, eps: float = 0.0) -> Callable[..., jax.Array]:
     """The forward pass of ``mlp``, ``vgg`` or ``res``, eval mode."""
-    return {"mlp": _mlp, "vgg": _vgg(eps), "res": _res(eps)}[model]
+    return with_promotion({"mlp": _mlp, "vgg": _vgg(eps), "res": _res(eps)}[model])
 
 
 def _linear(p, name, x):

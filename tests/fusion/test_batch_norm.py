@@ -203,7 +203,7 @@ def test_channels_whose_scale_is_zero_and_kernels_of_zero_make_no_nan():
         np.testing.assert_allclose(size, np.array([0, 0, 1, 0]) / np.sqrt(1 + eps), rtol=1e-6)
         found = batch_norm.unfold({"k": kernel, "m": scale}, norm_of_k(eps), spread, scale)
         assert all(np.all(np.isfinite(x)) for x in found.values())
-        np.testing.assert_allclose(found["k"], kernel / jnp.asarray([[1], [2], [-1], [1]]))
+        np.testing.assert_allclose(found["k"], kernel / jnp.asarray([[1.0], [2.0], [-1.0], [1.0]]))
 
 
 def norm_of_k(eps):

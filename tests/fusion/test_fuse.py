@@ -505,7 +505,7 @@ def test_keep_shape_divides_by_no_zero(method):
     p = {k: jnp.asarray(v, jnp.float32) for k, v in p.items()}
 
     def f(p, x):
-        return ((x @ p["w"]) / p["t"]) @ p["o"]
+        return ((x @ p["w"]) / p["t"][None]) @ p["o"]
 
     x = jnp.asarray(rng.normal(size=(2, 4)), jnp.float32)
     spec = ifjax.trace(f, p, x).spec(0.5, method=method)

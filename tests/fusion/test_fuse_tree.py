@@ -11,6 +11,8 @@ import pytest
 import ifjax
 from tests import reference
 
+pytestmark = pytest.mark.promotes(ranks="its own functions do", dtypes="its own functions do")
+
 WIDTHS = (8, 6)
 LABELS = {"fc0": "fast", "fc1": "slow", "fc2": "slow"}
 

@@ -21,6 +21,8 @@ from optax import contrib
 import ifjax
 from ifjax.frameworks import cut_nnx, equinox_function, nnx_function
 
+pytestmark = pytest.mark.promotes(ranks="its own functions do", dtypes="its own functions do")
+
 N = 8
 X = jnp.asarray(np.random.default_rng(1).standard_normal((5, 6)), jnp.float32)
 

@@ -98,6 +98,7 @@ PLANNED = reference.trace("mlp", reference.init("mlp", 0, (4, 3))).spec(keep={NA
 FISHER = {NAME: np.arange(N, dtype=np.float16)}
 
 
+@pytest.mark.promotes(dtypes="inside of a public function")
 def test_statistics_are_needed_where_the_importance_and_a_group_without_scores_want_them():
     assert stats_of("l1", None) is None
     assert stats_of("fisher", None, [NAME]) is None

@@ -23,6 +23,8 @@ from jax import lax
 
 import ifjax
 
+pytestmark = pytest.mark.promotes(ranks="its own functions do", dtypes="its own functions do")
+
 rng = np.random.default_rng(0)
 X = rng.normal(size=(5, 6))
 CASES = {}

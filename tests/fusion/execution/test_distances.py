@@ -11,6 +11,11 @@ from scipy.spatial.distance import cdist
 from ifjax.fusion.execution import distances as module
 from ifjax.fusion.execution.distances import distances
 
+pytestmark = pytest.mark.promotes(
+    ranks="within public functions",
+    dtypes="within public functions",
+)
+
 NAMES = {1: "cityblock", 2: "euclidean", math.inf: "chebyshev", "cosine": "cosine"}
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(

@@ -3,11 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec as P
 
 import ifjax
 from ifjax.fusion.execution.place import is_held, placed, run, to_devices, to_host
 from ifjax.fusion.program import compiled
+
+pytestmark = pytest.mark.promotes(
+    ranks="within public functions",
+    dtypes="within public functions",
+)
 
 PARAMS = {"w1": jnp.ones((3, 4)), "w2": jnp.ones((4, 2))}
 PROGRAM = compiled(

@@ -1,10 +1,16 @@
 """What groups are described and scored by."""
 
 import numpy as np
+import pytest
 
 import ifjax
 from ifjax.fusion.execution.sources import sources_of
 from ifjax.fusion.program import compiled
+
+pytestmark = pytest.mark.promotes(
+    ranks="within public functions",
+    dtypes="within public functions",
+)
 
 RNG = np.random.default_rng(0)
 SHAPES = {"w1": (3, 4), "w2": (4, 2)}

@@ -7,6 +7,8 @@ from jax.extend.core import Literal
 
 from ifjax.graph.facts.origins import NOTHING, Origins
 
+pytestmark = pytest.mark.promotes(ranks="its own functions do")
+
 W = jnp.ones((4, 4))
 
 

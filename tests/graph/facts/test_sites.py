@@ -7,6 +7,8 @@ import pytest
 from ifjax.graph.facts.sites import find_sites
 from ifjax.jaxprs.program import flatten
 
+pytestmark = pytest.mark.promotes(ranks="its own functions do")
+
 W, V, B, X = jnp.ones((4, 4)), jnp.ones((4, 4)), jnp.ones(4), jnp.ones((3, 4))
 
 
