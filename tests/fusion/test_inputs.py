@@ -51,6 +51,7 @@ def test_unknown_groups_are_refused_with_the_names_of_some():
         checks.known_group(PLAN, "nope")
 
 
+@pytest.mark.promotes(dtypes="inside of a public function")
 def test_scores_are_promoted_and_stopped():
     found = checks.checked_scores({NAME: np.arange(N)}, PLAN)
     assert found[NAME].dtype == jnp.float32

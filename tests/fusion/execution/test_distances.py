@@ -89,13 +89,13 @@ def test_one_program_serves_every_size(monkeypatch):
     assert len(COMPILED) == count
 
 
-def test_an_accelerator_has_larger_tiles_and_no_inner_loop(monkeypatch):
+def test_an_accelerator_has_larger_tiles_and_longer_steps(monkeypatch):
     monkeypatch.setattr(module, "_SMALL", 1)
     monkeypatch.setattr(module, "_side", lambda: 32)
-    monkeypatch.setattr(module, "_chunk", lambda: None)
+    monkeypatch.setattr(module, "_chunk", lambda: 32)
     x, y = points(40, 37, 33)
     for p in (1, 3.0, math.inf):
         np.testing.assert_allclose(distances(x, y, p), expected(x, y, p), rtol=3e-6)
     monkeypatch.undo()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert (module._side(), module._chunk()) == (512, None)
+    assert (module._side(), module._chunk()) == (512, 64)
