@@ -5,7 +5,7 @@ many outputs. Seconds of wall clock and of all processors; the squared error tha
 is left, relative to all. One by one: with as many candidates as there are columns, where that does
 not take too long.
 
-    python benchmarks/choice.py                    # a quarter of an hour on 2 cores, 8 GB
+    python benchmarks/choice.py                    # half an hour on 2 cores, 8 GB
     python benchmarks/choice.py --neurons 1024     # rows of other sizes stay
 """
 
@@ -23,6 +23,7 @@ from ifjax.reconstruction import choice
 SIZES = (1024, 4096, 14336)
 ONE_BY_ONE = 1024  # neurons at most
 SEED = 0
+DIRECTIONS = ("backward", "forward")
 
 
 def problem(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,18 +68,19 @@ def main() -> None:
     """Measures what is missing, prints and writes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--neurons", nargs="+", type=int, default=SIZES)
+    parser.add_argument("--kept", nargs="+", type=float, default=(0.5, 0.125), help="shares")
+    parser.add_argument("--directions", nargs="+", default=DIRECTIONS, choices=DIRECTIONS)
     args = parser.parse_args()
+    keys, blocks = ("neurons", "kept", "direction", "candidates"), choice.CANDIDATES
     rows: list[Any] = []
-    blocks = choice.CANDIDATES
     for n in args.neurons:
-        for kept in (n // 2, n // 8):
-            for direction in ("backward", "forward"):
+        for kept in (int(share * n) for share in args.kept):
+            for direction in args.directions:
                 for candidates in [blocks, *([n] if n <= ONE_BY_ONE else [])]:
-                    rows.append(measure(n, kept, direction, candidates))
-                    print(rows[-1], flush=True)
-    keys = ("neurons", "kept", "direction", "candidates")
-    rows = list(record.with_earlier("choice", rows, keys))
-    record.write("choice", rows)
+                    row = measure(n, kept, direction, candidates)
+                    print(row, flush=True)
+                    rows = list(record.with_earlier("choice", [row], keys))
+                    record.write("choice", rows)
     print(record.markdown(rows))
 
 

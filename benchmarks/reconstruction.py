@@ -4,11 +4,12 @@ ResNet-20 and ResNet-56: the groups inside the blocks, as in checkpoints.py. VGG
 every group, residual streams too; and ResNet-18's groups inside the blocks at 65 % with 128
 images, the case that GRAIL reports (84.8 % on a network of its own). Uniform ratio, the full test
 set; plain pruning and Intra-Fusion (exact transport) beside it, both also with batch-norm
-statistics reset on the same images. Rows that were measured before are kept, so that an
-interrupted run goes on.
+statistics reset on the same images. What the choice is worth: consumers solved for producers that
+were selected by l1, merged by Intra-Fusion, or selected by reconstruction, backwards (`compress`)
+or forwards. Rows that were measured before are kept, so that an interrupted run goes on.
 
     python benchmarks/reconstruction.py                          # about 40 minutes on 2 cores
-    python benchmarks/reconstruction.py --networks resnet20
+    python benchmarks/reconstruction.py --networks resnet20 --sparsities 0.5
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from flax.traverse_util import unflatten_dict
 
 import ifjax
 from ifjax import data, interop, models
+from ifjax.importance import Reconstruction
 
 BATCH = 128
 INNER = {
@@ -35,7 +37,10 @@ INNER = {
     "resnet18": "params/layer*/conv1/kernel",
 }
 WHOLE = ("vgg11", "resnet18")
-METHODS = ("plain", "plain, reset", "Intra-Fusion", "Intra-Fusion, reset", "compress")
+METHODS = (
+    *("plain", "plain, reset", "Intra-Fusion", "Intra-Fusion, reset"),
+    *("l1, solved", "Intra-Fusion, solved", "compress, forward", "compress"),
+)
 
 
 def images_of(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -84,9 +89,14 @@ def measure(case: tuple[str, str, float, int], method: str, test: Any) -> dict[s
     if method.startswith("Intra"):
         spec = dataclasses.replace(spec, method=dataclasses.replace(spec.method, method="fuse"))
     began = time.perf_counter()
-    if method == "compress":
-        chosen = dataclasses.replace(spec.method, importance="reconstruction")
+    if method.startswith("compress"):
+        importance = Reconstruction("forward" if "forward" in method else "backward")
+        chosen = dataclasses.replace(spec.method, importance=importance)
         spec = dataclasses.replace(spec, method=chosen)
+    elif "solved" in method:  # l1 that is given counts, the default would not
+        chosen = dataclasses.replace(spec.method, importance="l1")
+        spec = dataclasses.replace(spec, method=chosen)
+    if "compress" in method or "solved" in method:
         small, _ = ifjax.compress(apply_fn, params, spec, batches)
     else:
         small = ifjax.fuse_params(params, spec)
@@ -113,6 +123,8 @@ def main() -> None:
     every = list(dict.fromkeys(name for name, *_ in cases()))
     parser.add_argument("--networks", nargs="+", default=every, choices=every)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    sparsities = sorted({s for _, _, s, _ in cases()})
+    parser.add_argument("--sparsities", nargs="+", type=float, default=sparsities)
     parser.add_argument("--again", action="store_true", help="measure what was measured before too")
     args = parser.parse_args()
     path = record.RESULTS / "reconstruction.json"
@@ -121,7 +133,9 @@ def main() -> None:
     test = images_of("test")
     for case in cases():
         for method in METHODS:
-            if case[0] not in args.networks or method not in args.methods:
+            if case[0] not in args.networks or case[2] not in args.sparsities:
+                continue
+            if method not in args.methods:
                 continue
             same = [r for r in rows if tuple(r[k] for k in known) == (*case, method)]
             if same and not args.again:

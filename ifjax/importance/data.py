@@ -93,8 +93,8 @@ class Reconstruction(GroupMetric):
 
     Attributes:
       direction: ``"backward"`` removes neuron after neuron, ``"forward"`` takes neuron after
-        neuron; backward is mostly the better one by a little, forward the faster one where few
-        neurons stay.
+        neuron. Backward is a little better where many neurons stay; forward is faster, and can be
+        better too, where few do.
 
     Raises:
       ValueError: for another direction.
