@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Inexact, Int
+from jaxtyping import Array, Float, Inexact, Int
 
 from ifjax.fusion.merge_steps import MergeStep
 from ifjax.namespace import AnyArray, along, namespace, pick, put
@@ -310,14 +310,16 @@ def times(by: Matrix, x: Inexact[AnyArray, "*full"], axis: int) -> Inexact[AnyAr
 
 
 def _gathered(by: SparsePlan, x: AnyArray, axis: int) -> AnyArray:
-    weights = by.weights.astype(x.dtype)
-    (m, k), ndim = weights.shape, x.ndim
+    weights, ndim = by.weights.astype(x.dtype), x.ndim
+
+    def term(i: int | Array) -> AnyArray:
+        return pick(x, by.sources[:, i], axis) * along(weights[:, i], axis, ndim)
+
+    k = weights.shape[1]
     if k > _FEW and isinstance(weights, jax.Array):
-        rows = pick(x, by.sources.reshape(-1), axis)
-        rows = rows.reshape(*x.shape[:axis], m, k, *x.shape[axis + 1 :])
-        weights = weights.reshape(*(1,) * axis, m, k, *(1,) * (ndim - axis - 1))
-        return jnp.sum(weights * rows, axis + 1)
-    found = pick(x, by.sources[:, 0], axis) * along(weights[:, 0], axis, ndim)
+        # Not one sum over all sources: XLA of jax 0.10 computes some of these wrongly on CPUs.
+        return jax.lax.fori_loop(1, k, lambda i, found: found + term(i), term(0))
+    found = term(0)
     for i in range(1, k):
-        found += pick(x, by.sources[:, i], axis) * along(weights[:, i], axis, ndim)
+        found += term(i)
     return found

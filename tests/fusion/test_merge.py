@@ -322,3 +322,17 @@ def test_the_whole_network_is_the_product_of_loops():
         }
         for path, x in expected.items():
             np.testing.assert_allclose(small[path], x, atol=2e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("sources", [2, 7])
+def test_sources_add_up_inside_of_jit_as_on_the_host(sources):
+    rng = np.random.default_rng(0)
+    plan = SparsePlan(
+        rng.integers(0, 24, (6, sources), dtype=np.int32),
+        rng.random((6, sources)).astype(np.float32),
+    )
+    x = rng.normal(size=(3, 24, 5)).astype(np.float32)
+    expected = np.einsum("jk,ijkl->ijl", plan.weights, x[:, plan.sources])
+    np.testing.assert_allclose(times(plan, x, 1), expected, rtol=1e-5)
+    jitted = jax.jit(lambda by, x: times(by, x, 1))(jax.tree.map(jnp.asarray, plan), x)
+    np.testing.assert_allclose(jitted, expected, rtol=1e-5)

@@ -66,6 +66,7 @@ def test_cost_equals_a_float64_loop(p, d, seed):
     np.testing.assert_allclose(got, distances(x, y, p), rtol=5e-6, atol=1e-13)
 
 
+@pytest.mark.promotes(ranks="within public functions", dtypes="within public functions")
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("p", COSTS)
 def test_sums_over_many_features_at_once_are_the_same(p, axis, monkeypatch):
