@@ -125,7 +125,7 @@ def collect_moments(
     total: dict[str, InputMoments] | None = None
     for inputs in read_inputs(batches, apply_fn, params):
         arguments = Arguments.split(inputs)
-        form = arguments.tree, repr(arguments.static)
+        form = arguments.tree, tuple((i, _key(x)) for i, x in arguments.static)
         if form not in steps:
             steps[form] = jax.jit(functools.partial(_measured, apply_fn, arguments))
         found = {
@@ -181,6 +181,11 @@ def batch_moments(
     if axis_name is None:
         return found
     return {name: _over_devices(moments, axis_name) for name, moments in found.items()}
+
+
+def _key(x: object) -> Hashable:
+    """What tells static inputs apart: the value, or which object it is."""
+    return (type(x), x) if isinstance(x, Hashable) else id(x)
 
 
 def _over_devices(own: InputMoments, axes: str | tuple[str, ...]) -> InputMoments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def merge(x: Any, axes: Sequence[ex.Expression], event: Event) -> Any:
 
     def one(x: Any, matrix: Any) -> Any:
         for axis, e in enumerate(view.rest()):
-            times = lambda x, i: jnp.moveaxis(jnp.tensordot(matrix, x, (1, i)), 0, i)  # noqa: E731
+            times = functools.partial(_times, matrix)
             x = axis_arrays.transform(x, axis, e, name, times, event.sizes)
         return x
 
@@ -62,6 +63,11 @@ def merge(x: Any, axes: Sequence[ex.Expression], event: Event) -> Any:
     flat = matrix.reshape(-1, *matrix.shape[-2:])
     merged = jax.vmap(one)(view.front(x, event.sizes), flat)
     return view.back(merged, {**event.sizes, name: matrix.shape[-2]})
+
+
+def _times(matrix: jax.Array, x: Any, axis: int) -> jax.Array:
+    found = jnp.tensordot(matrix, x, (1, axis), precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(found, 0, axis)
 
 
 def narrow(x: Any, axes: Sequence[ex.Expression], event: Event) -> Any:

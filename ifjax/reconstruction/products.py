@@ -216,6 +216,8 @@ def product_grams(walk: Walk, product: Product, held: Sequence[bool]) -> list[Pr
         found = _grams(forms, tuple(small), tuple(dense))
         q, k, p, r, *sums = (np.asarray(x, np.float64) for x in found)
         square, total, count = sums
+        members = dict.fromkeys(m.path for m in product.group.members)
+        walk.check_finite(step, q, k, p, r, square, total, names=list(members))
         part = ProductGrams(q, k, p, r, square, total, count, entry)
         parts.setdefault(is_held, []).append(part)
     return [joined(parts[is_held]) for is_held in sorted(parts)]

@@ -50,8 +50,8 @@ def solve_ragged(
         parts[is_held] = added(parts.get(is_held), found)
         spread += deviation
     training, test = parts[False], parts.get(True)
-    walk.check_finite(step, spread, training.gram, training.cross)
     none, whole = np.zeros(start.shape[::2]), training if test is None else added(test, training)
+    walk.check_finite(step, spread, whole.gram, whole.cross)
     best, errors = best_shrinkage(training, test, start, intercept=False)
     solved, _ = ridge(whole, start, best, intercept=False)
     write_weight(walk, site, form, np.ones(start.shape[::2]), solved)

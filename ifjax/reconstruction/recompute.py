@@ -26,7 +26,8 @@ class _Again(Walk):
     def _compiled(
         self, jobs: Sequence[Job], wanted: Sequence[Key]
     ) -> Callable[[Callable[[Key], Any]], dict[Key, Any]]:
-        made = [self.resized.size(a) for j in jobs for n, _ in j.outputs for a in self._all(n)]
+        values = [n for j in jobs for n, _ in (*j.inputs, *j.outputs)]
+        made = [self.resized.size(a) for n in values for a in self._all(n)]
         rebuilt = [getattr(j.evaluate, "func", None) == self.resized.rebuild for j in jobs]
         form = tuple((j.inputs, j.outputs) for j in jobs), tuple(made), tuple(rebuilt)
         key = (*form, tuple(wanted))

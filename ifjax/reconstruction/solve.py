@@ -208,9 +208,9 @@ def _finished(
     """Solves, and writes the weights and the offset."""
     training, test, spread = sums.training, sums.test, sums.spread or 1.0
     assert training is not None
-    walk.check_finite(problem.sites[0].step, spread, training.gram, training.cross)
-    start, offset = np.concatenate(problem.starts, 1), problem.offset
     whole = training if test is None else added(test, training)
+    walk.check_finite(problem.sites[0].step, spread, whole.gram, whole.cross)
+    start, offset = np.concatenate(problem.starts, 1), problem.offset
     best, errors = best_shrinkage(training, test, start, offset is not None)
     solved, shifts = ridge(whole, start, best, offset is not None)
     before = squared_error(whole, start, np.zeros_like(shifts))

@@ -138,13 +138,19 @@ class Walk:
             return self.parameter(number, dense)
         return (self.dense if dense else self.small)[batch][number]
 
-    def check_finite(self, step: Step, *sums: Any) -> None:
-        """Raises ValueError where sums over what a contraction reads or gives are not finite."""
+    def check_finite(self, step: Step, *sums: Any, names: Sequence[str] = ()) -> None:
+        """Raises ValueError where sums over what a contraction reads or gives are not finite.
+
+        Args:
+          step: the contraction.
+          *sums: the sums.
+          names: what to call it, where it reads no leaves.
+        """
         if all(np.isfinite(x).all() for x in sums):
             return
         numbers = {n for k in step.inputs for n in self.sites.origins.get(k, ())}
         pairs = zip(self.leaves, self.resized.structure.leaves, strict=True)
-        paths = ", ".join(leaf.path for n, leaf in pairs if n in numbers)
+        paths = ", ".join(names or [leaf.path for n, leaf in pairs if n in numbers])
         raise ValueError(
             f"{paths}: what it reads or gives on the calibration inputs is not finite; expected "
             "inputs on which the network gives finite values"
@@ -163,7 +169,7 @@ class Walk:
           last: by number, the place after which it is not needed.
         """
         steps = [(p, self.program.steps[p]) for p in places]
-        steps = [(p, step) for p, step in steps if any(step.data)]
+        steps = [(p, step) for p, step in steps if any(step.data) and step.outputs]
         if not steps:
             return
         jobs, same = [], set[int]()

@@ -97,6 +97,23 @@ def test_a_weight_that_is_read_twice_has_the_moments_of_both():
     check(found["w"], np.concatenate([x, np.tanh(x.astype(np.float64) @ p["w"])])[None])
 
 
+class Silent:
+    """Values that print alike."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __repr__(self):
+        return "Silent"
+
+
+def test_static_inputs_that_print_alike_are_told_apart():
+    p, x = {"w": normal(0, 4, 4)}, normal(1, 10, 4)
+    apply = lambda p, x, by: (x * by.scale) @ p["w"]  # noqa: E731
+    found = ifjax.collect_moments(apply, p, [(x, Silent(1.0)), (x, Silent(3.0))])
+    check(found["w"], np.concatenate([x, 3 * x])[None])
+
+
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 def test_devices_add_up():
     whole = ifjax.collect_moments(mixed, PARAMS, [IMAGES])

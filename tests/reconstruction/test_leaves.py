@@ -108,3 +108,19 @@ def test_a_norm_that_no_gain_makes_up_for_is_left():
     _, report = ifjax.compress(apply, params, spec, [x])
     assert not report.solved
     assert [paths for paths, reason in report.follows if "makes up for" in reason] == ["v"]
+
+
+@pytest.mark.parametrize("gain", ["scalar", "gated"])
+def test_half_precision_hides_no_weight_that_cannot_be_given(gain):
+    params = {"in": normal(1, 6, 12), "v": normal(3, 12, 5), "g": 1 + normal(4, 1) ** 2}
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
+
+    def apply(p, x):
+        v = p["v"]
+        made = v * jax.nn.sigmoid(v) if gain == "gated" else v / jnp.sqrt((v * v).sum(0))
+        return jnp.tanh(x @ p["in"]) @ (made * p["g"])
+
+    x = jnp.asarray(normal(0, 64, 6) * 8, jnp.bfloat16)
+    spec = ifjax.trace(apply, params, x).spec(0.5, include="in", method="prune")
+    _, report = ifjax.compress(apply, params, spec, [x])
+    assert not report.solved

@@ -196,3 +196,22 @@ def test_queries_that_share_keys_are_turned_with_them():
     want = logits(params, x)
     error = jnp.mean((logits(small, x) - want) ** 2) / jnp.var(want)
     np.testing.assert_allclose(error, solved.after, rtol=1e-3)
+
+
+def test_activations_that_are_not_finite_are_told():
+    apply, params, x, _, spec = case(same, same)
+    x[3, 1] = np.nan
+    with pytest.raises(ValueError, match=r"q.* not finite"):
+        ifjax.compress(apply, params, spec, [x])
+
+
+def test_what_only_prints_is_left_out():
+    apply, params, x, _, spec = case(same, same)
+
+    def loud(p, x):
+        jax.debug.callback(lambda mean: None, x.mean())
+        return apply(p, x)
+
+    small, _ = ifjax.compress(apply, params, spec, [x])
+    also, _ = ifjax.compress(loud, params, spec, [x])
+    jax.tree.map(np.testing.assert_array_equal, small, also)
