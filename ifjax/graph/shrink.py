@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import TypeAlias
 
@@ -19,6 +20,8 @@ from ifjax.tree import is_concrete, named_leaves
 
 Evaluate: TypeAlias = Callable[[Values, Values], PyTree]
 
+# How many values of static arguments have a program of their own.
+_PROGRAMS = 4
 # What a trace depends on besides the arguments.
 _CONTEXT = ("jax_enable_x64", "jax_default_matmul_precision")
 
@@ -30,7 +33,8 @@ def shrink(apply_fn: Callable[..., PyTree], spec: FusionSpec) -> Callable[..., P
     evaluated on small arrays, with every shape in them rewritten. It works under `jax.jit`,
     `jax.grad` and `jax.vmap`, in train mode and at other batch sizes. Called with arrays it is
     compiled as a whole, anew for other shapes of the inputs: a program of all equations takes less
-    time to make than one for each.
+    time to make than one for each. So it is for the first few values of a static argument; further
+    ones are evaluated equation by equation, for a number that changes at every call.
 
     Args:
       apply_fn: the function that was traced for the spec, or another one of the same parameters.
@@ -59,6 +63,7 @@ def shrink(apply_fn: Callable[..., PyTree], spec: FusionSpec) -> Callable[..., P
             f"expected shrink(apply_fn, spec) with a function first, got {type(apply_fn).__name__}"
         )
     cache: dict[Hashable, tuple[Evaluate, Evaluate]] = {}
+    programs: Counter[Hashable] = Counter()
 
     @functools.wraps(apply_fn, updated=())
     @with_promotion
@@ -68,9 +73,11 @@ def shrink(apply_fn: Callable[..., PyTree], spec: FusionSpec) -> Callable[..., P
         avals = tuple(map(struct, (*leaves, *arguments.arrays)))
         keywords = sorted((k, v) for k, v in static.items() if k not in arguments.keywords)
         fixed = (*arguments.static, *keywords)
-        types = tuple(type(x) for _, x in fixed)  # 1, 1.0 and True are equal
+        # 1, 1.0 and True are equal, 0.0 and -0.0 too
+        kinds = tuple((type(x), repr(x) if isinstance(x, float) else "") for _, x in fixed)
         context = tuple(getattr(jax.config, name) for name in _CONTEXT)
-        key = (tree, arguments.tree, fixed, types, avals, context)
+        form = (tree, arguments.tree, avals, context)
+        key = (*form, fixed, kinds)
         try:
             found = cache.get(key)
         except TypeError:  # a static argument that cannot be hashed
@@ -80,7 +87,10 @@ def shrink(apply_fn: Callable[..., PyTree], spec: FusionSpec) -> Callable[..., P
             shrunk = resized(apply_fn, spec.structure, params, arguments, static)
             found = shrunk, shrunk
             if key is not None and is_concrete(*shrunk.constants()):
-                found = cache[key] = shrunk, jax.jit(shrunk.__call__)
+                programs[form] += 1
+                if programs[form] <= _PROGRAMS:
+                    found = shrunk, jax.jit(shrunk.__call__)
+                cache[key] = found
         traced, compiled = found
         evaluate = compiled if is_concrete(*leaves, *arguments.arrays) else traced
         return evaluate(leaves, arguments.arrays)

@@ -17,7 +17,7 @@ from ifjax.activations.layer_inputs import layer_inputs
 from ifjax.fusion.execution.distances import distances
 from ifjax.fusion.problem import Problem, completed
 from ifjax.model_fusion.alignment import Network, describing, entries, inside, sets
-from ifjax.namespace import AnyArray, Arrays, Shaped, as_reals, jitted, namespace, over
+from ifjax.namespace import AnyArray, Arrays, as_reals, jitted, namespace, over
 from ifjax.structure.structure import Group, Structure
 from ifjax.transport import transport
 from ifjax.transport.costs import Order, cost_matrix
@@ -120,18 +120,16 @@ def _set_distance(
 ) -> Float[AnyArray, "batch n m"]:
     """Mean distance of every element to the nearest of the other set, both ways (Chamfer)."""
 
-    def pair(x: AnyArray, y: AnyArray) -> Shaped:
-        cost = _costs(x, y, p)
-        return cost.min(0).mean() + cost.min(1).mean()
+    def row(x: AnyArray, y: AnyArray) -> AnyArray:
+        cost = _costs(x, y.reshape(-1, y.shape[-1]), p).reshape(len(x), *y.shape[:2])
+        return cost.min(0).mean(1) + cost.min(2).mean(0)
 
-    def one(x: AnyArray, y: AnyArray) -> AnyArray:
-        return each(lambda x: each(lambda y: pair(x, y), y), x)
+    each = over if isinstance(x, np.ndarray) else _mapped  # a set and all others at a time
+    return each(lambda x, y: each(lambda x: row(x, y), x), x, y)
 
-    if isinstance(x, np.ndarray):
-        each = over
-        return over(one, x, y)
-    each = jax.lax.map  # a pair at a time
-    return jax.lax.map(lambda sets: one(*sets), (x, y))
+
+def _mapped(function: Callable[..., AnyArray], *arrays: AnyArray) -> AnyArray:
+    return jax.lax.map(lambda entry: function(*entry), arrays)
 
 
 def _solved(cost: Float[AnyArray, "batch n m"], solver: Solver) -> Transport:

@@ -264,6 +264,19 @@ def test_static_arguments_of_equal_value_and_other_type_are_not_confused():
         )
 
 
+def test_a_number_that_changes_at_every_call_makes_few_programs(monkeypatch):
+    p = {"w": jnp.ones((3, 4)), "u": jnp.ones((4, 2))}
+    f = lambda p, x, by: jnp.tanh(x @ p["w"]) @ p["u"] / by  # noqa: E731
+    x = jnp.ones((1, 3))
+    spec = ifjax.trace(f, p, x, 1.0).spec(0.5, method="prune")
+    small, made, real = ifjax.fuse_params(p, spec), [], jax.jit
+    monkeypatch.setattr(jax, "jit", lambda *args, **kwargs: made.append(1) or real(*args, **kwargs))
+    g = ifjax.shrink(f, spec)
+    for by in (1.0, 2.0, 0.0, -0.0, 4.0, 5.0, 6.0, 4.0):
+        np.testing.assert_allclose(g(small, x, by), f(small, x, by))
+    assert len(made) == 4
+
+
 def test_double_precision_after_single_precision(shrunk):
     _, small, apply = shrunk
     single = apply(small, X)
