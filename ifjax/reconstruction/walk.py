@@ -139,7 +139,7 @@ class Walk:
         return (self.dense if dense else self.small)[batch][number]
 
     def check_finite(self, step: Step, *sums: Any, names: Sequence[str] = ()) -> None:
-        """Raises ValueError, with the leaves' or given names, where sums at a step are not finite."""
+        """Raises ValueError, with names of the leaves or these, for sums that are not finite."""
         if all(np.isfinite(x).all() for x in sums):
             return
         numbers = {n for k in step.inputs for n in self.sites.origins.get(k, ())}
