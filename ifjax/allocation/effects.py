@@ -2,7 +2,9 @@
 
 The dense network is walked once, from the inputs on. Where a tie is read first a branch leaves the
 walk for every number of neurons: the groups are cut there, what reads them is solved for as
-`ifjax.compress` does, and the rest of the network is evaluated as it is.
+`ifjax.compress` does, and the rest of the network is evaluated as it is. Only dimensions of queries
+and keys, and experts that tokens are dealt out to, are cut without being made up for: `compress`
+restores more of those than is counted here.
 """
 
 from __future__ import annotations
