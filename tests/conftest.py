@@ -11,7 +11,7 @@ from tests import xla
 
 # Eight CPU devices instead of one cost nothing.
 os.environ.setdefault("XLA_FLAGS", xla.flags(devices=8))
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_PLATFORMS"] = xla.platforms(os.environ.get("JAX_PLATFORMS", "cpu"))
 
 import jax
 import jaxtyping

@@ -15,6 +15,11 @@ def flags(devices: int) -> str:
     return f"{FAST} --xla_force_host_platform_device_count={devices}"
 
 
+def platforms(asked: str) -> str:
+    """For JAX_PLATFORMS: callbacks on the host need a CPU device beside those of an accelerator."""
+    return asked if "cpu" in asked.split(",") else f"{asked},cpu"
+
+
 def exact() -> None:
     """On accelerators products of all digits, and every rounding to half precision."""
     import jax

@@ -66,6 +66,8 @@ def check_layout(folds: int, hosts: int, per_host: int, batch: int) -> None:
     ],
 )
 def test_a_layout_says_what_it_does(folds, devices, words):
+    if len(jax.devices()) < devices:
+        pytest.skip(f"needs {devices} devices, there are {len(jax.devices())}")
     assert str(make_layout(folds, 4, jax.devices()[:devices])) == words
 
 
