@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import tempfile
 from pathlib import Path
 
 from tests import xla
@@ -12,6 +13,13 @@ from tests import xla
 # Eight CPU devices instead of one cost nothing.
 os.environ.setdefault("XLA_FLAGS", xla.flags(devices=8))
 os.environ["JAX_PLATFORMS"] = xla.platforms(os.environ.get("JAX_PLATFORMS", "cpu"))
+
+# Half of all programs are compiled again, by another test, worker or process: they are shared.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="ifjax-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import jaxtyping

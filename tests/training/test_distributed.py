@@ -100,8 +100,6 @@ def start(folder: Path, process: int, processes: int, port: int, *words: str) ->
     environment = os.environ | {
         "XLA_FLAGS": xla.flags(devices=4 // processes),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
     }
     words = (str(folder), str(process), str(processes), str(port), *words)
