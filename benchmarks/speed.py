@@ -78,7 +78,8 @@ def main() -> None:
     for rows in (table, profile, [ceilings]):
         print(record.markdown(rows), end="\n\n")
     extra = {"profile": profile, "ceilings": ceilings, "solver": args.solver}
-    print("written:", record.write("speed", table, **extra).name)
+    name = "speed" if args.solver == "auto" else f"speed-{args.solver}"
+    print("written:", record.write(name, table, **extra).name)
 
 
 def network(name: str, order: str, solver: str, width: float = 1.0) -> tuple[Leaves, Any]:
