@@ -12,7 +12,6 @@ goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from typing import Any
 
@@ -27,11 +26,11 @@ INNER = "params/layer*/conv1/kernel"
 METHODS = ("uniform", "allocate")
 
 
-def measure(sparsity: float, method: str, levels: int, test: Any) -> dict[str, Any]:
+def measure(sparsity: float, method: str, levels: int, count: int, test: Any) -> dict[str, Any]:
     """One row of the table."""
     apply_fn, params = network_of("resnet20")
-    images, _ = images_of(f"train[:{IMAGES}]")
-    batches = [images[i : i + BATCH] for i in range(0, IMAGES, BATCH)]
+    images, _ = images_of(f"train[:{count}]")
+    batches = [images[i : i + BATCH] for i in range(0, count, BATCH)]
     graph = ifjax.trace(apply_fn, params, images[:1])
     options: dict[str, Any] = {"method": "prune", "importance": "reconstruction"}
     spec = graph.spec(sparsity, include=INNER, **options)
@@ -59,10 +58,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.3, 0.5, 0.7])
     parser.add_argument("--levels", type=int, default=8)
+    parser.add_argument("--images", type=int, default=IMAGES, help="of the training set")
     parser.add_argument("--again", action="store_true", help="measure what was measured before too")
     args = parser.parse_args()
-    path = record.RESULTS / "allocation.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = record.read("allocation")["rows"]
     test = images_of("test")
     for sparsity in args.sparsities:
         for method in METHODS:
@@ -70,7 +69,7 @@ def main() -> None:
             if same and not args.again:
                 continue
             rows = [row for row in rows if row not in same]
-            rows.append(measure(sparsity, method, args.levels, test))
+            rows.append(measure(sparsity, method, args.levels, args.images, test))
             print(rows[-1], flush=True)
             record.write("allocation", rows)
     print(record.markdown(rows))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 from pathlib import Path
 
 import jax
@@ -107,7 +106,7 @@ def main() -> None:
     parser.add_argument("--redraw", action="store_true")
     args = parser.parse_args()
     if args.redraw:
-        draw(json.loads((record.RESULTS / "checkpoints.json").read_text())["rows"])
+        draw(record.read("checkpoints")["rows"])
         return
     shared = record.shared_folder()
     folder = shared / "tensorflow_datasets"

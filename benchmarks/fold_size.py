@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,9 +87,8 @@ def main() -> None:
 
 def known(options: dict[str, Any]) -> list[dict[str, Any]]:
     """What was measured with these options."""
-    path = record.RESULTS / "fold_size.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found.get("rows", []) if options.items() <= found.items() else []
+    found = record.read("fold_size")
+    return found["rows"] if options.items() <= found.items() else []
 
 
 def jobs(counts: Sequence[int]) -> list[dict[str, Any]]:

@@ -290,6 +290,8 @@ def main() -> None:
     """Makes the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--torch-python", help="a Python that has torch and torch-pruning")
+    parser.add_argument("--layers", nargs="+", type=int, default=LAYERS)
+    parser.add_argument("--repeats", type=int, default=3, help="processes of the encoder")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
@@ -298,7 +300,7 @@ def main() -> None:
     rows = [
         row
         for written in ("unrolled", "scanned")
-        for layers in LAYERS
+        for layers in args.layers
         for row in in_process(sys.executable, "decoder", str(layers), written)
     ]
     print(record.markdown(rows))
@@ -307,7 +309,7 @@ def main() -> None:
         parts["torch"] = args.torch_python
     runs = [
         [row for part, python in parts.items() for row in in_process(python, part)]
-        for _ in range(3)
+        for _ in range(args.repeats)
     ]
     encoder = [middle(same) for same in zip(*runs, strict=True)]
     print(record.markdown(encoder))

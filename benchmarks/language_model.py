@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import sys
 import time
 from functools import partial
@@ -55,8 +54,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for finished layers of compress")
     args = parser.parse_args()
     trial = args.layers is not None or args.windows != WINDOWS or args.calibration != 32
-    path = record.RESULTS / "language_model.json"
-    rows = [] if trial or not path.exists() else json.loads(path.read_text())["rows"]
+    rows = [] if trial else record.read("language_model")["rows"]
     file = model_file()
     tokenizer = load_tokenizer(file)
     network = shortened(load_gguf(file), args.layers)

@@ -29,14 +29,16 @@ LAYOUTS = ("scanned", "list")
 def main() -> None:
     """Makes the table, a process per row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--layouts", nargs="+", default=LAYOUTS, choices=LAYOUTS)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(measured(*args.child)))
         return
     rows = []
-    for size in SIZES:
-        for layout in LAYOUTS:
+    for size in args.sizes:
+        for layout in args.layouts:
             command = [sys.executable, __file__, "--child", size, layout]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             rows.append(

@@ -22,9 +22,9 @@ import record
 ROOT = Path(__file__).parents[1]
 
 
-def rows_of(seed: int, options: Sequence[str]) -> list[dict[str, Any]]:
+def rows_of(seed: int, folder: str, options: Sequence[str]) -> list[dict[str, Any]]:
     """The table of one run."""
-    out = Path("runs/seeds") / str(seed)
+    out = Path(folder) / str(seed)
     results = ROOT / out / "results.json"
     if results.exists():
         return json.loads(results.read_text())["rows"]
@@ -55,8 +55,9 @@ def main() -> None:
     """Runs, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--runs", default="runs/seeds", help="folder of the runs")
     args, options = parser.parse_known_args()
-    rows = summary([rows_of(seed, options) for seed in range(args.seeds)])
+    rows = summary([rows_of(seed, args.runs, options) for seed in range(args.seeds)])
     shown = [
         {
             "sparsity": f"{100 * row['sparsity']:.0f} %",

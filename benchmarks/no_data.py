@@ -223,9 +223,8 @@ def main() -> None:
 
 def earlier(images: int) -> dict[tuple[str, str, float], dict]:
     """Rows of earlier runs on as many test images, which stay where they are not measured again."""
-    path = record.RESULTS / "no_data.json"
-    found = json.loads(path.read_text()) if path.exists() else {"images": None}
-    if found["images"] != images:
+    found = record.read("no_data")
+    if found.get("images") != images:
         return {}
     return {(row["network"], row["method"], row["sparsity"]): row for row in found["rows"]}
 

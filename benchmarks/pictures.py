@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +107,7 @@ def draw_measured(args) -> None:
     """Measure (or read what was measured) and draw."""
     name = f"pictures-{args.picture}"
     if args.redraw:
-        rows = json.loads((record.RESULTS / f"{name}.json").read_text())["rows"]
+        rows = record.read(name)["rows"]
     else:
         measure = measure_sensitivity if args.picture == "sensitivity" else measure_divergence
         rows = measure(args)
@@ -124,9 +123,10 @@ def draw_measured(args) -> None:
 
 
 def main() -> None:
-    """Makes one picture."""
+    """Makes the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("picture", choices=["sensitivity", "divergence", "map", "graph"])
+    every = ["sensitivity", "divergence", "map", "graph"]
+    parser.add_argument("pictures", nargs="+", choices=every)
     parser.add_argument("--network", default="resnet20", choices=["resnet20", "resnet56"])
     parser.add_argument("--images", type=int, default=2000, help="of the CIFAR-10 test set")
     parser.add_argument("--sparsity", type=float, default=0.3, help="of divergence and map")
@@ -135,7 +135,9 @@ def main() -> None:
     parser.add_argument("--redraw", action="store_true", help="from the JSON file")
     args = parser.parse_args()
     record.RESULTS.mkdir(exist_ok=True)
-    {"map": draw_map, "graph": draw_graph}.get(args.picture, draw_measured)(args)
+    for picture in args.pictures:
+        args.picture = picture
+        {"map": draw_map, "graph": draw_graph}.get(picture, draw_measured)(args)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from typing import Any
 
@@ -127,8 +126,7 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, default=sparsities)
     parser.add_argument("--again", action="store_true", help="measure what was measured before too")
     args = parser.parse_args()
-    path = record.RESULTS / "reconstruction.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = record.read("reconstruction")["rows"]
     known = ("network", "groups", "sparsity", "images", "method")
     test = images_of("test")
     for case in cases():

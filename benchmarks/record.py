@@ -1,4 +1,4 @@
-"""Writes what a benchmark measured: table, machine, versions, seed and command, as JSON."""
+"""Writes what a benchmark measured: table, machine, versions, seed, command and age, as JSON."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from age import git
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(os.environ.get("IFJAX_RESULTS") or ROOT / "benchmarks/results")
 # Progress bars are for terminals; tqdm reads this when it is imported, after this module.
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 PACKAGES = ("jax", "flax", "ott-jax", "POT", "numpy")
+# What was read of earlier results, by name.
+_earlier: dict[str, dict[str, Any]] = {}
 
 
 def shared_folder() -> Path:
     """Where checkpoints, data sets and fixtures lie: ``$IFJAX_SHARED`` or beside the repository."""
-    folder = Path(os.environ.get("IFJAX_SHARED") or Path(__file__).parents[2] / "shared")
+    folder = Path(os.environ.get("IFJAX_SHARED") or ROOT.parent / "shared")
     if not folder.is_dir():
         sys.exit("this benchmark needs the shared files: set IFJAX_SHARED to where they are")
     return folder
@@ -43,24 +48,63 @@ def machine() -> dict[str, Any]:
     }
 
 
+def depends(modules: Iterable[Any], root: Path = ROOT) -> list[str]:
+    """The files of the repository that a result comes from: scripts, and packages of the library.
+
+    A process that imported nothing of the library left the work to others: all of it then.
+    """
+    found = set()
+    for module in list(modules):
+        file = getattr(module, "__file__", None)
+        path = Path(file).resolve() if file else root
+        if path != root and path.is_relative_to(root):
+            parts = path.relative_to(root).parts
+            found.add("/".join(parts[:2]) if parts[0] == "ifjax" else "/".join(parts))
+    inside = {path for path in found if path.split("/")[0] in ("ifjax", "benchmarks", "tests")}
+    return sorted(inside if any(p.startswith("ifjax/") for p in inside) else {*inside, "ifjax"})
+
+
+def origin() -> dict[str, Any]:
+    """The commit, what the result depends on, and what of that differs from the commit."""
+    files = depends(sys.modules.values())
+    changed = git(ROOT, "status", "--porcelain", "--", *files)
+    born = {"commit": git(ROOT, "rev-parse", "HEAD"), "depends": files}
+    if changed:
+        born["uncommitted"] = sorted(line[2:].strip() for line in changed.splitlines())
+    return born
+
+
 def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
-    """Writes ``results/NAME.json`` and returns its path."""
-    RESULTS.mkdir(exist_ok=True)
+    """Writes ``results/NAME.json`` and returns its path.
+
+    Where rows are among those that `read` gave, the result is as old as they are.
+    """
+    RESULTS.mkdir(exist_ok=True, parents=True)
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    record = {"command": command, "machine": machine(), **extra, "rows": list(rows)}
+    born = origin()
+    old = _earlier.get(name, {"rows": []})
+    if {id(row) for row in rows} & {id(row) for row in old["rows"]}:
+        born = {key: old[key] for key in ("commit", "depends", "uncommitted") if key in old}
+    record = {"command": command, **born, "machine": machine(), **extra, "rows": list(rows)}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def read(name: str) -> dict[str, Any]:
+    """What ``results/NAME.json`` holds, no rows where it does not exist."""
+    path = RESULTS / f"{name}.json"
+    found = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    _earlier[name] = found
+    return found
 
 
 def with_earlier(
     name: str, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
 ) -> list[Mapping[str, Any]]:
     """The rows, and those of ``results/NAME.json`` of which none has the same keys."""
-    path = RESULTS / f"{name}.json"
-    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
     known = {tuple(row[key] for key in keys) for row in rows}
-    kept = [row for row in earlier if tuple(row.get(key) for key in keys) not in known]
+    kept = [r for r in read(name)["rows"] if tuple(r.get(key) for key in keys) not in known]
     return [*kept, *rows]
 
 

@@ -17,6 +17,7 @@ nothing is run, and `tests/spec/test_shardings.py` compares the results with tho
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -55,10 +56,14 @@ CASES = [
 
 def main() -> None:
     """Makes the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    layouts = list(network.LAYOUTS)
+    parser.add_argument("--layouts", nargs="+", default=layouts, choices=layouts)
+    args = parser.parse_args()
     params, apply = network.transformer(6, 128, 512)
     graph = ifjax.trace(apply, params, jnp.zeros((1, 3), jnp.int32))
     table = []
-    for layout, groups, options, known in tqdm(CASES):
+    for layout, groups, options, known in tqdm([case for case in CASES if case[0] in args.layouts]):
         spec = graph.spec(0.5, **options)
         row = measure(params, spec, network.shardings(params, layout), bool(known))
         who = "ifjax" if known else "XLA alone"

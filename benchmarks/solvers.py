@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,8 +76,7 @@ def main() -> None:
 
 
 def _known() -> list[dict[str, Any]]:
-    path = record.RESULTS / "solvers.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+    return record.read("solvers")["rows"]
 
 
 def _alike(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -1,0 +1,119 @@
+"""The evidence: every question that a benchmark answers, by one command.
+
+    python -m benchmarks                      # the questions
+    python -m benchmarks --quick [NAME ...]   # all, or some, at small size: under 15 minutes
+    python -m benchmarks NAME [ARGUMENT ...]  # one in full: its script, with further arguments
+    python -m benchmarks --stale              # results that are older than the code
+
+Quick forms write to ``benchmarks/results/quick``, which is not kept, and leave the results alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import age
+from benchmarks.registry import FOLDER, STUDIES, Study
+
+QUICK = FOLDER / "results/quick"
+LIMIT = 300.0  # seconds of one quick form
+
+
+def table() -> str:
+    """The questions as a markdown table."""
+    lines = ["| | question | command | writes | page |", "|---|---|---|---|---|"]
+    for number, study in enumerate(STUDIES.values(), 1):
+        results = ", ".join(f"`{name}.json`" for name in study.files)
+        page = Path(study.page).name
+        link = os.path.relpath(study.page, "docs/results")
+        command = f"`python -m benchmarks {study.name}`"
+        lines.append(f"| {number} | {study.question} | {command} | {results} | [{page}]({link}) |")
+    return "\n".join(lines)
+
+
+def listing() -> str:
+    """The questions for a terminal."""
+    lines = []
+    for number, study in enumerate(STUDIES.values(), 1):
+        needs = f"  needs {', '.join(study.missing())}" if study.missing() else ""
+        results = ", ".join(f"benchmarks/results/{name}.json" for name in study.files)
+        lines += [f"{number:2}  {study.question}"]
+        lines += [f"      {study.name}: {study.page}, {results or 'prints only'}{needs}"]
+    return "\n".join(lines)
+
+
+def run(study: Study, arguments: Sequence[str], env: dict[str, str], limit: float | None) -> str:
+    """Runs a script, its output passed on; says how it ended."""
+    began = time.monotonic()
+    command = [sys.executable, *study.command(list(arguments))]
+    try:
+        code = subprocess.run(command, env={**os.environ, **env}, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        return f"failed: not ready after {limit:.0f} s"
+    seconds = f"{time.monotonic() - began:.0f} s"
+    return f"ok, {seconds}" if code == 0 else f"failed with status {code}, {seconds}"
+
+
+def quick(names: Sequence[str]) -> int:
+    """Runs quick forms one after another; the exit status says whether all went well."""
+    ended: dict[str, str] = {}
+    for number, name in enumerate(names, 1):
+        study, results = STUDIES[name], QUICK / name
+        print(f"[{number}/{len(names)}] {name}: {study.question}", flush=True)
+        if study.missing():
+            ended[name] = f"left out: needs {', '.join(study.missing())}"
+        else:
+            shutil.rmtree(results, ignore_errors=True)
+            results.mkdir(parents=True)
+            ended[name] = run(
+                study, study.arguments(results), {"IFJAX_RESULTS": str(results)}, LIMIT
+            )
+        print(f"[{number}/{len(names)}] {name}: {ended[name]}", flush=True)
+    print("\n" + "\n".join(f"{name:20} {how}" for name, how in ended.items()))
+    (QUICK / "summary.json").write_text(json.dumps(ended, indent=1) + "\n")
+    return int(any(how.startswith("failed") for how in ended.values()))
+
+
+def stale() -> None:
+    """Prints how old every result is."""
+    found = age.ages()
+    print("\n".join(map(str, found)))
+    older = sum(bool(a.files) or a.commit is None for a in found)
+    print(f"\n{older} of {len(found)} results are older than code that they depend on. A file that")
+    print("differs need not change a number; to know, run the command of the result again.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Lists, or runs what is named."""
+    if arguments and not arguments[0].startswith("-"):
+        name, *rest = arguments
+        if name not in STUDIES:
+            sys.exit(f"no benchmark is called {name!r}; there are: {', '.join(STUDIES)}")
+        how = run(STUDIES[name], rest or STUDIES[name].arguments(), {}, None)
+        print(f"{name}: {how}", file=sys.stderr)
+        return int(how.startswith("failed"))
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", nargs="*", choices=list(STUDIES), metavar="NAME")
+    parser.add_argument("--stale", action="store_true", help="how old the results are")
+    parser.add_argument("--table", action="store_true", help="the questions as a markdown table")
+    args = parser.parse_args(arguments)
+    if args.quick is not None:
+        return quick(args.quick or list(STUDIES))
+    stale() if args.stale else print(table() if args.table else listing())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

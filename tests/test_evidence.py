@@ -1,0 +1,167 @@
+"""Every result is registered, quoted, of known age and made by a command that is there."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as evidence
+from benchmarks import age
+from benchmarks.registry import FOLDER, HELPERS, STUDIES, Study
+from tests.benchmark_module import loaded
+from tests.test_pages import PAGES, ROOT
+
+RESULTS = sorted((FOLDER / "results").glob("*.json"))
+
+
+def test_every_script_is_registered_and_every_study_has_its_script_and_page():
+    scripts = {file.stem for file in FOLDER.glob("*.py")} - set(HELPERS)
+    own = {name for name, study in STUDIES.items() if study.script is None}
+    assert scripts == own, "benchmarks/registry.py lists every script that answers a question"
+    for study in STUDIES.values():
+        assert Path(study.command([])[0]).is_file(), study
+        assert (ROOT / study.page).is_file(), study
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_every_result_is_registered_and_names_a_command_that_is_there(file):
+    assert sum(file.stem in study.files for study in STUDIES.values()) == 1
+    scripts = age.scripts_of(json.loads(file.read_text()))
+    assert scripts
+    assert all((ROOT / script).is_file() for script in scripts)
+
+
+def test_the_page_of_the_evidence_has_the_questions_and_results_of_today():
+    page = (ROOT / "docs/results/evidence.md").read_text()
+    assert evidence.table() in page, "python -m benchmarks --table"
+
+
+def test_commands_by_name_that_pages_quote_are_registered():
+    for page in PAGES:
+        for name in re.findall(r"python -m benchmarks (\w+)", page.read_text()):
+            assert name in STUDIES, (page, name)
+
+
+def test_every_result_has_a_commit():
+    if age.git(ROOT, "rev-parse", "HEAD") is None:
+        pytest.skip("needs the history of the repository")
+    unknown = [found.result for found in age.ages() if found.commit is None]
+    assert not unknown, "results that were neither committed nor written by benchmarks/record.py"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with a script, a library, and what commits the rest."""
+    options = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+
+    def commit(**files: str) -> str:
+        for name, text in files.items():
+            path = tmp_path / name.replace("__", "/")
+            path = path.with_suffix(".json" if "result" in name else ".py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        git = ["git", "-C", str(tmp_path), *options]
+        subprocess.run([*git, "add", "."], check=True, capture_output=True)
+        subprocess.run([*git, "commit", "-m", "-"], check=True, capture_output=True)
+        found = age.git(tmp_path, "rev-parse", "HEAD")
+        assert found is not None
+        return found
+
+    try:
+        subprocess.run(["git", "init", str(tmp_path)], check=True, capture_output=True)
+    except OSError:
+        pytest.skip("needs git")
+    return tmp_path, commit
+
+
+def test_a_result_is_as_old_as_what_it_depends_on(repository):
+    root, commit = repository
+    first = commit(benchmarks__a="1", ifjax__used="1", ifjax__other="1")
+    known = {"command": "python benchmarks/a.py", "commit": first}
+    depends = {"depends": ["benchmarks/a.py", "ifjax/used.py"]}
+    commit(
+        ifjax__other="2", result__all=json.dumps(known), result__some=json.dumps(known | depends)
+    )
+    some, whole = (age.age_of(root / f"result/{name}.json", root) for name in ("some", "all"))
+    assert (some.commit, some.sure, some.files, some.commits) == (first, True, (), 0)
+    assert (whole.files, whole.commits) == (("ifjax/other.py",), 1)
+    assert "nothing that it depends on differs" in str(some)
+    assert "1 files differ (1 commits)" in str(whole)
+    commit(ifjax__used="2", benchmarks__a="2")
+    assert age.age_of(root / "result/some.json", root).files == tuple(depends["depends"])
+    # As it was before: whatever came between, nothing differs.
+    commit(ifjax__used="1", benchmarks__a="1")
+    assert age.age_of(root / "result/some.json", root).files == ()
+    assert [found.result for found in age.ages(root / "result", root)] == ["all", "some"]
+
+
+def test_a_result_that_names_no_commit_of_this_history_is_at_most_as_old_as_its_file(repository):
+    root, commit = repository
+    lost = {"command": "python benchmarks/a.py", "commit": "0" * 40}
+    added = commit(benchmarks__a="1", ifjax__x="1", result__lost=json.dumps(lost))
+    commit(ifjax__x="2")
+    found = age.age_of(root / "result/lost.json", root)
+    assert (found.commit, found.sure, found.files) == (added, False, ("ifjax/x.py",))
+    (root / "result/new.json").write_text(json.dumps(lost))
+    found = age.age_of(root / "result/new.json", root)
+    assert found.commit is None
+    assert str(found) == "new: of unknown age"
+
+
+def test_what_is_written_says_where_it_comes_from(tmp_path, monkeypatch):
+    record = loaded("record")
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/x/benchmarks/cost.py", "--repeats", "1"])
+    new = {"n": 1}
+    record.write("a", [new])
+    written = record.read("a")
+    assert written["command"] == "python benchmarks/cost.py --repeats 1"
+    assert written["commit"] == age.git(ROOT, "rev-parse", "HEAD")
+    assert "ifjax/graph" in written["depends"]
+    # With a row of an earlier result it is as old as that.
+    (tmp_path / "a.json").write_text(json.dumps(written | {"commit": "old"}))
+    rows = record.with_earlier("a", [{"n": 2}], ["n"])
+    assert rows == [new, {"n": 2}]
+    record.write("a", rows)
+    assert record.read("a")["commit"] == "old"
+    record.write("a", [{"n": 1}, {"n": 2}])
+    assert record.read("a")["commit"] == written["commit"]
+
+
+def test_what_a_result_depends_on_are_scripts_and_packages():
+    record = loaded("record")
+    modules = [sys.modules["ifjax"], sys.modules["ifjax.graph.trace"], sys.modules["json"], record]
+    found = record.depends(modules)
+    assert found == ["benchmarks/record.py", "ifjax/__init__.py", "ifjax/graph"]
+    # What imports nothing of the library leaves the work to processes of their own.
+    assert record.depends([record]) == ["benchmarks/record.py", "ifjax"]
+
+
+def test_one_study_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
+    (tmp_path / "benchmarks").mkdir()
+    text = "import os, sys; print(os.environ['IFJAX_RESULTS'], *sys.argv[1:])\n"
+    for name, more in {"good": "", "bad": "sys.exit(3)\n", "left": ""}.items():
+        (tmp_path / f"benchmarks/{name}.py").write_text(text + more)
+    monkeypatch.setattr("benchmarks.registry.FOLDER", tmp_path / "benchmarks")
+    monkeypatch.setattr(evidence, "QUICK", tmp_path / "quick")
+    studies = [
+        Study("bad", "?", "p"),
+        Study("left", "?", "p", needs=("no-such-distribution",)),
+        Study("good", "?", "p", "--cache '{results}/a b'"),
+    ]
+    monkeypatch.setattr(evidence, "STUDIES", {study.name: study for study in studies})
+    assert evidence.main(["--quick"]) == 1
+    out = capfd.readouterr().out
+    assert f"{tmp_path}/quick/good --cache {tmp_path}/quick/good/a b\n" in out
+    ended = json.loads((tmp_path / "quick/summary.json").read_text())
+    assert ended["bad"].startswith("failed with status 3")
+    assert ended["left"] == "left out: needs no-such-distribution"
+    assert ended["good"].startswith("ok")
+    monkeypatch.setenv("IFJAX_RESULTS", "kept")
+    assert evidence.main(["good", "--more"]) == 0
+    assert capfd.readouterr().out == "kept --more\n"
+    with pytest.raises(SystemExit, match="no benchmark is called 'none'"):
+        evidence.main(["none"])
