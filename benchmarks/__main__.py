@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,6 @@ from benchmarks import age
 from benchmarks.registry import FOLDER, STUDIES, Study
 
 QUICK = FOLDER / "results/quick"
-LIMIT = 300.0  # seconds of one quick form
 
 
 def table() -> str:
@@ -52,17 +52,23 @@ def listing() -> str:
 
 def run(study: Study, arguments: Sequence[str], env: dict[str, str], limit: float | None) -> str:
     """Runs a script, its output passed on; says how it ended."""
-    began = time.monotonic()
+    began, used = time.monotonic(), _used()
     command = [sys.executable, *study.command(list(arguments))]
     try:
         code = subprocess.run(command, env={**os.environ, **env}, timeout=limit).returncode
     except subprocess.TimeoutExpired:
         return f"failed: not ready after {limit:.0f} s"
-    seconds = f"{time.monotonic() - began:.0f} s"
+    seconds = f"{time.monotonic() - began:.0f} s, {_used() - used:.0f} s of processors"
     return f"ok, {seconds}" if code == 0 else f"failed with status {code}, {seconds}"
 
 
-def quick(names: Sequence[str]) -> int:
+def _used() -> float:
+    """Seconds of processors of all processes that have ended."""
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
+
+
+def quick(names: Sequence[str], limit: float) -> int:
     """Runs quick forms one after another; the exit status says whether all went well."""
     ended: dict[str, str] = {}
     for number, name in enumerate(names, 1):
@@ -73,11 +79,11 @@ def quick(names: Sequence[str]) -> int:
         else:
             shutil.rmtree(results, ignore_errors=True)
             results.mkdir(parents=True)
-            ended[name] = run(
-                study, study.arguments(results), {"IFJAX_RESULTS": str(results)}, LIMIT
-            )
+            env = {"IFJAX_RESULTS": str(results)}
+            ended[name] = run(study, study.arguments(results), env, limit)
         print(f"[{number}/{len(names)}] {name}: {ended[name]}", flush=True)
     print("\n" + "\n".join(f"{name:20} {how}" for name, how in ended.items()))
+    QUICK.mkdir(parents=True, exist_ok=True)
     (QUICK / "summary.json").write_text(json.dumps(ended, indent=1) + "\n")
     return int(any(how.startswith("failed") for how in ended.values()))
 
@@ -106,11 +112,12 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", nargs="*", choices=list(STUDIES), metavar="NAME")
+    parser.add_argument("--limit", type=float, default=300, help="seconds of one quick form")
     parser.add_argument("--stale", action="store_true", help="how old the results are")
     parser.add_argument("--table", action="store_true", help="the questions as a markdown table")
     args = parser.parse_args(arguments)
     if args.quick is not None:
-        return quick(args.quick or list(STUDIES))
+        return quick(args.quick or list(STUDIES), args.limit)
     stale() if args.stale else print(table() if args.table else listing())
     return 0
 
