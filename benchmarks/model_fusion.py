@@ -32,9 +32,8 @@ WAYS = {
 }
 
 
-def trained(name: str, seed: int, images, labels, epochs: int, batch: int = 64):
+def trained(module, seed: int, images, labels, epochs: int, batch: int = 64):
     """A network of its own seed, trained with Adam and a cosine schedule."""
-    module = models.create(name)
     variables = jax.jit(module.init)(jax.random.key(seed), images[:1])
     steps = epochs * (len(images) // batch)
     config = training.OptimizerConfig(name="adamw", learning_rate=3e-3)
@@ -80,7 +79,7 @@ def measure(name: str, seeds, count: int, epochs: int) -> list[dict]:
     for seed in tqdm(seeds, desc=name):
         folds = np.array_split(np.random.default_rng(seed).permutation(len(images)), count)
         each = [
-            trained(name, 10 * seed + k, images[fold], labels[fold], epochs)
+            trained(models.create(name), 10 * seed + k, images[fold], labels[fold], epochs)
             for k, fold in enumerate(folds)
         ]
         apply_fn, networks = each[0][0], [v for _, v in each]

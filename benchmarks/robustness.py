@@ -10,7 +10,7 @@ reconstruction (`ifjax.compress`, 512 training images). No fine-tuning.
   images, handwritten digits in gray, noise; the accuracy on clean test images.
 
     python benchmarks/robustness.py                     # about 10 minutes on 2 cores
-    python benchmarks/robustness.py --images 250 --parts network --cases "dense" "plain pruning, 30%"
+    python benchmarks/robustness.py --images 250 --parts network --cases "plain pruning, 30%"
 """
 
 from __future__ import annotations
