@@ -14,7 +14,8 @@ training images without labels are seen by all but the averages.
   reconstructed are the activations of both parents at once, which is the idea of Model Fusion via
   Neuron Interpolation (arXiv 2507.00037).
 
-    python benchmarks/interpolation.py                 # about 8 minutes on 2 cores
+    python benchmarks/interpolation.py                    # about 8 minutes on 2 cores
+    python benchmarks/interpolation.py --networks mlp     # rows of the others stay
     python benchmarks/interpolation.py --networks mlp --seeds 1 --epochs 5
 """
 
@@ -129,7 +130,8 @@ def main() -> None:
                 row = {"network": name, "split": split, "way": way, "accuracy": mean}
                 rows.append(row | {"each": each})
                 print(rows[-1], flush=True)
-            record.write("interpolation", rows, seeds=args.seeds, epochs=args.epochs)
+            kept = record.with_earlier("interpolation", rows, ("network", "split", "way"))
+            record.write("interpolation", kept, epochs=args.epochs)
     print(record.markdown(summary(rows)))
 
 
