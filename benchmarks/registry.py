@@ -11,16 +11,10 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 # Beside the scripts: what they share, and what they compare with.
-HELPERS = (
-    "__main__",
-    "age",
-    "cut_network",
-    "hlo",
-    "profile_fusion",
-    "record",
-    "registry",
-    "torch_fusion",
-)
+HELPERS = {
+    *("__main__", "age", "record", "registry"),
+    *("corruptions", "cut_network", "hlo", "profile_fusion", "torch_architectures", "torch_fusion"),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ RESULTS = sorted((FOLDER / "results").glob("*.json"))
 
 
 def test_every_script_is_registered_and_every_study_has_its_script_and_page():
-    scripts = {file.stem for file in FOLDER.glob("*.py")} - set(HELPERS)
+    scripts = {file.stem for file in FOLDER.glob("*.py")} - HELPERS
     own = {name for name, study in STUDIES.items() if study.script is None}
     assert scripts == own, "benchmarks/registry.py lists every script that answers a question"
     for study in STUDIES.values():
