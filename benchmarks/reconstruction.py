@@ -4,18 +4,22 @@ ResNet-20 and ResNet-56: the groups inside the blocks, as in checkpoints.py. VGG
 every group, residual streams too; and ResNet-18's groups inside the blocks at 65 % with 128
 images, the case that GRAIL reports (84.8 % on a network of its own). Uniform ratio, the full test
 set; plain pruning and Intra-Fusion (exact transport) beside it, both also with batch-norm
-statistics reset on the same images. What the choice is worth: consumers solved for producers that
-were selected by l1, merged by Intra-Fusion, or selected by reconstruction, backwards (`compress`)
-or forwards. Rows that were measured before are kept, so that an interrupted run goes on.
+statistics reset on the same images; and per-channel least squares, see `least_squares.py`. What the
+choice is worth: consumers solved for producers that were selected by l1, merged by Intra-Fusion, or
+selected by reconstruction, backwards (`compress`) or forwards. Rows that were measured before are
+kept, so that an interrupted run goes on; "of processor" are CPU seconds of all threads.
 
-    python benchmarks/reconstruction.py                          # about 40 minutes on 2 cores
+    python benchmarks/reconstruction.py                          # hours on 2 cores
     python benchmarks/reconstruction.py --networks resnet20 --sparsities 0.5
+    python benchmarks/reconstruction.py --networks vgg11 --sparsities 0.5 --account
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import dataclasses
+import pstats
 import time
 from typing import Any
 
@@ -24,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import record
 from flax.traverse_util import unflatten_dict
+from least_squares import channel_grams, compensated
 
 import ifjax
 from ifjax import data, interop, models
@@ -37,9 +42,22 @@ INNER = {
 }
 WHOLE = ("vgg11", "resnet18")
 METHODS = (
-    *("plain", "plain, reset", "Intra-Fusion", "Intra-Fusion, reset"),
+    *("plain", "plain, reset", "Intra-Fusion", "Intra-Fusion, reset", "per-channel least squares"),
     *("l1, solved", "Intra-Fusion, solved", "compress, forward", "compress"),
 )
+
+# What the time of compress goes into: by function of ifjax and, inside of these, of jax.
+STAGES = {
+    "all": ("reconstruction/compress.py:compress",),
+    "tracing": ("reconstruction/unroll.py:unrolled", "graph/resized.py:resized"),
+    "evaluation": ("reconstruction/walk.py:run", "reconstruction/walk.py:settle"),
+    "Gram matrices of groups": ("reconstruction/select.py:evidence",),
+    "choice": ("reconstruction/select.py:choose",),
+    "moments of units": ("reconstruction/solve.py:_gather",),
+    "solves": ("reconstruction/solve.py:_finished",),
+    "statistics": ("reconstruction/statistics.py:refit_statistics",),
+    "compilation, part of these": ("_src/compiler.py:backend_compile_and_load",),
+}
 
 
 def images_of(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +105,7 @@ def measure(case: tuple[str, str, float, int], method: str, test: Any) -> dict[s
     spec = graph.spec(sparsity, include=include, method="prune", solver="exact")
     if method.startswith("Intra"):
         spec = dataclasses.replace(spec, method=dataclasses.replace(spec.method, method="fuse"))
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     if method.startswith("compress"):
         importance = Reconstruction("forward" if "forward" in method else "backward")
         chosen = dataclasses.replace(spec.method, importance=importance)
@@ -97,12 +115,15 @@ def measure(case: tuple[str, str, float, int], method: str, test: Any) -> dict[s
         spec = dataclasses.replace(spec, method=chosen)
     if "compress" in method or "solved" in method:
         small, _ = ifjax.compress(apply_fn, params, spec, batches)
+    elif method.startswith("per-channel"):
+        small = compensated(params, spec, channel_grams(apply_fn, params, batches))
     else:
         small = ifjax.fuse_params(params, spec)
     apply_small = ifjax.shrink(apply_fn, spec)
     if "reset" in method:
         small = ifjax.reset_statistics(apply_small, small, [images])
-    seconds = time.perf_counter() - began
+    small = jax.block_until_ready(small)
+    seconds = time.perf_counter() - began[0], time.process_time() - began[1]
     before, after = spec.weights()
     return {
         "network": name,
@@ -112,8 +133,29 @@ def measure(case: tuple[str, str, float, int], method: str, test: Any) -> dict[s
         "weights": f"{after / before:.0%}",
         "method": method,
         "accuracy": accuracy(apply_small, small, *test),
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds[0], 1),
+        "of processor": round(seconds[1], 1),
     }
+
+
+def account(case: tuple[str, str, float, int]) -> None:
+    """Prints where the CPU seconds of `compress` go."""
+    name, groups, sparsity, count = case
+    apply_fn, params = network_of(name)
+    images, _ = images_of(f"train[:{count}]")
+    batches = np.split(images, count // (BATCH // 4))
+    include = INNER[name] if groups == "inner" else None
+    graph = ifjax.trace(apply_fn, params, images[:1])
+    spec = graph.spec(sparsity, include=include, importance="reconstruction", method="prune")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # else the next one pays for it
+    profile, began = cProfile.Profile(time.process_time), time.perf_counter()
+    profile.runcall(ifjax.compress, apply_fn, params, spec, batches)
+    print(f"{case}: {time.perf_counter() - began:.1f} s on the clock")
+    stats: Any = pstats.Stats(profile)
+    seconds = {f"{file}:{name}": row[3] for (file, _, name), row in stats.stats.items()}
+    for stage, functions in STAGES.items():
+        found = sum(x for name, x in seconds.items() if name.endswith(functions))
+        print(f"{stage}: {found:.1f} CPU s", flush=True)
 
 
 def main() -> None:
@@ -125,16 +167,18 @@ def main() -> None:
     sparsities = sorted({s for _, _, s, _ in cases()})
     parser.add_argument("--sparsities", nargs="+", type=float, default=sparsities)
     parser.add_argument("--again", action="store_true", help="measure what was measured before too")
+    parser.add_argument("--account", action="store_true", help="of the time, measure nothing else")
     args = parser.parse_args()
     rows = record.read("reconstruction")["rows"]
     known = ("network", "groups", "sparsity", "images", "method")
+    chosen = [c for c in cases() if c[0] in args.networks and c[2] in args.sparsities]
+    if args.account:
+        for case in chosen:
+            account(case)
+        return
     test = images_of("test")
-    for case in cases():
-        for method in METHODS:
-            if case[0] not in args.networks or case[2] not in args.sparsities:
-                continue
-            if method not in args.methods:
-                continue
+    for case in chosen:
+        for method in (m for m in METHODS if m in args.methods):
             same = [r for r in rows if tuple(r[k] for k in known) == (*case, method)]
             if same and not args.again:
                 continue

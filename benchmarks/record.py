@@ -111,7 +111,7 @@ def with_earlier(
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a markdown table."""
     head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([_cell(r[k]) for k in head] for r in rows)]
+    lines = [head, ["---"] * len(head), *([_cell(r.get(k, "")) for k in head] for r in rows)]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 

@@ -13,7 +13,8 @@ FOLDER = Path(__file__).resolve().parent
 # Beside the scripts: what they share, and what they compare with.
 HELPERS = {
     *("__main__", "age", "record", "registry"),
-    *("corruptions", "cut_network", "hlo", "profile_fusion", "torch_architectures", "torch_fusion"),
+    *("corruptions", "cut_network", "hlo", "least_squares", "profile_fusion"),
+    *("torch_architectures", "torch_fusion"),
 }
 
 
