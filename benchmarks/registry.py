@@ -15,6 +15,7 @@ HELPERS = {
     *("__main__", "age", "record", "registry"),
     *("corruptions", "cut_network", "hlo", "least_squares", "profile_fusion"),
     *("torch_architectures", "torch_fusion"),
+    *("distilled", "language_baselines", "sampled_text"),  # of language_model
 }
 
 

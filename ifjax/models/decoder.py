@@ -267,7 +267,7 @@ def decoder_layer(
       The stream.
     """
     y = rms_norm(config, x, layer["attention_norm"])
-    y = _attention(config, layer, y, local)
+    y = _project("bthd,hdc->btc", heads(config, layer, y, local), layer, "out")
     if "attention_post_norm" in layer:
         y = rms_norm(config, y, layer["attention_post_norm"])
     x = x + y
@@ -297,16 +297,30 @@ def _project(equation: str, x: Array, layer: Mapping[str, Any], name: str) -> Ar
     return y + layer[f"{name}_bias"] if f"{name}_bias" in layer else y
 
 
-def _attention(
-    config: DecoderConfig, layer: Mapping[str, Any], x: Array, local: bool | Array
-) -> Array:
+def heads(
+    config: DecoderConfig,
+    layer: Mapping[str, Any],
+    x: Float[Array, "batch length d"],
+    local: bool | Array = False,
+) -> Float[Array, "batch length heads E"]:
+    """Computes what the query heads of a layer gather, before the output projection.
+
+    Args:
+      config: as in `decoder`.
+      layer: the leaves of one layer.
+      x: the stream behind the norm before attention.
+      local: as in `decoder_layer`.
+
+    Returns:
+      One vector of value dimensions per head.
+    """
     q = _project("btd,dhk->bthk", x, layer, "query")
     k = _project("btd,dhk->bthk", x, layer, "key")
     v = _project("btd,dhk->bthk", x, layer, "value")
-    heads, groups = q.shape[2], k.shape[2]
-    if heads % groups:
+    count, groups = q.shape[2], k.shape[2]
+    if count % groups:
         raise ValueError(
-            f"expected as many query heads for every kv head, got {heads} for {groups}"
+            f"expected as many query heads for every kv head, got {count} for {groups}"
         )
     if "query_norm" in layer:
         q = rms_norm(config, q, layer["query_norm"])
@@ -314,15 +328,14 @@ def _attention(
     cos, sin = _turns(config, x.shape[1], q.shape[-1], local)
     layout = config.rotary.layout
     q, k = _rotated(q, cos, sin, layout), _rotated(k, cos, sin, layout)
-    q = q.reshape(*q.shape[:2], groups, heads // groups, q.shape[-1])
+    q = q.reshape(*q.shape[:2], groups, count // groups, q.shape[-1])
     scores = jnp.einsum("btkgd,bskd->bkgts", q * jnp.asarray(config.logit_scale, q.dtype), k)
     scores = _capped(scores, config.attention_cap)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     seen = _seen(config, x.shape[1], local)
     weights = jax.nn.softmax(jnp.where(seen, scores, -1e30)).astype(v.dtype)
     y = jnp.einsum("bkgts,bskd->btkgd", weights, v)
-    y = y.reshape(*y.shape[:2], heads, y.shape[-1])
-    return _project("bthd,hdc->btc", y, layer, "out")
+    return y.reshape(*y.shape[:2], count, y.shape[-1])
 
 
 def _turns(
