@@ -6,7 +6,7 @@ Every width is an argument or a shape, so that a compressed network is ordinary 
 from ifjax.models.cifar_resnet import CifarResNet
 from ifjax.models.cnn import SmallCNN
 from ifjax.models.decoder import DecoderConfig, Rotary, decoder
-from ifjax.models.decoder_layers import keep_layers, layer_divergence
+from ifjax.models.decoder_layers import keep_layers, layer_divergence, silence_layers
 from ifjax.models.decoder_widths import DecoderWidths, decoder_shapes, init_decoder
 from ifjax.models.mlp import MLP
 from ifjax.models.registry import NAMES, create
@@ -39,4 +39,5 @@ __all__ = [
     "init_decoder",
     "keep_layers",
     "layer_divergence",
+    "silence_layers",
 ]

@@ -48,6 +48,41 @@ def keep_layers(
     return config.with_layers(indices), {**params, "layers": some}
 
 
+def silence_layers(params: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """The same decoder, of which some layers add nothing to the stream.
+
+    What `ifjax.compress` takes as ``altered``, for the other layers to make up for these, which
+    `keep_layers` then leaves out.
+
+    Args:
+      params: its tree, layers stacked or in a list.
+      layers: indices of those that are to be silent.
+
+    Returns:
+      Parameters of the same shapes.
+
+    Example:
+      >>> from ifjax.models import DecoderWidths, init_decoder
+      >>> params = init_decoder(jax.random.key(0), DecoderWidths(11, 8, 16, 4, 2, 4, layers=3))
+      >>> silent = silence_layers(params, [1])
+      >>> [bool(x.any()) for x in silent["layers"]["down"]]
+      [True, False, True]
+    """
+    writing = ("out", "out_bias", "down", "down_bias")
+    if isinstance(params["layers"], Mapping):
+        at = np.asarray(layers, int)
+        found: Any = {
+            name: jnp.asarray(x).at[at].set(0) if name in writing else x
+            for name, x in params["layers"].items()
+        }
+    else:
+        found = [
+            {k: jnp.zeros_like(x) if i in layers and k in writing else x for k, x in layer.items()}
+            for i, layer in enumerate(params["layers"])
+        ]
+    return {**params, "layers": found}
+
+
 def layer_divergence(
     config: DecoderConfig,
     params: Mapping[str, Any],

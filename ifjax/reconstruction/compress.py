@@ -29,7 +29,7 @@ from ifjax.reconstruction.report import Report
 from ifjax.reconstruction.statistics import refit_statistics
 from ifjax.reconstruction.sweep import Given, sweep
 from ifjax.reconstruction.unroll import Unrolled, unrolled
-from ifjax.reconstruction.walk import start
+from ifjax.reconstruction.walk import Walk, start
 from ifjax.spec.derived import given as given_option
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
@@ -48,6 +48,7 @@ def compress(
     stats: Stats | None = None,
     folder: str | os.PathLike[str] | None = None,
     frontier: str = "held",
+    altered: PyTree | None = None,
     **static: Any,
 ) -> tuple[PyTree, Report]:
     r"""Chooses the neurons of a small network, and solves for the weights that read them.
@@ -89,6 +90,10 @@ def compress(
         evaluates both functions anew up to there, a batch at a time, so that only one batch's
         values are in memory, at the price of about half a forward pass of both for each of them.
         The results agree but for rounding.
+      altered: ``params`` with some leaves changed beforehand, of the same shapes, such as layers
+        that are to be left out and add nothing any more. Leaves, or layers of stacked ones, that
+        differ from ``params`` stay as they are here but for the neurons that are cut, and all
+        others are solved for what makes up for them.
       **static: keyword arguments of ``apply_fn``, not traced.
 
     Returns:
@@ -119,29 +124,33 @@ def compress(
       True
     """
     check_spec(spec)
+    begin = params if altered is None else altered
     if frontier not in ("held", "recompute"):
         raise ValueError(f"frontier: expected 'held' or 'recompute', got {frontier!r}")
-    checked_leaves(params, spec.structure)
+    for tree in (params, begin):
+        checked_leaves(tree, spec.structure)
     data = calibration(batches, apply_fn, params)
     flat = unrolled(apply_fn, params, spec.structure, data.batches[0], static)
     arguments = Arguments.split(data.batches[0], static)
     walked = resized(flat.apply_fn, flat.structure, flat.params, arguments, static)
     arrays = [Arguments.split(inputs, static).arrays for inputs in data.batches]
     walk = start(walked, jax.tree.leaves(flat.params), arrays)
+    if altered is not None:
+        _fix(walk, jax.tree.leaves(flat.unstacked(altered)))
     if frontier == "recompute":
         walk = recomputing(walk)
 
     def by_importance(groups: Sequence[Group]) -> Mapping[str, np.ndarray]:
-        found = kept_by_importance(params, spec, flat.originals(groups), scores, stats)
+        found = kept_by_importance(begin, spec, flat.originals(groups), scores, stats)
         return flat.taken(found)
 
     if reconstructs(spec):
         wanted = spec.structure.widths.keys() & by_group(spec.structure, scores or {}).keys()
-        found = kept_by_importance(params, spec, {*wanted}, scores, stats) if wanted else {}
+        found = kept_by_importance(begin, spec, {*wanted}, scores, stats) if wanted else {}
         given = Given(flat.taken(found), direction=direction_of(spec))
     else:
-        given = _given(params, spec, flat, scores, stats)
-    every = [*jax.tree.leaves(params), *(x for batch in arrays for x in batch)]
+        given = _given(begin, spec, flat, scores, stats)
+    every = [*jax.tree.leaves((params, altered)), *(x for batch in arrays for x in batch)]
     names = sorted(given.kept), sorted(given.matrices), sorted(static.items()), frontier
     every += jax.tree.leaves((given.kept, given.matrices, list(given.leaves)))
     journal = Journal.open(folder, (spec.to_json(), str(names), *every))
@@ -154,6 +163,14 @@ def compress(
     sizes = {name: spec.structure.group[name].size for name in kept}
     found = tuple(result.chosen), tuple(result.solved), tuple(result.follows)
     return small, Report(*found, kept, sizes)
+
+
+def _fix(walk: Walk, leaves: Sequence[Any]) -> None:
+    """Gives the compressed function other leaves, of which those that differ stay."""
+    for n, leaf in zip(walk.leaves, leaves, strict=True):
+        if not np.array_equal(leaf, walk.full[n]):
+            walk.write(n, jax.device_put(leaf))
+            walk.fixed.add(n)
 
 
 def _given(

@@ -129,6 +129,8 @@ def find_offset(walk: Walk, site: Site, form: NormalForm, uses: int) -> Offset |
         found = view_of(walk.program, walk.sites.made, walk.sites.origins, number, spread=True)
         if not isinstance(found, View) or len(walk.sites.reads[found.leaf]) != uses:
             continue
+        if found.leaf in walk.fixed:
+            continue
         leaf = walk.leaves[found.leaf]
         if paths[inputs.index(found.leaf)] in norms or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue

@@ -151,7 +151,7 @@ def _side(walk: Walk, product: Product, side: int) -> Side | None:
             if n not in reads:
                 stack.append(n)
             reads[n] = reads.get(n, 0) + 1
-    if any(program.uses[n] != count for n, count in reads.items()):
+    if any(program.uses[n] != count for n, count in reads.items()) or walk.fixed & {*leaves}:
         return None
     return Side(start, tuple(sorted(leaves)))
 

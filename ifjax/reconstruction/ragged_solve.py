@@ -41,6 +41,8 @@ def solve_ragged(
     site = Site(place, step, 0, views, (), step.outputs[0])
     if site.gains or any(len(sites.reads[leaf]) != 1 for leaf in site.leaves):
         return None
+    if walk.fixed.intersection(site.leaves):
+        return None
     form = form_of_kernels(step)
     start = np.asarray(kernel(form, walk.parameter(number, dense=False)), np.float64)
     parts: dict[bool, Moments] = {}

@@ -241,6 +241,8 @@ def _agreeing(walk: Walk, unit: Unit) -> tuple[Site, ...]:
     shape = walk.shape(unit.end)
     entries = np.arange(math.prod(shape)).reshape(shape)
     for site in unit.sites:
+        if walk.fixed.intersection((*site.leaves, *site.gains)):
+            continue
         if not is_even(walk, site) or not admits_any(walk, site):
             continue
         form = form_of(walk, site.step, site.side)

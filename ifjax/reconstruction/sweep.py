@@ -282,7 +282,9 @@ def _correct(
             for site in unit.sites:
                 paths = ", ".join(names[n] for n in site.leaves)
                 reason = "its outputs are scaled from position to position"
-                if site.gains:
+                if walk.fixed.intersection((*site.leaves, *site.gains)):
+                    reason = "it was given"
+                elif site.gains:
                     reason = "its norm is none that a factor of its own makes up for"
                 result.follows.append((paths, reason))
         else:

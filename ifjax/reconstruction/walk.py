@@ -43,6 +43,7 @@ class Walk:
       small: by batch, those of the compressed one.
       events: what has been kept so far.
       changed: leaves that are no longer the dense ones.
+      fixed: those of them that were given, and are not solved for.
       dirty: values that are no longer the dense ones.
     """
 
@@ -55,6 +56,7 @@ class Walk:
     small: list[dict[int, Any]]
     events: list[Event] = dataclasses.field(default_factory=list)
     changed: set[int] = dataclasses.field(default_factory=set)
+    fixed: set[int] = dataclasses.field(default_factory=set)
     dirty: set[int] = dataclasses.field(default_factory=set)
     memo: dict[bool, dict[int, Any]] = dataclasses.field(
         default_factory=lambda: {True: {}, False: {}}

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ifjax
 from ifjax.models import DecoderConfig, DecoderWidths, decoder, init_decoder
-from ifjax.models.decoder_layers import keep_layers, layer_divergence
+from ifjax.models.decoder_layers import keep_layers, layer_divergence, silence_layers
 from ifjax.models.decoder_widths import unstack_layers
 
 CONFIG = DecoderConfig(0.5, window=2, windowed=(True, False, True))
@@ -37,3 +40,26 @@ def test_layers_that_do_nothing_are_left_out_first_and_are_not_missed(params):
 def test_layers_that_are_not_there_are_refused(kept, params):
     with pytest.raises(ValueError, match="ascending indices of layers, 0 to 2"):
         keep_layers(CONFIG, params, kept)
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_the_other_layers_make_up_for_one_that_is_left_out(is_list, params):
+    config = DecoderConfig(0.5)
+    params = unstack_layers(params) if is_list else params
+    apply = functools.partial(decoder, config)
+    tokens = jax.random.randint(jax.random.key(1), (16, 12), 0, 11)
+    graph = ifjax.trace(apply, params, tokens)
+    spec = graph.spec(dict.fromkeys((g.name for g in graph.groups), 0.0), method="prune")
+    silent = silence_layers(params, [1])
+    small, report = ifjax.compress(apply, params, spec, [tokens], altered=silent)
+    for name in ("out", "down"):
+        found = unstack_layers(small)["layers"]
+        assert not np.asarray(found[1][name]).any()
+        assert not np.array_equal(found[2][name], unstack_layers(params)["layers"][2][name])
+    assert "it was given" in {why for _, why in report.follows}
+    test = jax.random.randint(jax.random.key(2), (16, 12), 0, 11)
+    want, errors = apply(params, test), []
+    for tree in (params, small):
+        kept_config, kept = keep_layers(config, tree, [0, 2])
+        errors.append(float(jnp.square(decoder(kept_config, kept, test) - want).mean()))
+    assert errors[1] < 0.5 * errors[0]
