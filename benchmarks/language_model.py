@@ -16,7 +16,8 @@ kept, so that an interrupted run goes on; ``--only`` measures some. A row is a m
 * ``slice``: the hidden width turned to its principal axes and cut by the share of the layers'
   weights that the other methods remove (the idea of SliceGPT, arXiv 2401.15024).
 * ``divergence``: of layers, those whose loss changes the predictions least.
-* ``compress``: `ifjax.compress`, choice and reconstruction.
+* ``compress``: `ifjax.compress`, choice and reconstruction. Of layers: those that ``divergence``
+  leaves out are made up for by the others.
 * ``distil``: `compress`, and then some steps of `ifjax.training.distill` on other windows of the
   validation text, one window each; seconds are those of the steps.
 
@@ -49,7 +50,7 @@ import ifjax
 from ifjax.data.text import plain_wikitext, windows
 from ifjax.experiment.perplexity import perplexity
 from ifjax.interop import Checkpoint, load_gguf, load_tokenizer
-from ifjax.models import keep_layers, layer_divergence
+from ifjax.models import keep_layers, layer_divergence, silence_layers
 from ifjax.models.decoder import decoder
 from ifjax.models.decoder_groups import groups_by_kind, sparsities
 
@@ -58,7 +59,7 @@ KEYS = ("name", "text", "calibration")  # of a row
 RATE = 1e-4  # of distillation
 CUTS = ("25", "50", "hidden", "layers", "blocks-20", "blocks-30", "blocks-40")
 METHODS = ("compress", "distil", "l1", "fusion", "energy", "bias", "slice")
-OF_LAYERS = ("divergence", "l1", "energy", "slice")
+OF_LAYERS = ("compress", "divergence", "l1", "energy", "slice")
 PYTHON = 2**21  # characters of the standard library, files by name
 
 
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for what compress has finished")
     parser.add_argument("--steps", type=int, default=64, help="of distillation")
     args = parser.parse_args()
+    jax.config.update("jax_default_matmul_precision", "highest")  # accelerators: float32 as well
     trial = args.layers is not None or args.windows != WINDOWS
     bench, rows = Bench(args), []
     for name in args.only:
@@ -192,10 +194,17 @@ class Bench:
                 return ifjax.load(done)[0]
         apply_fn = functools.partial(decoder, self.network.config)
         graph = ifjax.trace(apply_fn, self.dense, self.calibration[:1])
-        groups = sparsities(graph, shares_of(self.dense["layers"], cut))
+        altered = None
+        if cut == "layers":
+            groups = dict.fromkeys((g.name for g in graph.groups), 0.0)
+            altered = silence_layers(self.dense, self.order_of_layers("divergence")[: self.gone])
+        else:
+            groups = sparsities(graph, shares_of(self.dense["layers"], cut))
         spec = graph.spec(groups, importance="reconstruction", method="prune")
         batches = [self.calibration[i : i + 2] for i in range(0, len(self.calibration), 2)]
-        small, report = ifjax.compress(apply_fn, self.dense, spec, batches, folder=folder)
+        small, report = ifjax.compress(
+            apply_fn, self.dense, spec, batches, folder=folder, altered=altered
+        )
         print(report, file=sys.stderr, flush=True)
         if folder is not None:
             ifjax.save(done, small, spec)
@@ -212,21 +221,36 @@ class Bench:
         width = round(self.dense["norm"].shape[0] * sizes[0] / sizes[1])
         return sliced(self.dense, self.readings.gram, width)
 
+    @property
+    def gone(self) -> int:
+        """How many layers are left out: a tenth."""
+        return max(1, len(self.dense["layers"]["down"]) // 10)
+
     def without_layers(self, method: str) -> Any:
         """A tenth of the layers gone."""
-        layers = self.dense["layers"]
-        count = len(layers["down"])
-        gone = max(1, count // 10)
         if method == "slice":
-            return self.sliced({"layers": {k: v[gone:] for k, v in layers.items()}})
+            layers = {k: v[self.gone :] for k, v in self.dense["layers"].items()}
+            return self.sliced({"layers": layers})
+        params = self.compressed("layers") if method == "compress" else self.dense
+        order = self.order_of_layers("divergence" if method == "compress" else method)
+        return keep_layers(self.network.config, params, sorted(order[self.gone :]))[1]
+
+    def order_of_layers(self, method: str) -> list[int]:
+        """All layers, the one that is missed least first."""
+        layers = self.dense["layers"]
         if method == "l1":
-            worth = np.sum([np.abs(x).reshape(count, -1).sum(-1) for x in layers.values()], 0)
+            parts = [np.abs(x).reshape(len(x), -1).sum(-1) for x in layers.values()]
+            worth = np.sum(parts, 0)
         elif method == "energy":
             worth = self.readings.influence
         else:
-            worth = layer_divergence(self.network.config, self.dense, self.calibration[:4])
-        kept = sorted(np.argsort(worth, kind="stable")[gone:].tolist())
-        return keep_layers(self.network.config, self.dense, kept)[1]
+            worth = self.divergence
+        return np.argsort(worth, kind="stable").tolist()
+
+    @functools.cached_property
+    def divergence(self) -> np.ndarray:
+        """What leaving out each layer does to the predictions."""
+        return layer_divergence(self.network.config, self.dense, self.calibration[:2, :256])
 
 
 def model_file() -> Path:

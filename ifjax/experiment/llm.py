@@ -25,7 +25,7 @@ from ifjax.experiment.options import option, parse
 from ifjax.experiment.perplexity import perplexity
 from ifjax.interop import Checkpoint, load_gguf, load_huggingface, load_tokenizer
 from ifjax.interop.huggingface import overrides_for, save_huggingface, uniform_widths
-from ifjax.models import keep_layers, layer_divergence
+from ifjax.models import keep_layers, layer_divergence, silence_layers
 from ifjax.models.decoder import DecoderConfig, decoder
 from ifjax.models.decoder_groups import sparsities
 from ifjax.report import write_atomically
@@ -108,10 +108,10 @@ class Options(Files, Cut, How):
 class Job(NamedTuple):
     """What was checked, before anything is computed or written."""
 
-    dense: tuple[DecoderConfig, Any]
-    network: Checkpoint  # without the layers that go
-    apply_fn: Callable[..., Any]
-    spec: FusionSpec
+    dense: Checkpoint
+    config: DecoderConfig  # without the layers that go
+    kept: list[int]  # of the layers
+    spec: FusionSpec  # of the network with all layers
     overrides: dict[str, Any]
     calibration: np.ndarray
     test: np.ndarray
@@ -132,15 +132,15 @@ def main(options: Options) -> list[dict[str, Any]]:
     """
     job = prepare(options)
     assert options.out is not None
-    config = job.network.config
-    rows = [row("dense", job, *job.dense)]
+    config = job.config
+    rows = [row("dense", job, job.dense.config, job.dense.params)]
     small = compressed(options, job)
     rows.append(row(options.method, job, config, small))
     if not all(math.isfinite(r["perplexity"]) for r in rows):
         raise UserError("--text: the perplexity is not finite; nothing was written")
     like = options.checkpoint if options.checkpoint and options.checkpoint.is_dir() else None
     with user_error("--out"):
-        save_huggingface(options.out, config, small, job.network.source, like=like)
+        save_huggingface(options.out, config, small, job.dense.source, like=like)
         if like is None:
             job.tokenizer.save(str(options.out / "tokenizer.json"))
         content = {"rows": rows, "overrides": job.overrides, "options": settings(options)}
@@ -186,29 +186,32 @@ def prepare(options: Options) -> Job:
         raise UserError(
             f"--tokenizer: gives token {most}, and the network knows {vocabulary}; give its own"
         )
-    dense = network.config, network.params
+    kept = [*range(uniform_widths(network.params).layers)]
     if options.layers:
         with user_error("--layers"):
-            network = without_layers(network, options.layers, calibration)
-    apply_fn = functools.partial(decoder, network.config)
+            kept = kept_layers(network, options.layers, calibration)
     kinds = {k: getattr(options, k) for k in ("ffn", "kv_heads", "query_heads", "hidden")}
     asked = {kind: share for kind, share in kinds.items() if share}
     method: dict[str, Any] = {"importance": "reconstruction", "method": "prune"}
     if options.method != "reconstruction":
         method = {"method": options.method}
     with user_error(" ".join(f"--{k.replace('_', '-')} {v}" for k, v in asked.items()) or "--ffn"):
-        graph = ifjax.trace(apply_fn, network.params, test[:1])
+        graph = ifjax.trace(functools.partial(decoder, network.config), network.params, test[:1])
         fractions = sparsities(graph, asked)
         if not asked and options.layers:  # layers alone
             fractions = dict.fromkeys((group.name for group in graph.groups), 0.0)
         spec = graph.spec(fractions, round_to=options.round_to, uniform=True, **method)
-        small = spec.small_struct(network.params)
-        found = overrides_for(network.config, small, network.source)
-    return Job(dense, network, apply_fn, spec, found, calibration, test, tokenizer)
+        config = network.config.with_layers(kept)
+        small = jax.eval_shape(
+            lambda params: keep_layers(network.config, params, kept)[1],
+            spec.small_struct(network.params),
+        )
+        found = overrides_for(config, small, network.source)
+    return Job(network, config, kept, spec, found, calibration, test, tokenizer)
 
 
-def without_layers(network: Checkpoint, count: int, tokens: np.ndarray) -> Checkpoint:
-    """The network without the layers that change its predictions least, each taken alone.
+def kept_layers(network: Checkpoint, count: int, tokens: np.ndarray) -> list[int]:
+    """The layers without those that change the predictions least, each taken alone.
 
     Raises:
         ValueError: where no layer would be left.
@@ -217,22 +220,26 @@ def without_layers(network: Checkpoint, count: int, tokens: np.ndarray) -> Check
     if not 0 < count < layers:
         raise ValueError(f"expected 1 to {layers - 1} of the {layers} layers, got {count}")
     found = layer_divergence(network.config, network.params, tokens[:4])
-    kept = sorted(np.argsort(found, kind="stable")[count:].tolist())
-    config, params = keep_layers(network.config, network.params, kept)
-    return network._replace(config=config, params=params)
+    return sorted(np.argsort(found, kind="stable")[count:].tolist())
 
 
 def compressed(options: Options, job: Job) -> Any:
-    """The small parameters."""
-    if not job.spec.structure.widths:
-        return job.network.params
-    if options.method != "reconstruction":
-        with user_error("--method"):
-            return ifjax.fuse_params(job.network.params, job.spec)
-    batches = [job.calibration[i : i + 1] for i in range(len(job.calibration))]
+    """The small parameters: what the layers that go have added is made up for by the others."""
+    config, params = job.dense.config, job.dense.params
+    gone = sorted({*range(uniform_widths(params).layers)} - {*job.kept})
+    altered = silence_layers(params, gone) if gone else None
     with user_error("--method"):
-        params = job.network.params
-        return ifjax.compress(job.apply_fn, params, job.spec, batches, folder=options.work)[0]
+        if options.method != "reconstruction":
+            small = ifjax.fuse_params(params if altered is None else altered, job.spec)
+        elif job.spec.structure.widths or gone:
+            apply_fn = functools.partial(decoder, config)
+            batches = [job.calibration[i : i + 1] for i in range(len(job.calibration))]
+            small, _ = ifjax.compress(
+                apply_fn, params, job.spec, batches, folder=options.work, altered=altered
+            )
+        else:
+            small = params
+    return keep_layers(config, small, job.kept)[1] if gone else small
 
 
 def texts(options: Options, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:

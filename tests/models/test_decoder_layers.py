@@ -62,4 +62,4 @@ def test_the_other_layers_make_up_for_one_that_is_left_out(is_list, params):
     for tree in (params, small):
         kept_config, kept = keep_layers(config, tree, [0, 2])
         errors.append(float(jnp.square(decoder(kept_config, kept, test) - want).mean()))
-    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.7 * errors[0]
