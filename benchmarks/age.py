@@ -45,7 +45,7 @@ def git(root: Path, *arguments: str) -> str | None:
     """What git prints; None where there is no git, no history, or an error."""
     try:
         command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.rstrip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -18,6 +18,9 @@ RESULTS = Path(os.environ.get("IFJAX_RESULTS") or ROOT / "benchmarks/results")
 # Progress bars are for terminals; tqdm reads this when it is imported, after this module.
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
+# As it was when the process began: a checkout may move on while it runs.
+COMMIT = git(ROOT, "rev-parse", "HEAD")
+CHANGED = (git(ROOT, "status", "--porcelain", "-uall") or "").splitlines()
 PACKAGES = ("jax", "flax", "ott-jax", "POT", "numpy")
 # What was read of earlier results, by name.
 _earlier: dict[str, dict[str, Any]] = {}
@@ -60,18 +63,16 @@ def depends(modules: Iterable[Any], root: Path = ROOT) -> list[str]:
         if path != root and path.is_relative_to(root):
             parts = path.relative_to(root).parts
             found.add("/".join(parts[:2]) if parts[0] == "ifjax" else "/".join(parts))
+    found -= {"benchmarks/record.py", "benchmarks/age.py"}  # what is written, not what is measured
     inside = {path for path in found if path.split("/")[0] in ("ifjax", "benchmarks", "tests")}
     return sorted(inside if any(p.startswith("ifjax/") for p in inside) else {*inside, "ifjax"})
 
 
 def origin() -> dict[str, Any]:
-    """The commit, what the result depends on, and what of that differs from the commit."""
+    """The commit, what the result depends on, and what of that differed from the commit."""
     files = depends(sys.modules.values())
-    changed = git(ROOT, "status", "--porcelain", "--", *files)
-    born = {"commit": git(ROOT, "rev-parse", "HEAD"), "depends": files}
-    if changed:
-        born["uncommitted"] = sorted(line[2:].strip() for line in changed.splitlines())
-    return born
+    changed = [line[3:] for line in CHANGED if any(line[3:].startswith(file) for file in files)]
+    return {"commit": COMMIT, "depends": files} | ({"uncommitted": changed} if changed else {})
 
 
 def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> Path:

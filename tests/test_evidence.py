@@ -132,12 +132,12 @@ def test_what_is_written_says_where_it_comes_from(tmp_path, monkeypatch):
 
 
 def test_what_a_result_depends_on_are_scripts_and_packages():
-    record = loaded("record")
-    modules = [sys.modules["ifjax"], sys.modules["ifjax.graph.trace"], sys.modules["json"], record]
-    found = record.depends(modules)
-    assert found == ["benchmarks/record.py", "ifjax/__init__.py", "ifjax/graph"]
+    record, script = loaded("record"), sys.modules["benchmarks.registry"]
+    library = [sys.modules["ifjax"], sys.modules["ifjax.graph.trace"]]
+    found = record.depends([*library, sys.modules["json"], record, script])
+    assert found == ["benchmarks/registry.py", "ifjax/__init__.py", "ifjax/graph"]
     # What imports nothing of the library leaves the work to processes of their own.
-    assert record.depends([record]) == ["benchmarks/record.py", "ifjax"]
+    assert record.depends([record, script]) == ["benchmarks/registry.py", "ifjax"]
 
 
 def test_one_study_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
