@@ -13,7 +13,7 @@ stated; upside down takes the reciprocal. Each choice
 same 512 images. Means over seeds where there is chance in it. No fine-tuning.
 
     python benchmarks/metric.py                          # about 10 minutes on 2 cores
-    python benchmarks/metric.py --images 500 --seeds 1 --unsolved
+    python benchmarks/metric.py --metrics l1 --ways plain fused     # other rows stay
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import ifjax
 SPARSITY = 0.5
 METRICS = ("l1", "l2", "bn_scale", "taylor")
 NOISES = (0.25, 1.0)
+WAYS = ("plain", "fused", "solved", "fused and solved")
 SOLVED = ("as it is", "upside down", "random")
 Scores = dict[str, np.ndarray]
 
@@ -96,7 +97,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for metric, change in dict.fromkeys((row["metric"], row["change"]) for row in rows):
         same = [row for row in rows if (row["metric"], row["change"]) == (metric, change)]
         shown = {"metric": metric, "change": change, "alike": np.mean([r["alike"] for r in same])}
-        for way in ("plain", "fused", "solved", "fused and solved"):
+        for way in WAYS:
             found = [row["accuracy"] for row in same if row["way"] == way]
             spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
             shown[way] = f"{np.mean(found):.1f}{spread}" if found else ""
@@ -110,21 +111,24 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="of the test set")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=METRICS)
-    parser.add_argument("--unsolved", action="store_true", help="without reconstruction")
+    parser.add_argument("--changes", nargs="+", default=[""], help="parts of what is done to them")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     args = parser.parse_args()
     network = CutNetwork("resnet20", SPARSITY, args.images)
     metrics = {name: scores_of(network, name) for name in args.metrics}
     rows: list[dict[str, Any]] = []
-    for metric, change, seed, scores in tqdm(list(choices(metrics, args.seeds))):
-        ways = ["plain", "fused"]
-        if change in SOLVED and metric in ("l1", "none") and not (seed or args.unsolved):
-            ways += ["solved", "fused and solved"]
-        for way in ways:
+    for way in args.ways:
+        for metric, change, seed, scores in tqdm(list(choices(metrics, args.seeds)), desc=way):
+            solved = change in SOLVED and metric in ("l1", "none") and not seed
+            if ("solved" in way and not solved) or not any(c in change for c in args.changes):
+                continue
             row = {"metric": metric, "change": change, "seed": seed, "way": way}
             row["alike"] = alike(scores, metrics.get(metric, metrics[args.metrics[0]]))
-            rows.append(row | {"accuracy": round(accuracy(network, scores, way), 2)})
-            print(rows[-1], flush=True)
-        record.write("metric", rows, images=args.images, seeds=args.seeds, sparsity=SPARSITY)
+            row |= {"accuracy": round(accuracy(network, scores, way), 2), "images": args.images}
+            rows.append(row)
+            print(row, flush=True)
+            kept = record.with_earlier("metric", rows, ("metric", "change", "seed", "way"))
+            record.write("metric", kept, sparsity=SPARSITY)
     print(record.markdown(summary(rows)))
 
 
