@@ -29,13 +29,13 @@ QUICK = FOLDER / "results/quick"
 
 def table() -> str:
     """The questions as a markdown table."""
-    lines = ["| | question | command | writes | page |", "|---|---|---|---|---|"]
-    for number, study in enumerate(STUDIES.values(), 1):
+    lines = ["| question | command | writes | page |", "|---|---|---|---|"]
+    for study in STUDIES.values():
         results = ", ".join(f"`{name}.json`" for name in study.files)
         page = Path(study.page).name
         link = os.path.relpath(study.page, "docs/results")
         command = f"`python -m benchmarks {study.name}`"
-        lines.append(f"| {number} | {study.question} | {command} | {results} | [{page}]({link}) |")
+        lines.append(f"| {study.question} | {command} | {results} | [{page}]({link}) |")
     return "\n".join(lines)
 
 
