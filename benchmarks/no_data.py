@@ -2,8 +2,7 @@
 
 * synthesised: 512 images from `ifjax.synthesize`, given to `ifjax.compress` as if they were data.
   They are kept in a folder, batch by batch, so that a run that was interrupted goes on.
-* analytic: every inner group chosen, and its consumer solved, on the moments of
-  `ifjax.activations.analytic`, layer by layer on the dense network.
+* analytic: `ifjax.compress` on what `ifjax.analytic_moments` gives.
 * training: `ifjax.compress` on 512 training images, for comparison.
 
 All block-inner groups of the ResNets at 30, 50 and 70 %, and every group of the VGG; no labels, no
@@ -31,16 +30,8 @@ from checkpoints import INNER, accuracy
 
 import ifjax
 from ifjax import data, interop, models
-from ifjax.activations.analytic import analytic_moments
-from ifjax.activations.layer_names import layer_names
-from ifjax.activations.moments import Moments
-from ifjax.activations.norm_inputs import find_norm_inputs
-from ifjax.jaxprs.arguments import Arguments
-from ifjax.reconstruction.choice import backward_elimination
-from ifjax.reconstruction.ridge import ridge
-from ifjax.tree import leaves_by_path, with_leaves
 
-BATCH, BATCHES, SHRINKAGE = 128, 4, 0.01
+BATCH, BATCHES = 128, 4
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 RATIOS = (0.3, 0.5, 0.7)
 # Accuracy in % that is to be reached, by a rough prototype.
@@ -114,59 +105,13 @@ def with_images(network: str, ratio: float, images: np.ndarray):
 
 
 def with_moments(network: str, ratio: float):
-    """Function and parameters, each consumer of an inner group solved on analytic moments."""
+    """Function and parameters, compressed on analytic moments."""
     apply_fn, variables = load(network)
     graph = ifjax.trace(apply_fn, variables, IMAGE)
-    include = chosen_groups(network, graph)
-    spec = graph.spec(ratio, include=include)
-    groups = [g for g in spec.structure.in_order() if g.name in include]
-    moments = analytic_moments(apply_fn, variables, IMAGE)
-    means = running_means(apply_fn, variables)
-    leaves, kept, solved = leaves_by_path(variables), {}, {}
-    for group in groups:
-        [consumer] = {m.path for m in group.members if m.role == "consumer"}
-        found = moments[consumer]
-        index, kernel, shift = solve(
-            found.mean[0], found.covariance[0], leaves[consumer], group.kept
-        )
-        kept[group.name], solved[consumer] = index, jnp.asarray(kernel, jnp.float32)
-        solved[means[consumer]] = leaves[means[consumer]] - shift.astype(np.float32)
-    small = ifjax.take(variables, spec, kept)
-    return ifjax.shrink(apply_fn, spec), with_leaves(small, leaves_by_path(small) | solved)
-
-
-def running_means(apply_fn, variables) -> dict[str, str]:
-    """By the path of a kernel, that of the running mean of what it gives."""
-    found = find_norm_inputs(apply_fn, variables, Arguments.split((IMAGE,)))
-    names = layer_names(found.program, found.paths)
-    return {
-        names[number]: found.paths[norm.mean]
-        for number, norms in found.readers.items()
-        for norm in norms
-        if number in names
-    }
-
-
-def solve(mean: np.ndarray, covariance: np.ndarray, kernel, kept: int):
-    """Kept channels, a convolution's kernel for them, and what is left over in the mean."""
-    h, w, n, o = kernel.shape
-    weights = np.asarray(kernel, np.float64).transpose(2, 0, 1, 3).reshape(-1, o)
-    gram = covariance + np.outer(mean, mean)
-    units = np.repeat(np.arange(n), h * w)
-    [index] = backward_elimination(covariance[None], weights[None], units[None], 1, kept)
-    columns = np.isin(units, index)
-    target = mean @ weights
-    square = np.einsum("ko,kl,lo->o", weights, gram, weights)
-    sums = Moments(
-        1.0,
-        mean[None, columns],
-        gram[None][:, columns][:, :, columns],
-        (gram[columns] @ weights)[None],
-        target[None],
-        square[None],
-    )
-    found, offset = ridge(sums, weights[None, columns], SHRINKAGE, True)
-    return index, found[0].reshape(kept, h, w, o).transpose(1, 2, 0, 3), offset[0]
+    spec = graph.spec(ratio, include=chosen_groups(network, graph))
+    moments = ifjax.analytic_moments(apply_fn, variables, IMAGE)
+    small, _ = ifjax.compress(apply_fn, variables, spec, moments)
+    return ifjax.shrink(apply_fn, spec), small
 
 
 def rows_of(network: str, method: str, args, test) -> Iterator[dict]:

@@ -9,6 +9,7 @@ apply_small = ifjax.shrink(apply_fn, spec)
 from importlib import import_module, metadata
 from types import ModuleType
 
+from ifjax.activations.analytic import analytic_moments
 from ifjax.activations.batch_statistics import reset_statistics
 from ifjax.activations.input_moments import InputMoments, batch_moments, collect_moments
 from ifjax.activations.statistics import Stats, batch_stats, collect_stats
@@ -23,6 +24,7 @@ from ifjax.graph.onward import onward
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph, trace
 from ifjax.model_fusion.fuse_models import align_models, fuse_models
+from ifjax.reconstruction.biases import with_biases
 from ifjax.reconstruction.compress import compress
 from ifjax.reconstruction.report import Report
 from ifjax.spec.compose import compose
@@ -44,6 +46,7 @@ __all__ = [
     "Transport",
     "align_models",
     "allocate",
+    "analytic_moments",
     "apply_maps",
     "batch_moments",
     "batch_stats",
@@ -69,6 +72,7 @@ __all__ = [
     "take",
     "trace",
     "transport_maps",
+    "with_biases",
 ]
 
 __version__ = metadata.version("ifjax")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,10 +34,23 @@ class Gaussian(NamedTuple):
     covariance: Float[np.ndarray, "b k k"]
 
 
+class LayerMoments(dict[str, Gaussian]):
+    """What layers read, by the paths of their weights; `ifjax.compress` takes it for batches.
+
+    Attributes:
+      inputs: structs of what the function takes after its parameters.
+    """
+
+    def __init__(self, moments: Mapping[str, Gaussian], inputs: tuple[Any, ...]) -> None:
+        """Of a function that takes such inputs."""
+        super().__init__(moments)
+        self.inputs = inputs
+
+
 @with_promotion
 def analytic_moments(
     apply_fn: Callable[..., Any], params: PyTree, inputs: Any, *, correlation: float = 0.6
-) -> dict[str, Gaussian]:
+) -> LayerMoments:
     r"""Means and covariances of every layer's inputs, from batch norms' statistics and the weights.
 
     What a batch norm reads is taken to be Gaussian, with the running mean and variance of each
@@ -61,6 +74,7 @@ def analytic_moments(
     Returns:
       By the path of each layer's weight, in the order of the function, see
       `ifjax.activations.layer_names`; arranged as the rows of `ifjax.activations.moments` are.
+      `ifjax.compress` takes them in the place of batches.
 
     Raises:
       ValueError: for a function without running statistics, or whose steps are not affine, not
@@ -96,7 +110,7 @@ def analytic_moments(
     starts = [_start(fields, found, i, x) for i, x in enumerate(arguments.arrays)]
     given = zip(program.inputs, [*leaves, *starts], strict=True)
     _run(program, {n: _normalised(fields, found, leaves, n, x) for n, x in given}, apply)
-    return moments
+    return LayerMoments(moments, arguments.join(arguments.arrays))
 
 
 def _run(

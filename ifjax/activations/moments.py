@@ -164,7 +164,7 @@ def _grouped(form: NormalForm, x: AnyArray, axis: int) -> Shaped[AnyArray, "B N 
     return x.swapaxes(0, 1)
 
 
-def kernel(form: NormalForm, w: Array) -> Float[Array, "B K O"]:
+def kernel(form: NormalForm, w: Array) -> Shaped[Array, "B K O"]:
     """The weight in normal form."""
     if form.window:
         out, into, *space = form.numbers.rhs_spec

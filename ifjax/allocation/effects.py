@@ -2,9 +2,9 @@
 
 The dense network is walked once, from the inputs on. Where a tie is read first a branch leaves the
 walk for every number of neurons: the groups are cut there, what reads them is solved for as
-`ifjax.compress` does, and the rest of the network is evaluated as it is. Only dimensions of queries
-and keys, and experts that tokens are dealt out to, are cut without being made up for: `compress`
-restores more of those than is counted here.
+`ifjax.compress` does, products of queries and keys are restored, and the rest of the network is
+evaluated as it is. Only experts that tokens are dealt out to are cut without being made up for:
+`compress` restores more of those than is counted here.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from ifjax.allocation.ties import Tie
 from ifjax.graph.facts.sites import Unit
 from ifjax.jaxprs.evaluate import bind
 from ifjax.reconstruction.calibration import HELD
+from ifjax.reconstruction.journal import Journal
+from ifjax.reconstruction.products import Product, products_of
 from ifjax.reconstruction.select import Evidence, Timing, choose, evidence, timing
 from ifjax.reconstruction.solve import solve, solve_tied
-from ifjax.reconstruction.sweep import Ahead, dense_evidence, shared_units
+from ifjax.reconstruction.sweep import Ahead, Result, dense_evidence, restore, shared_units
 from ifjax.reconstruction.taps import Tap, taps_of
 from ifjax.reconstruction.walk import Walk
 from ifjax.structure import axis as ex
@@ -60,12 +62,15 @@ class _Known:
     """What is the same for all branches: taps, timing, evidence of early groups, direction."""
 
     taps: Mapping[str, Sequence[Tap]]
+    products: Mapping[str, Product]
     when: Timing
     early: Mapping[str, Evidence]
     direction: str
 
     def stop(self, name: str) -> int | None:
         """The place where the neurons of a group are chosen, if they are chosen late."""
+        if name in self.products:
+            return self.products[name].place
         for place, groups in self.when.late.items():
             if any(g.name == name for g in groups):
                 return place
@@ -149,9 +154,10 @@ def _measured(tie: Tie, levels: int) -> list[int]:
 def _known(walk: Walk, names: Sequence[str], direction: str) -> _Known:
     groups = [walk.resized.structure.group[name] for name in names]
     taps = taps_of(walk, names)
-    when = timing(groups, taps)
+    products = products_of(walk, [g for g in groups if g.name not in taps and g.exact])
+    when = timing(groups, taps, products)
     early = dense_evidence(walk, when.early, taps) if when.early else {}
-    return _Known(taps, when, early, direction)
+    return _Known(taps, products, when, early, direction)
 
 
 def _plan(walk: Walk, tie: Tie, copies: Mapping[str, Sequence[str]], known: _Known) -> _Plan:
@@ -235,12 +241,18 @@ def _cut(
         solve_tied(branch, units, held, names, Ahead(branch, units, plan.begin))
     deferred = {p: u.stop + 0.5 for u in plan.units for p in u.places}
     last = _last(branch, deferred)
+    products = {name: known.products[name] for name in groups if name in known.products}
     late = {name: stop for name, stop in stops.items() if stop is not None and name not in indices}
+    late |= {name: product.place for name, product in products.items()}
     at = plan.begin
     for stop in sorted({*late.values(), *(u.stop for u in plan.units)}):
         for name in [name for name, place in late.items() if place == stop]:
             branch.run(range(at, stop), deferred, last)
             at = stop
+            if name in products:
+                product = dataclasses.replace(products[name], group=groups[name])
+                restore(branch, product, known.direction, held, names, Journal(), Result())
+                continue
             found = memo.get(name) or evidence(branch, groups[name], known.taps[name], dense=False)
             if len(groups) == 1:  # nothing was cut before: the same at every rung
                 memo[name] = found

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from ifjax.activations.analytic import LayerMoments
 from ifjax.activations.statistics import Stats
 from ifjax.fusion.fuse import apply_maps
 from ifjax.fusion.inputs import Scores
@@ -22,7 +23,8 @@ from ifjax.graph.shrink import shrink
 from ifjax.importance import Reconstruction
 from ifjax.jaxprs.arguments import Arguments
 from ifjax.promotion import with_promotion
-from ifjax.reconstruction.calibration import calibration
+from ifjax.reconstruction.by_moments import sweep_moments
+from ifjax.reconstruction.calibration import Calibration, calibration
 from ifjax.reconstruction.journal import Journal
 from ifjax.reconstruction.recompute import recomputing
 from ifjax.reconstruction.report import Report
@@ -42,7 +44,7 @@ def compress(
     apply_fn: Callable[..., Any],
     params: PyTree,
     spec: FusionSpec,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | LayerMoments,
     *,
     scores: Scores | None = None,
     stats: Stats | None = None,
@@ -79,7 +81,9 @@ def compress(
         ``"fuse"``, which is the default of `DependencyGraph.spec`.
       batches: unlabelled inputs, see `ifjax.activations.batches`: tuples of what ``apply_fn`` takes
         after the parameters, or the input alone. A few hundred images, or a few dozen windows of
-        text; see ``frontier`` for the memory that they take.
+        text; see ``frontier`` for the memory that they take. Without any, what
+        `ifjax.analytic_moments` gives: neurons are then chosen, and every weight is solved for, on
+        what the dense network's layers read by its running statistics, which stay as they are.
       scores: by group name, scores that choose the neurons of these groups.
       stats: for importances that need them.
       folder: where finished choices and solutions are kept, of this call alone: a run that was
@@ -103,7 +107,8 @@ def compress(
     Raises:
       ValueError: for no inputs, inputs of different shapes, too few of them to hold some out,
         parameters of another network, activations that are not finite, another frontier, or a
-        folder that holds another run.
+        folder that holds another run; for moments with ``folder``, ``frontier`` or ``altered``, or
+        merged neurons.
       TypeError: for batches of another form, or anything but a spec.
 
     References:
@@ -129,9 +134,15 @@ def compress(
         raise ValueError(f"frontier: expected 'held' or 'recompute', got {frontier!r}")
     for tree in (params, begin):
         checked_leaves(tree, spec.structure)
-    data = calibration(batches, apply_fn, params)
-    flat = unrolled(apply_fn, params, spec.structure, data.batches[0], static)
-    arguments = Arguments.split(data.batches[0], static)
+    if isinstance(batches, LayerMoments):
+        if folder is not None or frontier != "held" or altered is not None:
+            raise ValueError("moments take no folder, frontier or altered: nothing is evaluated")
+        data, example = Calibration((), ()), batches.inputs
+    else:
+        data = calibration(batches, apply_fn, params)
+        example = data.batches[0]
+    flat = unrolled(apply_fn, params, spec.structure, example, static)
+    arguments = Arguments.split(example, static)
     walked = resized(flat.apply_fn, flat.structure, flat.params, arguments, static)
     arrays = [Arguments.split(inputs, static).arrays for inputs in data.batches]
     walk = start(walked, jax.tree.leaves(flat.params), arrays)
@@ -150,15 +161,19 @@ def compress(
         given = Given(flat.taken(found), direction=direction_of(spec))
     else:
         given = _given(begin, spec, flat, scores, stats)
-    every = [*jax.tree.leaves((params, altered)), *(x for batch in arrays for x in batch)]
-    names = sorted(given.kept), sorted(given.matrices), sorted(static.items()), frontier
-    every += jax.tree.leaves((given.kept, given.matrices, list(given.leaves)))
-    journal = Journal.open(folder, (spec.to_json(), str(names), *every))
-    result = sweep(walk, given, by_importance, data.held, journal)
+    if isinstance(batches, LayerMoments):
+        result = sweep_moments(walk, given, by_importance, batches)
+    else:
+        every = [*jax.tree.leaves((params, altered)), *(x for batch in arrays for x in batch)]
+        names = sorted(given.kept), sorted(given.matrices), sorted(static.items()), frontier
+        every += jax.tree.leaves((given.kept, given.matrices, list(given.leaves)))
+        journal = Journal.open(folder, (spec.to_json(), str(names), *every))
+        result = sweep(walk, given, by_importance, data.held, journal)
     tree = jax.tree.structure(flat.params)
     small = flat.stacked(jax.tree.unflatten(tree, list(walk.leaves.values())))
-    apply_small = shrink(apply_fn, spec)
-    small = refit_statistics(functools.partial(apply_small, **static), small, data.batches)
+    if data.batches:
+        apply_small = functools.partial(shrink(apply_fn, spec), **static)
+        small = refit_statistics(apply_small, small, data.batches)
     kept = flat.gathered({event.group.name: event.index for event in walk.events})
     sizes = {name: spec.structure.group[name].size for name in kept}
     found = tuple(result.chosen), tuple(result.solved), tuple(result.follows)

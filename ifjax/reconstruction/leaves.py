@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from ifjax.activations.moments import NormalForm, kernel, results, weight
 from ifjax.graph.facts.sites import Site
-from ifjax.graph.facts.views import Path, View, view_of
+from ifjax.graph.facts.views import Path, views_of
 from ifjax.reconstruction.walk import Walk
 
 TINY = 1e-6  # of the largest slope: below it an output hardly depends on the weight
@@ -19,10 +19,10 @@ TINY = 1e-6  # of the largest slope: below it an output hardly depends on the we
 
 @dataclasses.dataclass(frozen=True)
 class Offset:
-    """A leaf that is added along the path: from the leaf to the end of the unit."""
+    """A leaf, or several that are joined, added along the path: from each to the unit's end."""
 
-    leaf: int
-    path: Path
+    leaves: tuple[int, ...]
+    paths: tuple[Path, ...]
 
 
 def write_weight(
@@ -118,30 +118,33 @@ def find_offset(walk: Walk, site: Site, form: NormalForm, uses: int) -> Offset |
     """
     norms = {m.path for g in walk.resized.structure.groups for m in g.members if m.role == "mean"}
     norms |= {n.mean for n in walk.resized.structure.norms}
-    paths = [leaf.path for leaf in walk.resized.structure.leaves]
-    inputs = walk.program.inputs
+    paths = dict(zip(walk.leaves, (x.path for x in walk.resized.structure.leaves), strict=True))
+
+    def is_free(n: int) -> bool:
+        if n in walk.fixed or paths[n] in norms:
+            return False
+        floating = jnp.issubdtype(walk.leaves[n].dtype, jnp.floating)
+        return floating and len(walk.sites.reads[n]) == uses
+
     for i in reversed(range(len(site.path))):
         place, k = site.path[i]
         step = walk.program.steps[place]
         if step.equation.primitive.name not in ("add", "add_any", "sub") or step.data[1 - k]:
             continue
         number = step.inputs[1 - k]
-        found = view_of(walk.program, walk.sites.made, walk.sites.origins, number, spread=True)
-        if not isinstance(found, View) or len(walk.sites.reads[found.leaf]) != uses:
+        found = views_of(walk.program, walk.sites.made, walk.sites.origins, number, spread=True)
+        if isinstance(found, str) or not all(is_free(view.leaf) for view in found):
             continue
-        if found.leaf in walk.fixed:
-            continue
-        leaf = walk.leaves[found.leaf]
-        if paths[inputs.index(found.leaf)] in norms or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            continue
-        offset = Offset(found.leaf, (*found.spine, (place, 1 - k), *site.path[i + 1 :]))
+        rest = ((place, 1 - k), *site.path[i + 1 :])
+        ways = tuple((*view.spine, *rest) for view in found)
+        offset = Offset(tuple(view.leaf for view in found), ways)
         if _carries_shifts(walk, site, form, offset):
             return offset
     return None
 
 
 def _carries_shifts(walk: Walk, site: Site, form: NormalForm, offset: Offset) -> bool:
-    """Whether a leaf can shift every output of a site on its own, the same at all positions."""
+    """Whether leaves can shift every output of a site on its own, the same at all positions."""
     at, slope = _entries(walk, site, form, offset)
     outputs = at.shape[0] * at.shape[2]
     return bool(
@@ -154,22 +157,27 @@ def _carries_shifts(walk: Walk, site: Site, form: NormalForm, offset: Offset) ->
 def _entries(
     walk: Walk, site: Site, form: NormalForm, offset: Offset
 ) -> tuple[Int[np.ndarray, "B N O"], Float[np.ndarray, "B N O"]]:
-    """Which entry of the leaf shifts each result of a site, and by how much."""
-    shape = walk.leaves[offset.leaf].shape
-    index = np.arange(math.prod(shape)).reshape(shape)
-    at = walk.push(index, offset.path, scaled=False)
-    slope = walk.push(np.ones(shape), offset.path)
+    """Which entry of the leaves, one after the other, shifts each result, and by how much."""
+    at, slope, before = -1, 0.0, 0
+    for leaf, path in zip(offset.leaves, offset.paths, strict=True):
+        shape = walk.leaves[leaf].shape
+        index = np.arange(1, 1 + math.prod(shape)).reshape(shape) + before
+        at = at + walk.push(index, path, scaled=False)  # zero where other leaves stand
+        slope = slope + walk.push(np.ones(shape), path)
+        before += math.prod(shape)
     return tuple(results(form, walk.pull(x, site.path)) for x in (at, slope))  # type: ignore
 
 
 def write_offset(
     walk: Walk, site: Site, form: NormalForm, offset: Offset, shifts: Float[np.ndarray, "B O"]
 ) -> None:
-    """Adds what shifts the outputs to the leaf."""
+    """Adds what shifts the outputs to the leaves."""
     at, slope = _entries(walk, site, form, offset)
     at, slope = at[:, 0], slope.mean(1)
     used = np.abs(slope) > TINY * np.abs(slope).max(initial=0)
-    leaf = np.asarray(walk.leaves[offset.leaf])
-    flat = leaf.astype(np.float64).reshape(-1)
+    leaves = [np.asarray(walk.leaves[n]) for n in offset.leaves]
+    flat = np.concatenate([x.astype(np.float64).reshape(-1) for x in leaves])
     flat[at[used]] += shifts[used] / slope[used]
-    walk.write(offset.leaf, jnp.asarray(flat.reshape(leaf.shape), leaf.dtype))
+    parts = np.split(flat, np.cumsum([x.size for x in leaves])[:-1])
+    for n, old, new in zip(offset.leaves, leaves, parts, strict=True):
+        walk.write(n, jnp.asarray(new.reshape(old.shape), old.dtype))

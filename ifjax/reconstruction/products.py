@@ -60,7 +60,7 @@ class Product:
     Attributes:
       place: of the contraction.
       step: the contraction.
-      group: whose neurons it contracts.
+      group: whose neurons it contracts, one dimension each, or several.
       sides: the operands that can be corrected, none, one or both.
     """
 
@@ -94,8 +94,9 @@ def products_of(walk: Walk, groups: Sequence[Group]) -> dict[str, Product]:
     chosen = {}
     for name, products in found.items():
         if len(products) == 1 and _is_plain(walk, products[0]):
-            sides = tuple(filter(None, (_side(walk, products[0], i) for i in (0, 1))))
-            chosen[name] = dataclasses.replace(products[0], sides=sides)
+            alone = len(columns_of(walk, products[0])) == products[0].group.size
+            tried = (_side(walk, products[0], i) for i in (0, 1) if alone)
+            chosen[name] = dataclasses.replace(products[0], sides=tuple(filter(None, tried)))
     return chosen
 
 
@@ -107,8 +108,15 @@ def products_by_place(products: Mapping[str, Product]) -> dict[int, tuple[Produc
     return found
 
 
+def columns_of(walk: Walk, product: Product, side: int = 0) -> Int[np.ndarray, " K"]:
+    """Which neuron of the group the columns of an operand belong to: several each, as in pairs."""
+    [axis] = contraction_of(product.step.equation).contracted[side]
+    whole = walk.axes(product.step.inputs[side])[axis]
+    return positions(whole, product.group.name, walk.sizes)
+
+
 def _is_plain(walk: Walk, product: Product) -> bool:
-    """Whether it is a matrix product of activations over the group's axis and no other."""
+    """Whether it is a matrix product of activations over neurons of the group and no others."""
     step, group = product.step, product.group
     if step.equation.primitive.name != "dot_general" or not all(step.data[:2]):
         return False
@@ -117,11 +125,12 @@ def _is_plain(walk: Walk, product: Product) -> bool:
         axes = walk.axes(step.inputs[side])
         if len(found.contracted[side]) != 1 or step.inputs[0] == step.inputs[1]:
             return False
-        if axes[found.contracted[side][0]] != ex.Atom(group.name, group.size):
-            return False
         if not all(_holds(axes, found.batch[side], name) for name in group.along):
             return False
-    return True
+    columns, other = (columns_of(walk, product, side) for side in (0, 1))
+    counts = np.bincount(columns[columns >= 0], minlength=group.size)
+    every = (columns >= 0).all() and len({*counts.tolist()}) == 1
+    return bool(every and np.array_equal(columns, other))
 
 
 def _holds(axes: Sequence[ex.Expression], among: Sequence[int], name: str) -> bool:
@@ -243,6 +252,8 @@ def chosen_of_product(
 ) -> dict[str, np.ndarray]:
     """The dimensions whose rank-one products q_i k_i' make up best for the others'.
 
+    Those that hang together, as the pairs that rotary positions turn, are kept or gone together.
+
     Args:
       walk: for the entries.
       product: the product.
@@ -254,9 +265,8 @@ def chosen_of_product(
     """
     group, entries = product.group, entries_of(walk, product.group)
     count = int(np.prod(entries, dtype=int))
-    gram = entrywise(joined(grams), count)
-    n = gram.shape[-1]
-    units = np.arange(count * n).reshape(count, n)
+    gram, n = entrywise(joined(grams), count), grams[0].left.shape[-1]
+    units = columns_of(walk, product) + group.size * np.arange(count)[:, None]
     choice = kept_neurons(direction)
     kept = choice(gram, np.ones((count, n, 1)), units, count, group.kept)
     return {group.name: kept.reshape(*entries, group.kept)}

@@ -41,7 +41,7 @@ class Solved:
       after: error after.
       held_before: the same on the inputs that were held out for choosing the shrinkage.
       held_after: with what was solved without them.
-      offset: path of the bias or offset that took up the means.
+      offset: path of the bias or offset that took up the means, or of several that are joined.
     """
 
     sites: tuple[str, ...]
@@ -65,7 +65,7 @@ class _Problem:
       shapes: of their weights.
       scales: what their outputs are multiplied by.
       starts: their kernels, scaled.
-      offset: a leaf that takes up the means.
+      offset: leaves that take up the means.
     """
 
     sites: tuple[Site, ...]
@@ -230,7 +230,7 @@ def _finished(
         after / spread,
         errors[0] / (share * spread),
         errors[1] / (share * spread),
-        names[offset.leaf] if offset else None,
+        " + ".join(names[n] for n in offset.leaves) if offset else None,
     )
 
 

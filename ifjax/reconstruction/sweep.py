@@ -125,7 +125,7 @@ def sweep(
             for group in when.late.get(stop, ()):
                 _choose_late(walk, group, taps[group.name], given.direction, journal, result)
             for product in at_place.get(stop, ()):
-                _restore(walk, product, given.direction, held, names, journal, result)
+                restore(walk, product, given.direction, held, names, journal, result)
             if stop in dealt:
                 make = functools.partial(solve_ragged, walk, stop, held, names)
                 solved = journal.solve(f"ragged {stop}", walk, names, make)
@@ -137,15 +137,29 @@ def sweep(
                 _correct(walk, units[stop], held, names, journal, result)
                 walk.settle(units[stop], last)
             done()
-    for place, reason in walk.sites.follows:
-        step = walk.program.steps[place]
-        leaves = {names[n] for k in step.inputs for n in walk.sites.origins.get(k, ())}
-        if not dealt.get(place, False):
-            result.follows.append((", ".join(sorted(leaves)), reason))
+    add_follows(walk, names, result, [place for place, is_solved in dealt.items() if is_solved])
     return result
 
 
-def _restore(
+def add_follows(
+    walk: Walk, names: Mapping[int, str], result: Result, solved: Sequence[int] = ()
+) -> None:
+    """Notes the contractions that are no sites.
+
+    Args:
+      walk: of the function.
+      names: paths of the leaves.
+      result: where it is noted.
+      solved: places of those that were solved for all the same.
+    """
+    for place, reason in walk.sites.follows:
+        step = walk.program.steps[place]
+        leaves = {names[n] for k in step.inputs for n in walk.sites.origins.get(k, ())}
+        if place not in solved:
+            result.follows.append((", ".join(sorted(leaves)), reason))
+
+
+def restore(
     walk: Walk,
     product: Product,
     direction: str,
@@ -154,7 +168,17 @@ def _restore(
     journal: Journal,
     result: Result,
 ) -> None:
-    """Cuts the dimensions of a product of activations, and corrects those that are left."""
+    """Cuts the dimensions of a product of activations, and corrects those that are left.
+
+    Args:
+      walk: at the product.
+      product: the product; its group may be cut already.
+      direction: whether dimensions are removed or taken one after the other.
+      held: by batch, whether it is held out for choosing the shrinkage.
+      names: paths of the leaves.
+      journal: of what was done before.
+      result: where it is noted.
+    """
     group, index = product.group, None
     is_open = group.name not in walk.sizes
     if not is_open and not product.sides:

@@ -199,3 +199,17 @@ def test_kl_needs_logits():
     assert spec.flops()[1] <= 0.7 * spec.flops()[0]
     chosen = allocated(params, 0.3, divergence=lambda a, b: float(jnp.abs(a - b).max()), levels=2)
     assert chosen.flops() == spec.flops()
+
+
+def test_dimensions_of_queries_and_keys_count_by_what_is_left_of_their_products():
+    """Of one product every dimension stands there twice: half of them give the same logits."""
+    params = {f"{n}{i}": normal(10 * i + j, 8, 6) for i in (0, 1) for j, n in enumerate("qk")}
+    params |= {n: jnp.concatenate([params[n][:, :3]] * 2, -1) for n in ("q0", "k0")}
+
+    def apply(p, x):
+        logits = [x @ p[f"q{i}"] @ (x @ p[f"k{i}"]).swapaxes(1, 2) for i in "01"]
+        return sum(jax.nn.softmax(z, -1) @ x for z in logits)
+
+    x = np.asarray(normal(5, 64, 4, 8)) * 2
+    spec = allocated(params, 1 / 6, "weights", apply, x, divergence="squared", levels=2)
+    assert {g.name: g.kept for g in spec.groups} == {"q0": 4, "q1": 6}

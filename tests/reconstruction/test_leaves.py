@@ -46,22 +46,29 @@ def test_joined_leaves_are_what_one_leaf_is(name):
         whole, x = normal(7, *shape), normal(8, 64, 8)
         at = 12 if name == "recurrent" else 16 if name == "rows" else 5
         parts = dict(zip("ab", np.split(whole, [at], axis), strict=True))
+        bias = normal(9, 12)
+        parts |= dict(zip("cd", np.split(bias, [5]), strict=True))
 
         def joined(p, x):
             kernel = lambda: jnp.concatenate([p["a"], p["b"]], axis)  # noqa: E731
-            return network(p, x, kernel if name == "recurrent" else kernel())
+            if name == "recurrent":
+                return network(p, x, kernel)
+            return network(p, x, kernel()) + 2 * jnp.concatenate([p["c"], p["d"]])
 
         def one(p, x):
-            return network(p, x, (lambda: p["w"]) if name == "recurrent" else p["w"])
+            if name == "recurrent":
+                return network(p, x, lambda: p["w"])
+            return network(p, x, p["w"]) + 2 * p["bias"]
 
         found = []
-        for apply, leaves in ((joined, parts), (one, {"w": whole})):
+        for apply, leaves in ((joined, parts), (one, {"w": whole, "bias": bias})):
             given = params | leaves
             spec = ifjax.trace(apply, given, x).spec(0.5)
             small, report = ifjax.compress(apply, given, spec, [x])
             found.append((ifjax.shrink(apply, spec)(small, x), report))
         np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6, atol=1e-8)
-        assert any({"a", "b"} <= {*s.sites} for s in found[0][1].solved)
+        [solved] = [s for s in found[0][1].solved if {"a", "b"} <= {*s.sites}]
+        assert solved.offset == (None if name == "recurrent" else "c + d")
         assert not found[0][1].follows
 
 
@@ -124,3 +131,43 @@ def test_half_precision_hides_no_weight_that_cannot_be_given(gain):
     spec = ifjax.trace(apply, params, x).spec(0.5, include="in", method="prune")
     _, report = ifjax.compress(apply, params, spec, [x])
     assert not report.solved
+
+
+def with_linen(params):
+    from flax import linen as nn
+
+    cell = nn.OptimizedLSTMCell(8)
+    start = (np.zeros((1, 8), np.float32),) * 2
+    params["cell"] = cell.init(jax.random.key(0), start, np.zeros((1, 5)))["params"]
+    return lambda p, state, x: cell.apply({"params": p}, state, x)
+
+
+def with_nnx(params):
+    from flax import nnx
+
+    definition, params["cell"] = nnx.split(nnx.OptimizedLSTMCell(5, 8, rngs=nnx.Rngs(0)), nnx.Param)
+    return lambda p, state, x: nnx.merge(definition, p)(state, x)
+
+
+@pytest.mark.parametrize("framework", [with_linen, with_nnx])
+@pytest.mark.promotes(ranks="of flax", dtypes="of flax")
+def test_an_lstm_of_flax_that_joins_its_kernels(framework):
+    params = {"out": normal(1, 8, 3).astype(np.float32)}
+    cell = framework(params)
+
+    def apply(p, x):
+        state = (jnp.zeros((x.shape[0], 8), x.dtype),) * 2
+        for i in range(2):
+            state, h = cell(p["cell"], state, x[:, i])
+        return h @ p["out"]
+
+    x = normal(2, 48, 2, 5).astype(np.float32) * 8
+    spec = ifjax.trace(apply, params, x).spec(0.5)
+    small, report = ifjax.compress(apply, params, spec, [x])
+    [hidden] = [s for s in report.solved if any("cell/h" in p or "_h" in p for p in s.sites)]
+    assert len(hidden.sites) == (4 if framework is with_linen else 2)
+    assert hidden.after < hidden.before
+    want, f = apply(params, x), ifjax.shrink(apply, spec)
+    plain = ifjax.take(params, spec, report.kept)
+    errors = [float(jnp.square(f(p, x) - want).mean()) for p in (plain, small)]
+    assert errors[1] < 0.7 * errors[0]

@@ -215,3 +215,43 @@ def test_what_only_prints_is_left_out():
     small, _ = ifjax.compress(apply, params, spec, [x])
     also, _ = ifjax.compress(loud, params, spec, [x])
     jax.tree.map(np.testing.assert_array_equal, small, also)
+
+
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_pairs_that_positions_turn_are_kept_by_what_both_multiply(layout):
+    """Where the frequencies are a leaf; they go with their pairs."""
+    params = {n: normal(i, 8, HEADS, DIM).astype(np.float32) for i, n in enumerate("qk")}
+    params["turns"] = np.float32([1.0, 0.3, 0.1])
+    params["q"][..., [1, 4] if layout == "half" else [2, 3]] *= 30  # l1 would keep the pair
+    params["k"][..., [1, 4] if layout == "half" else [2, 3]] *= 1e-3
+    x = (normal(9, 16, 5, 8) * 4).astype(np.float32)
+
+    def turned(x, turns):
+        angles = jnp.arange(x.shape[1], dtype=x.dtype)[:, None, None] * turns
+        c, s = jnp.cos(angles), jnp.sin(angles)
+        if layout == "half":
+            a, b = jnp.split(x, 2, -1)
+            return jnp.concatenate([a * c - b * s, b * c + a * s], -1)
+        a, b = x[..., ::2], x[..., 1::2]
+        return jnp.stack([a * c - b * s, b * c + a * s], -1).reshape(x.shape)
+
+    def logits(p, x):
+        q, k = (turned(jnp.einsum("btc,chd->bthd", x, p[n]), p["turns"]) for n in "qk")
+        return jnp.einsum("bthd,bshd->bhts", q, k)
+
+    def apply(p, x):
+        return jax.nn.softmax(logits(p, x), -1) @ x[:, None]
+
+    graph = ifjax.trace(apply, params, x)
+    [group] = [g for g in graph.groups if "turns" in {m.path for m in g.members}]
+    assert (group.size, group.batch) == (DIM // 2, ())
+    spec = graph.spec({group.name: 2 / 3})
+    small, report = ifjax.compress(apply, params, spec, [x])
+    assert report.chosen[0].how == "what it multiplies"
+    assert small["turns"].shape == (1,)
+    errors = []
+    for i in range(3):
+        one = ifjax.take(params, spec, {group.name: np.array([i])})
+        errors.append(float(jnp.square(logits(one, x) - logits(params, x)).sum()))
+    assert report.kept[group.name].tolist() == [int(np.argmin(errors))]
+    assert report.kept[group.name].tolist() != [1]

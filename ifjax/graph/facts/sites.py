@@ -114,7 +114,7 @@ def find_sites(program: Program, leaves: int) -> Sites:
 
     Args:
       program: calls taken apart, with inputs that are data told from parameters.
-      leaves: how many of its inputs are parameters; these come first.
+      leaves: among how many of its first inputs the parameters are: those without data.
 
     Returns:
       The sites, by units.
@@ -264,7 +264,7 @@ def _solvable(
 
 def _origins(program: Program, leaves: int) -> dict[int, frozenset[int]]:
     """By number of a value of parameters alone, the leaves that it depends on."""
-    found = {n: frozenset({n}) for n in program.inputs[:leaves]}
+    found = {n: frozenset({n}) for n in program.inputs[:leaves] if not program.data[n]}
     for step in program.steps:
         if not any(step.data):
             whole = frozenset[int]().union(*(found.get(n, ()) for n in step.inputs))

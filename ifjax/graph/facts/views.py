@@ -50,7 +50,9 @@ def view_of(
       The view, or the reason why there is none.
     """
     views = views_of(program, made, origins, number, spread)
-    return views if isinstance(views, str) else views[0]
+    if isinstance(views, str):
+        return views
+    return views[0] if len(views) == 1 else "several leaves are joined"
 
 
 def views_of(
@@ -67,7 +69,7 @@ def views_of(
       made: the places of the steps that make values.
       origins: the leaves that values depend on.
       number: of the value.
-      spread: whether an entry may stand in several places; then nothing is joined.
+      spread: whether an entry may stand in several places, as a bias does.
 
     Returns:
       A view of each leaf, or the reason.
@@ -79,7 +81,7 @@ def views_of(
             return "a constant"
         place = made[number]
         step = program.steps[place]
-        if step.equation.primitive.name == "concatenate" and not spread:
+        if step.equation.primitive.name == "concatenate":
             parts: list[View] = []
             for k, n in enumerate(step.inputs):
                 found = views_of(program, made, origins, n, spread)
