@@ -3,10 +3,12 @@
 Synthetic activations of 512 common directions and some of every neuron's own, read by a quarter as
 many outputs. Seconds of wall clock and of all processors; the squared error that
 is left, relative to all. One by one: with as many candidates as there are columns, where that does
-not take too long.
+not take too long. From 4,096 neurons on the host computes in single precision; what that is worth
+shows beside `--precision float64`. `device` is the compiled form that accelerators use.
 
     python benchmarks/choice.py                    # half an hour on 2 cores, 8 GB
     python benchmarks/choice.py --neurons 1024     # rows of other sizes stay
+    python benchmarks/choice.py --precision device     # on an accelerator
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import time
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import record
 
@@ -45,11 +48,14 @@ def error(gram: np.ndarray, weights: np.ndarray, kept: np.ndarray) -> float:
     return 1 - float(np.sum(made * np.linalg.solve(own, made))) / whole
 
 
-def measure(n: int, kept: int, direction: str, candidates: int) -> dict[str, Any]:
+def measure(n: int, kept: int, direction: str, candidates: int, precision: str) -> dict[str, Any]:
     """One row of the table."""
     gram, weights = problem(n)
     choice.CANDIDATES = candidates
+    choice.SINGLE = 1 if precision == "float32" else n + 1
     arguments = gram[None], weights[None], np.arange(n)[None]
+    if precision == "device":
+        arguments = jnp.asarray(gram[None], jnp.float32), *arguments[1:]
     began, cpu = time.perf_counter(), time.process_time()
     [found] = choice.kept_neurons(direction)(*arguments, 1, kept)  # type: ignore[arg-type]
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -58,6 +64,7 @@ def measure(n: int, kept: int, direction: str, candidates: int) -> dict[str, Any
         "kept": kept,
         "direction": direction,
         "candidates": "all" if candidates >= n else str(candidates),
+        "precision": precision,
         "seconds": round(seconds, 2),
         "cpu seconds": round(cpu, 2),
         "error": round(error(gram, weights, found), 5),
@@ -70,14 +77,17 @@ def main() -> None:
     parser.add_argument("--neurons", nargs="+", type=int, default=SIZES)
     parser.add_argument("--kept", nargs="+", type=float, default=(0.5, 0.125), help="shares")
     parser.add_argument("--directions", nargs="+", default=DIRECTIONS, choices=DIRECTIONS)
+    parser.add_argument("--precision", choices=("float64", "float32", "device"))
     args = parser.parse_args()
-    keys, blocks = ("neurons", "kept", "direction", "candidates"), choice.CANDIDATES
+    keys = ("neurons", "kept", "direction", "candidates", "precision")
+    blocks, single = choice.CANDIDATES, choice.SINGLE
     rows: list[Any] = []
     for n in args.neurons:
         for kept in (int(share * n) for share in args.kept):
             for direction in args.directions:
+                precision = args.precision or ("float32" if n >= single else "float64")
                 for candidates in [blocks, *([n] if n <= ONE_BY_ONE else [])]:
-                    row = measure(n, kept, direction, candidates)
+                    row = measure(n, kept, direction, candidates, precision)
                     print(row, flush=True)
                     rows = list(record.with_earlier("choice", [row], keys))
                     record.write("choice", rows)

@@ -285,6 +285,16 @@ def parts_of(
     return next((c for c in range(max(wanted, 1), examples) if examples % c == 0), examples)
 
 
+def summed(a: Moments | None, b: Moments) -> Moments:
+    """The sum of two, on the device where they are."""
+    return b if a is None else _summed(a, b)
+
+
+@jax.jit
+def _summed(a: Moments, b: Moments) -> Moments:
+    return jax.tree.map(jnp.add, a, b)
+
+
 def added(a: Moments | None, b: Moments) -> Moments:
     """The sum of two, in double precision on the host."""
     wide = [np.asarray(x, np.float64) for x in b]

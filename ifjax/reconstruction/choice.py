@@ -17,19 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import linalg
 
+from ifjax.namespace import AnyArray
+from ifjax.reconstruction.elimination import eliminated
+
 RIDGE = 0.01  # of the mean diagonal, so that what never fires has no infinite inverse
 CANDIDATES = 256  # columns that are looked at one by one before all others are brought up to date
-[_POTRI] = linalg.get_lapack_funcs(("potri",), dtype=np.float64)
-[_SYRK] = linalg.get_blas_funcs(("syrk",), dtype=np.float64)
+SINGLE = 4096  # columns from which on float32 does: the sums were made in it
 
 
 def backward_elimination(
-    gram: Float[np.ndarray, "B K K"],
-    weights: Float[np.ndarray, "B K O"],
+    gram: Float[AnyArray, "B K K"],
+    weights: Float[AnyArray, "B K O"],
     units: Int[np.ndarray, "B K"],
     entries: int,
     kept: int,
@@ -47,7 +51,8 @@ def backward_elimination(
     costs of all are known anew.
 
     Args:
-      gram: of B problems whose errors add up.
+      gram: of B problems whose errors add up. One that lies on an accelerator stays there, where
+        every neuron has one column.
       weights: of the consumers.
       units: which neuron a column belongs to, numbered through all entries; -1 for columns of
         something else, which stay and help to make up. A neuron has as many columns as another.
@@ -76,8 +81,8 @@ def backward_elimination(
 
 
 def forward_selection(
-    gram: Float[np.ndarray, "B K K"],
-    weights: Float[np.ndarray, "B K O"],
+    gram: Float[AnyArray, "B K K"],
+    weights: Float[AnyArray, "B K O"],
     units: Int[np.ndarray, "B K"],
     entries: int,
     kept: int,
@@ -133,10 +138,12 @@ _Start = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.nda
 def _backwards(
     gram: np.ndarray, weights: np.ndarray, own: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    inverse, _ = _POTRI(_factor(gram), lower=1, overwrite_c=1)
+    factor = _factor(gram)
+    [potri] = linalg.get_lapack_funcs(("potri",), (factor,))
+    inverse, _ = potri(factor, lower=1, overwrite_c=1)
     if len(own) < len(gram) or not np.array_equal(own, np.arange(len(gram))):
         inverse = np.asfortranarray(_block(inverse, own, own))
-    return inverse, weights[own].astype(np.float64), False
+    return inverse, weights[own].astype(inverse.dtype), False
 
 
 def _forwards(
@@ -148,11 +155,11 @@ def _forwards(
         across = ridged[np.ix_(fixed, own)]
         factor = linalg.cho_factor(ridged[np.ix_(fixed, fixed)], lower=True)
         rest = rest - across.T @ linalg.cho_solve(factor, across)
-    return np.asfortranarray(rest), rest @ weights[own].astype(np.float64), True
+    return np.asfortranarray(rest), rest @ weights[own].astype(rest.dtype), True
 
 
 def _ridged(gram: np.ndarray) -> np.ndarray:
-    ridged = np.array(gram, np.float64, order="F")
+    ridged = np.array(gram, np.float32 if len(gram) >= SINGLE else np.float64, order="F")
     unit = np.trace(gram) / max(len(gram), 1) or 1.0
     ridged[np.diag_indices(len(gram))] += RIDGE * unit
     return ridged
@@ -164,14 +171,19 @@ def _factor(gram: np.ndarray) -> np.ndarray:
 
 
 def _chosen(
-    gram: np.ndarray,
-    weights: np.ndarray,
+    gram: AnyArray,
+    weights: AnyArray,
     units: np.ndarray,
     entries: int,
     kept: int,
     start: _Start,
 ) -> np.ndarray:
     """The kept neurons of every entry."""
+    if isinstance(gram, jax.Array):
+        found = _on_device(gram, weights, units, entries, kept, start is _forwards)
+        if found is not None:
+            return found
+        gram, weights = (np.asarray(x, np.float64) for x in (gram, weights))
     shared = [np.unique(u[u >= 0]) for u in units]
     if len(units) > 1 and not all(np.array_equal(shared[0], s) for s in shared):
         return _apart(gram, weights, units, shared, entries, kept, start)
@@ -189,6 +201,22 @@ def _chosen(
     n = len(own) // entries
     quota = np.full(entries, kept if forward else n - kept)
     taken = _taken(matrices, np.stack(rights), quota, n, forward)
+    return np.nonzero((taken == forward).reshape(entries, n))[1].reshape(entries, kept)
+
+
+def _on_device(
+    gram: jax.Array, weights: AnyArray, units: np.ndarray, entries: int, kept: int, forward: bool
+) -> np.ndarray | None:
+    """The same where the Gram matrices are; None where neurons have several columns, or none."""
+    order = np.argsort(units[0], kind="stable")
+    n = units.shape[1] // entries
+    if (units != units[0]).any() or not np.array_equal(units[0, order], np.arange(entries * n)):
+        return None
+    quota = np.full(entries, kept if forward else n - kept)
+    parts = gram[:, order[:, None], order], jnp.asarray(weights, gram.dtype)[:, order]
+    taken = eliminated(*parts, quota, forward, RIDGE, CANDIDATES)
+    if taken is None:
+        return None
     return np.nonzero((taken == forward).reshape(entries, n))[1].reshape(entries, kept)
 
 
@@ -241,7 +269,7 @@ def _taken(
             order = np.argsort(-worth if most else worth, kind="stable")
             at = np.sort(at[order[:looked_at]])
         columns = _columns(at, c)
-        own = np.stack([_block(m, columns, columns) for m in matrices])
+        own = np.stack([_block(m, columns, columns) for m in matrices]).astype(np.float64)
         limit = len(alive) if whole else max(looked_at // 4, 1)
         picks = _one_by_one(own, right[:, columns], rows[at] // n, quota, limit, most)
         taken[rows[at[picks]]] = True
@@ -310,7 +338,8 @@ def _without(matrices: list[np.ndarray], right: np.ndarray, gone: np.ndarray) ->
         factor = np.linalg.cholesky(across[gone])
         part = linalg.solve_triangular(factor, across.T, lower=True, check_finite=False)  # [g, K]
         said = linalg.solve_triangular(factor, right[b, gone], lower=True, check_finite=False)
-        matrices[b] = _SYRK(-1.0, part, 1.0, matrix, trans=1, lower=1, overwrite_c=1)
+        [syrk] = linalg.get_blas_funcs(("syrk",), (matrix,))
+        matrices[b] = syrk(-1.0, part, 1.0, matrix, trans=1, lower=1, overwrite_c=1)
         found.append(right[b] - part.T @ said)
     return np.stack(found)
 

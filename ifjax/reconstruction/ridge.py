@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import numpy as np
 from jaxtyping import Float
 from scipy import linalg
 
 from ifjax.activations.moments import Moments
+from ifjax.namespace import AnyArray
 from ifjax.parallel.threads import each
+from ifjax.reconstruction.ridge_on_device import ridge_on_device, squared_error_on_device
 
 SHRINKAGES = (0.001, 0.01, 0.1, 1.0, 10.0)
 WIDE = 4096  # rows of a kernel beyond which one shrinkage after another is tried, for their memory
@@ -20,7 +23,7 @@ def ridge(
     start: Float[np.ndarray, "B K O"],
     shrinkage: float,
     intercept: bool,
-) -> tuple[Float[np.ndarray, "B K O"], Float[np.ndarray, "B O"]]:
+) -> tuple[Float[AnyArray, "B K O"], Float[AnyArray, "B O"]]:
     r"""Weights and offsets that give the target best, shrunk towards given weights.
 
     With X the rows, T the target, :math:`\mu` the mean of the diagonal of X'X, and 1 appended to
@@ -30,7 +33,7 @@ def ridge(
         \min_{V, d} \|X V + 1 d' - T\|^2 + \lambda \mu \|V - V_0\|^2.
 
     Args:
-      moments: sums over the positions.
+      moments: sums over the positions; those on an accelerator stay there.
       start: the weights :math:`V_0`.
       shrinkage: :math:`\lambda`.
       intercept: whether there is an offset.
@@ -46,6 +49,8 @@ def ridge(
       >>> v.round(6).item(), d.round(6).item()
       (2.0, 1.0)
     """
+    if isinstance(moments.gram, jax.Array):
+        return ridge_on_device(moments, start, shrinkage, intercept)
     solved, offsets = np.empty_like(start), np.zeros(start.shape[::2])
     for b, gram in enumerate(moments.gram):
         cross, k = moments.cross[b], len(gram)
@@ -94,7 +99,8 @@ def best_shrinkage(
 
     k = start.shape[1]
     calls = [functools.partial(error, shrinkage) for shrinkage in SHRINKAGES]
-    found = each(calls, [start.size * k] * len(calls)) if k <= WIDE else [call() for call in calls]
+    side_by_side = k <= WIDE and not isinstance(training.gram, jax.Array)
+    found = each(calls, [start.size * k] * len(calls)) if side_by_side else [c() for c in calls]
     best = int(np.argmin(found))
     return SHRINKAGES[best], (before, found[best])
 
@@ -111,9 +117,11 @@ def _factor(gram: Float[np.ndarray, "K K"], shift: float) -> tuple[np.ndarray, b
 
 
 def squared_error(
-    moments: Moments, weights: Float[np.ndarray, "B K O"], offsets: Float[np.ndarray, "B O"]
+    moments: Moments, weights: Float[AnyArray, "B K O"], offsets: Float[AnyArray, "B O"]
 ) -> float:
     """The squared error of weights and offsets, summed over positions and outputs."""
+    if isinstance(moments.gram, jax.Array):
+        return squared_error_on_device(moments, weights, offsets)
     total = float(moments.square.sum())
     total -= 2 * float((weights * moments.cross).sum())
     total += float((weights * (moments.gram @ weights)).sum())

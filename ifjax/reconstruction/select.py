@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from ifjax.namespace import AnyArray
 from ifjax.reconstruction.choice import kept_neurons
 from ifjax.reconstruction.ragged import is_ragged
 from ifjax.reconstruction.taps import Tap, entries_of, gram_of, kernel_of, units_of
@@ -72,7 +73,7 @@ class Evidence:
       units: ``[B, K]``.
     """
 
-    gram: Float[np.ndarray, "B K K"]
+    gram: Float[AnyArray, "B K K"]
     weights: Float[np.ndarray, "B K O"]
     units: Int[np.ndarray, "B K"]
 
@@ -123,7 +124,7 @@ def _is_even(units: Int[np.ndarray, "B K"]) -> bool:
 def _reduced(part: Evidence, units: int) -> tuple[np.ndarray, np.ndarray]:
     """One column per neuron: the columns of a neuron count as further positions."""
     gram, kernels = np.zeros((units, units)), []
-    for r, w, u in zip(part.gram, part.weights, part.units, strict=True):
+    for r, w, u in zip(np.asarray(part.gram, np.float64), part.weights, part.units, strict=True):
         own, counts = np.unique(u[u >= 0], return_counts=True)
         order = np.argsort(u, kind="stable")[int((u < 0).sum()) :]
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])

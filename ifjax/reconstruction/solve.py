@@ -19,8 +19,10 @@ from ifjax.activations.moments import (
     moments,
     parts_of,
     results,
+    summed,
 )
 from ifjax.graph.facts.sites import Site, Unit
+from ifjax.reconstruction import precision
 from ifjax.reconstruction.leaves import Offset, admits_any, find_offset, write_offset, write_weight
 from ifjax.reconstruction.ridge import best_shrinkage, ridge, squared_error
 from ifjax.reconstruction.taps import form_of, is_even, slopes
@@ -66,6 +68,7 @@ class _Problem:
       scales: what their outputs are multiplied by.
       starts: their kernels, scaled.
       offset: leaves that take up the means.
+      stays: whether sums stay on the device.
     """
 
     sites: tuple[Site, ...]
@@ -74,6 +77,7 @@ class _Problem:
     scales: tuple[Float[np.ndarray, "B O"], ...]
     starts: tuple[Float[np.ndarray, "B _ O"], ...]
     offset: Offset | None
+    stays: bool = False
 
 
 @dataclasses.dataclass
@@ -100,7 +104,8 @@ def solve(walk: Walk, unit: Unit, held: Sequence[bool], names: dict[int, str]) -
     problem = _posed(walk, unit, 1)
     if problem is None:
         return None
-    sums = _Sums()
+    stays = precision.stays(sum(x.shape[1] for x in problem.starts))
+    problem, sums = dataclasses.replace(problem, stays=stays), _Sums()
     _gather(walk, problem, unit, held, sums)
     return _finished(walk, problem, held, sums, names)
 
@@ -177,15 +182,16 @@ def _gather(walk: Walk, problem: _Problem, unit: Unit, held: Sequence[bool], sum
     index, sites = [i for i, _ in pairs], [s for _, s in pairs]
     forms = [problem.forms[i] for i in index]
     shapes = [problem.shapes[i] for i in index]
+    add = summed if problem.stays else added
     for batch, is_held in enumerate(held):
         target, dense = _target(walk, unit, sites, batch)
         sums.spread += float(jnp.var(dense)) * dense.size
         for part in _parts(walk, sites, forms, shapes, batch, target):
             whole = _embedded(part, problem, index)
             if is_held:
-                sums.test = added(sums.test, whole)
+                sums.test = add(sums.test, whole)
             else:
-                sums.training = added(sums.training, whole)
+                sums.training = add(sums.training, whole)
 
 
 def _embedded(part: Moments, problem: _Problem, index: Sequence[int]) -> Moments:
@@ -208,13 +214,15 @@ def _finished(
     """Solves, and writes the weights and the offset."""
     training, test, spread = sums.training, sums.test, sums.spread or 1.0
     assert training is not None
-    whole = training if test is None else added(test, training)
+    add = summed if problem.stays else added
+    whole = training if test is None else add(test, training)
     walk.check_finite(problem.sites[0].step, spread, whole.gram, whole.cross)
     start, offset = np.concatenate(problem.starts, 1), problem.offset
     best, errors = best_shrinkage(training, test, start, offset is not None)
     solved, shifts = ridge(whole, start, best, offset is not None)
-    before = squared_error(whole, start, np.zeros_like(shifts))
+    before = squared_error(whole, start, np.zeros(shifts.shape))
     after = squared_error(whole, solved, shifts)
+    solved, shifts = (np.asarray(x, np.float64) for x in (solved, shifts))
     parts = np.split(solved, np.cumsum([x.shape[1] for x in problem.starts])[:-1], 1)
     for i, (site, part) in enumerate(zip(problem.sites, parts, strict=True)):
         write_weight(walk, site, problem.forms[i], problem.scales[i], part)

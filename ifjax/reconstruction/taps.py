@@ -15,6 +15,8 @@ from ifjax.activations.moments import NormalForm, channel_moments, kernel, norma
 from ifjax.graph.facts.sites import Site
 from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of, traits_of
+from ifjax.namespace import AnyArray
+from ifjax.reconstruction import precision
 from ifjax.reconstruction.ragged import (
     deals_out,
     form_of_kernels,
@@ -121,19 +123,24 @@ def entries_of(walk: Walk, group: Group) -> tuple[int, ...]:
     return tuple(walk.sizes.get(a, n) for a, n in zip(group.along, group.batch, strict=True))
 
 
-def gram_of(walk: Walk, tap: Tap, dense: bool) -> Float[np.ndarray, "B K K"]:
-    """The Gram matrix of the channels that a tap reads, a mean over positions."""
+def gram_of(walk: Walk, tap: Tap, dense: bool) -> Float[AnyArray, "B K K"]:
+    """The Gram matrix of the channels that a tap reads, a mean over positions.
+
+    It stays on the device where `ifjax.reconstruction.precision` says so.
+    """
     if is_ragged(tap.step):
         return ragged_gram(walk, tap.step)
     form = form_of(walk, tap.step, tap.side)
     total, count = 0.0, 0
     for batch in range(len(walk.dense)):
         x = walk.value(batch, tap.input, dense)
-        found = np.asarray(channel_moments(form, x), np.float64)
+        found = channel_moments(form, x)
+        if not precision.stays(found.shape[1]):
+            found = np.asarray(found, np.float64)
         total = total + found
         count += x.size // (found.shape[0] * found.shape[1])
     walk.check_finite(tap.step, total)
-    return np.asarray(total) / max(count, 1)
+    return total / max(count, 1)
 
 
 def kernel_of(walk: Walk, tap: Tap) -> Float[np.ndarray, "B K O"]:

@@ -142,7 +142,7 @@ class Walk:
 
     def check_finite(self, step: Step, *sums: Any, names: Sequence[str] = ()) -> None:
         """Raises ValueError, with names of the leaves or these, for sums that are not finite."""
-        if all(np.isfinite(x).all() for x in sums):
+        if all(namespace(x).isfinite(x).all() for x in sums):
             return
         numbers = {n for k in step.inputs for n in self.sites.origins.get(k, ())}
         pairs = zip(self.leaves, self.resized.structure.leaves, strict=True)
