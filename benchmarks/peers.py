@@ -148,6 +148,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--torch-python", default=sys.executable, help="with torch-pruning")
     parser.add_argument("--images", type=int, default=10_000, help="of the test set")
+    every = ["accuracy", "architectures"]
+    parser.add_argument("--parts", nargs="+", default=every, choices=every)
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
@@ -161,15 +163,18 @@ def main() -> None:
         return
     import record
 
-    checkpoint = record.shared_folder() / "checkpoints/resnet20_cifar10.safetensors"
-    with tempfile.TemporaryDirectory() as folder:
-        rows = child(sys.executable, "ifjax", folder, str(args.images))
-        rows += child(args.torch_python, "torch", folder, str(checkpoint))
-    rows.sort(key=lambda row: row["sparsity"])
-    print(record.markdown(rows))
-    found = child(args.torch_python, "architectures")
-    print(record.markdown(found))
-    record.write("peers", rows, images=args.images, architectures=found)
+    if "accuracy" in args.parts:
+        checkpoint = record.shared_folder() / "checkpoints/resnet20_cifar10.safetensors"
+        with tempfile.TemporaryDirectory() as folder:
+            rows = child(sys.executable, "ifjax", folder, str(args.images))
+            rows += child(args.torch_python, "torch", folder, str(checkpoint))
+        rows.sort(key=lambda row: row["sparsity"])
+        print(record.markdown(rows), flush=True)
+        record.write("peers", rows, images=args.images)
+    if "architectures" in args.parts:
+        found = child(args.torch_python, "architectures")
+        print(record.markdown(found))
+        record.write("peers-architectures", found)
 
 
 if __name__ == "__main__":
