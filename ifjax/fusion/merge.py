@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Inexact, Int
+from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from ifjax.fusion.merge_steps import MergeStep
 from ifjax.namespace import AnyArray, along, namespace, pick, put
@@ -24,6 +24,8 @@ _NEURONS = 24
 # Up to so many sources are added up one by one inside of jit: entry by entry, in whatever kernel
 # reads the sum. A sum over an axis is a kernel of its own.
 _FEW = 4
+# How far what is all of a mass may be from one.
+_ROUNDING = 1e-3
 
 
 class SparsePlan(NamedTuple):
@@ -104,7 +106,11 @@ def group_map(
       lists: what `assigned` gives of the plan.
 
     Returns:
-      Matrices, or lists where a target has so few sources that these are faster.
+      Matrices, or lists where a target has so few sources that these are faster; NaN for the
+      targets of a traced plan that have more than was known.
+
+    Raises:
+      ValueError: where a target of a plan in numpy has more.
     """
     if select:
         return GroupMap(targets)
@@ -116,7 +122,11 @@ def group_map(
     else:
         by = matrices(plan)
         if (index := _lists(plan, sources)) is not None:
-            by = {name: SparsePlan(index, _at(matrix, index)) for name, matrix in by.items()}
+            weights = {name: _at(matrix, index) for name, matrix in by.items()}
+            if isinstance(plan, jax.Array):
+                whole = _is_whole(weights["barycentric"].sum(-1, keepdims=True))
+                weights = {name: jnp.where(whole, w, jnp.nan) for name, w in weights.items()}
+            by = {name: SparsePlan(index, w) for name, w in weights.items()}
     if full is not None:
         rows = functools.partial(_in_place, targets=targets, full=full)
         by = {name: jax.tree.map(rows, matrix) for name, matrix in by.items()}
@@ -136,7 +146,7 @@ def assigned(
 
     Returns:
       The sources of every target, ascending, and their masses, by group: of plans of jax, where a
-      product is not faster.
+      product is not faster. NaN where the plan has not so many, or divides the mass of a source.
 
     Example:
       >>> plan = jnp.eye(48)[jnp.arange(96) % 48] / 96
@@ -162,15 +172,29 @@ def assigned(
         number += m * math.prod(batch)
     if not found:
         return {}
-    order = jnp.argsort(jnp.concatenate(targets))
+    numbers = jnp.concatenate(targets)
+    order = jnp.argsort(numbers)
     ends = np.cumsum([len(x) for x in targets])[:-1]
-    parts = jnp.split(order, ends), jnp.split(jnp.concatenate(masses)[order], ends)
-    lists = {}
-    for (name, plan), start, index, mass in zip(found.items(), [0, *ends], *parts, strict=True):
+    sorted_by_target = (order, numbers[order], jnp.concatenate(masses)[order])
+    parts = zip(*(jnp.split(x, ends) for x in sorted_by_target), strict=True)
+    lists, number = {}, 0
+    for (name, plan), start, (index, target, mass) in zip(
+        found.items(), [0, *ends], parts, strict=True
+    ):
         *batch, n, m = plan.shape
+        every = math.prod(batch) * m
+        expected = number + jnp.arange(every, dtype=target.dtype)[:, None]
+        fits = (target.reshape(every, -1) == expected) & _is_whole(n * mass.reshape(every, -1))
         shape = (*batch, m, n // m)
-        lists[name] = SparsePlan(((index - start) % n).reshape(shape), mass.reshape(shape))
+        mass = jnp.where(fits, mass.reshape(every, -1), jnp.nan).reshape(shape)
+        lists[name] = SparsePlan(((index - start) % n).reshape(shape), mass)
+        number += every
     return lists
+
+
+def _is_whole(share: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
+    """Whether a share is all of a mass, but for rounding; NaN is not."""
+    return jnp.abs(share - 1) < _ROUNDING
 
 
 def _are_few(sources: int, n: int) -> bool:
@@ -188,6 +212,12 @@ def _lists(plan: Float[AnyArray, "n m"], sources: int | None) -> Int[AnyArray, "
     target, source = np.nonzero(plan.T)
     counts = np.bincount(target, minlength=m)
     k = counts.max(initial=1)
+    if sources is not None and k > sources and np.isfinite(plan).all():
+        raise ValueError(
+            f"the solver says that every target has {sources} sources where marginals are uniform, "
+            f"and its plan has a target with {k}: Solver.sources is for what is known of every "
+            "plan beforehand, and None where nothing is"
+        )
     if k * _NEURONS > n:
         return None
     lists = np.zeros((m, k), np.intp)

@@ -28,9 +28,10 @@ from ifjax import importance
 from ifjax.fusion.program import GroupProblem
 from ifjax.namespace import AnyArray, Arrays, as_reals, namespace, pick
 from ifjax.parallel import placement
+from ifjax.parallel.callback import called
 from ifjax.transport import costs, transport
 from ifjax.transport.costs import Order
-from ifjax.transport.targets import Neurons
+from ifjax.transport.targets import Neurons, Top
 from ifjax.transport.transport import Transport
 from ifjax.tree import promoted
 
@@ -157,6 +158,26 @@ def check_problem(group: GroupProblem, problem: Problem) -> None:
     if isinstance(chosen, Neurons):
         found = [x for x in (problem.targets, problem.sources) if x is not None]
         _check_neurons(chosen, np.concatenate(found), group.size, group.name)
+
+
+def checked_by_host(group: GroupProblem, problem: Problem) -> Problem:
+    """A traced problem, whose neurons the host looks at where targets of one's own chose them.
+
+    Those of the library are in range; one outside of it would be read as the nearest.
+    """
+    chosen, n, name = group.method.targets_value, group.size, group.name
+    if not isinstance(chosen, Neurons) or type(chosen) is Top:
+        return problem
+
+    def check(*found: np.ndarray) -> np.ndarray:
+        every = np.concatenate(found, -1)
+        for indices in every.reshape(-1, every.shape[-1]):
+            _check_neurons(chosen, indices, n, name)
+        return found[0]
+
+    given = [x for x in (problem.targets, problem.sources) if x is not None]
+    like = jax.ShapeDtypeStruct(given[0].shape, given[0].dtype)
+    return problem._replace(targets=placement.replicated(called(check, like, *given)))
 
 
 def check_scores(group: GroupProblem, scores: AnyArray) -> None:

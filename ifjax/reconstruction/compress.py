@@ -15,7 +15,7 @@ from jaxtyping import Float, PyTree
 from ifjax.activations.analytic import LayerMoments
 from ifjax.activations.statistics import Stats
 from ifjax.fusion.fuse import apply_maps
-from ifjax.fusion.inputs import Scores
+from ifjax.fusion.inputs import Scores, warn_of_unsettled
 from ifjax.fusion.merge import matrices, matrix_for
 from ifjax.fusion.transport_maps import transport_maps
 from ifjax.graph.resized import resized
@@ -27,7 +27,7 @@ from ifjax.reconstruction.by_moments import sweep_moments
 from ifjax.reconstruction.calibration import Calibration, calibration
 from ifjax.reconstruction.journal import Journal
 from ifjax.reconstruction.recompute import recomputing
-from ifjax.reconstruction.report import Report
+from ifjax.reconstruction.report import Report, warn_of_little
 from ifjax.reconstruction.statistics import refit_statistics
 from ifjax.reconstruction.sweep import Given, sweep
 from ifjax.reconstruction.unroll import Unrolled, unrolled
@@ -132,8 +132,8 @@ def compress(
     begin = params if altered is None else altered
     if frontier not in ("held", "recompute"):
         raise ValueError(f"frontier: expected 'held' or 'recompute', got {frontier!r}")
-    for tree in (params, begin):
-        checked_leaves(tree, spec.structure)
+    checked_leaves(params, spec.structure)
+    leaves = checked_leaves(begin, spec.structure)
     if isinstance(batches, LayerMoments):
         if folder is not None or frontier != "held" or altered is not None:
             raise ValueError("moments take no folder, frontier or altered: nothing is evaluated")
@@ -158,6 +158,8 @@ def compress(
     if reconstructs(spec):
         wanted = spec.structure.widths.keys() & by_group(spec.structure, scores or {}).keys()
         found = kept_by_importance(begin, spec, {*wanted}, scores, stats) if wanted else {}
+        if not wanted:  # else it has been told
+            warn_of_unsettled(leaves, spec.structure.norms)
         given = Given(flat.taken(found), direction=direction_of(spec))
     else:
         given = _given(begin, spec, flat, scores, stats)
@@ -174,6 +176,7 @@ def compress(
     if data.batches:
         apply_small = functools.partial(shrink(apply_fn, spec), **static)
         small = refit_statistics(apply_small, small, data.batches)
+        warn_of_little(result.solved)
     kept = flat.gathered({event.group.name: event.index for event in walk.events})
     sizes = {name: spec.structure.group[name].size for name in kept}
     found = tuple(result.chosen), tuple(result.solved), tuple(result.follows)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from ifjax.reconstruction.solve import Solved
 from ifjax.reconstruction.sweep import Chosen
+
+_LITTLE = 0.9  # of the deviation of the dense values: the error that a warning is worth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,19 @@ class Report:
         return "\n\n".join(parts)
 
     __repr__ = __str__
+
+
+def warn_of_little(solved: Sequence[Solved]) -> None:
+    """Warns where hardly anything is left of what the last unit gave, on inputs held out for it."""
+    if not solved or not solved[-1].held_after > _LITTLE:
+        return
+    last = solved[-1]
+    warnings.warn(
+        f"{' + '.join(last.sites)}, the last that was solved for: the error is "
+        f"{last.held_after:.0%} of what the dense values deviate from their mean, on inputs that "
+        "were held out, so that less than a tenth is left. Cut less, or give more inputs",
+        stacklevel=4,
+    )
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

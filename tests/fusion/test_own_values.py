@@ -154,6 +154,61 @@ def test_neurons_that_are_none_of_the_group_are_refused(own, method, indices, me
         ifjax.fuse_params(params, spec)
 
 
+@pytest.mark.parametrize("options", [{"method": "prune"}, {"solver": "nearest"}, {}])
+@pytest.mark.parametrize("indices", [(0, 1, 2, 8), (-1, 1, 2, 3), (0, 1, 2, 2), (7, 1, 2, 4)])
+def test_neurons_that_are_none_of_the_group_are_refused_inside_jit_too(indices, options):
+    """By the host: jax itself would read the nearest one."""
+    params = init("mlp")
+    spec = traced("mlp").spec({"fc0*": 0.5}, targets=Chosen(indices), **options)
+    fuse = jax.jit(functools.partial(ifjax.fuse_params, spec=spec))
+    if indices == (7, 1, 2, 4):
+        kept = [1, 2, 4, 7]
+        got, want = fuse(params), ifjax.fuse_params(params, spec)
+        np.testing.assert_array_equal(ifjax.transport_maps(params, spec)["fc0.weight"].targets, kept)
+        for path in want:
+            np.testing.assert_allclose(got[path], want[path], rtol=1e-5, atol=1e-6)
+        return
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"all different; got \["):
+        jax.block_until_ready(fuse(params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistaken(HostSolver):
+    """Takes one mass more to the first target than it says."""
+
+    def __call__(self, cost, a, b, init=None):
+        return Exact()(cost, a, b)
+
+    def sources(self, n, m):
+        return n // m
+
+    def solve_all(self, costs, a, b):
+        def plan(cost, a):
+            n, m = cost.shape[-2:]
+            target = np.arange(n) % m
+            target[m + 1] = 0
+            return np.broadcast_to(np.eye(m)[target], cost.shape) * a[..., None]
+
+        return [(plan(*each), np.ones(each[0].shape[:-2], bool)) for each in zip(costs, a)]
+
+
+def test_a_solver_that_is_wrong_about_its_sources_is_told():
+    """On the host by an error, inside of jit by what is no number."""
+    graph = ifjax.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], *wide())
+    spec = graph.spec(0.5, solver=Mistaken())
+    with pytest.raises(ValueError, match="every target has 2 sources .* a target with 3"):
+        ifjax.fuse_params(wide()[0], spec)
+    got = jax.jit(functools.partial(ifjax.fuse_params, spec=spec))(wide()[0])
+    assert np.isnan(got["a"][:, 1]).all()
+    assert np.isnan(got["b"][1]).all()
+
+
+def wide():
+    rng = np.random.default_rng(0)
+    a, b, x = (rng.standard_normal(s).astype(np.float32) for s in ((3, 96), (96, 2), (1, 3)))
+    return {"a": jnp.asarray(a), "b": jnp.asarray(b)}, jnp.asarray(x)
+
+
 def test_a_number_of_neurons_is_known_inside_jit():
     spec = traced("mlp").spec({"fc0*": 0.5}, targets=Chosen((0, 1, 2)), method="prune")
     with pytest.raises(ValueError, match=r"Chosen\.first to give an array of 4 integers"):

@@ -1,6 +1,7 @@
 """`compress` on small networks of every kind, against brute force where there is one."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -370,6 +371,29 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(name, tmp_path, monkeypatch
     (tmp_path / "other" / "file").write_text("mine")
     with pytest.raises(ValueError, match="expected an empty folder"):
         ifjax.compress(apply, params, spec, [x], folder=tmp_path / "other")
+
+
+@pytest.mark.parametrize("keep", [1, 8])
+def test_hardly_anything_left_is_told_once(keep):
+    """One of sixteen neurons that have nothing in common; half of them are worth no warning."""
+    apply, p = lambda p, x: (x @ p["a"]) @ p["b"], {"a": jnp.eye(16), "b": jnp.eye(16)}
+    x = normal(0, 64, 16)
+    spec = ifjax.trace(apply, p, x).spec(keep=keep, method="prune", importance="reconstruction")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        ifjax.compress(apply, p, spec, [x])
+    told = [str(w.message) for w in found if "less than a tenth is left" in str(w.message)]
+    assert [text.split(",")[0] for text in told] == (["b"] if keep == 1 else [])
+
+
+def test_statistics_that_a_network_begins_with_are_told():
+    apply = lambda p, x: ((x @ p["a"] - p["m"]) * p["s"] / jnp.sqrt(p["v"] + 1e-5) + p["o"]) @ p["b"]
+    p = {"a": jnp.eye(8), "b": jnp.eye(8), "m": jnp.zeros(8), "v": jnp.ones(8)}
+    p |= {"s": jnp.ones(8), "o": jnp.zeros(8)}
+    x = normal(0, 64, 8)
+    spec = ifjax.trace(apply, p, x).spec(0.5, method="prune", importance="reconstruction")
+    with pytest.warns(UserWarning, match="of 1 of 1 batch norms, first m.* have not settled"):
+        ifjax.compress(apply, p, spec, [x])
 
 
 def test_bad_calls_say_what_to_do():

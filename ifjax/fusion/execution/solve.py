@@ -23,6 +23,7 @@ from ifjax.fusion.problem import (
     Problem,
     check_problem,
     check_scores,
+    checked_by_host,
     completed,
     moving,
     problem_of,
@@ -207,7 +208,7 @@ def _traced(
     for p in problems:
 
         def one(p: GroupProblem, *given: PyTree) -> Problem | Transport:
-            problem = problem_of(p, *given, distances=_distances)
+            problem = checked_by_host(p, problem_of(p, *given, distances=_distances))
             return selected(problem) if p.solver is None else problem._replace(scores=None)
 
         given = (*sources.of(p), _keys(p))

@@ -17,6 +17,7 @@ from ifjax.structure import axis as ex
 from ifjax.structure.structure import Kind
 
 SOFT = {"exp", "exp2", "logistic"}
+COMPARING = {"mul", "sub"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +51,14 @@ class _Value:
         it is made of.
       soft: whether these went through an exponential or a sigmoid, as in attention.
       weights: whether it went through an exponential, as in a softmax.
+      paired: whether it compares two values entry by entry, by their product or difference.
     """
 
     origin: int = NOTHING
     scores: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
     soft: bool = False
     weights: bool = False
+    paired: bool = False
 
 
 def find_products(
@@ -129,19 +132,34 @@ class _Search:
         )
         if kind == "contraction" and any(v.origin for v in values[:2]):
             return [_Value(origins[0], self._product(equation, ins, values))]
+        if kind == "lookup" and not values[0].origin and self._is_kernel(ins[0], outs[0]):
+            return [_Value()]
         if kind not in ("elementwise", "same", "layout", "reduction"):
             return [_Value(o) for o in origins]
-        results = []
+        name, results = equation.primitive.name, []
+        data = [v.origin for v in values if v.origin]
+        paired = any(v.paired for v in values) or (
+            name in COMPARING and len(data) == 2 and not self.origins.is_statistic(*data)
+        )
         for origin, axes in zip(origins, outs, strict=True):
-            # a layer that is divided by its own norm is no score
             here = self._classes(axes)
-            every = [v.scores for v in values if not v.scores[1] & here]
+            every = [v.scores for v in values]
+            if paired and name == "reduce_sum":  # a product that is summed by hand
+                every.append((frozenset(here), frozenset(self._classes(ins[0]) - here)))
+            # a layer that is divided by its own norm is no score
+            every = [s for s in every if not s[1] & here]
             scores = tuple(frozenset().union(*(s[i] for s in every)) for i in (0, 1))
-            soft = equation.primitive.name in SOFT or any(v.soft for v in values)
-            weights = equation.primitive.name == "exp" or any(v.weights for v in values)
+            soft = name in SOFT or any(v.soft for v in values)
+            weights = name == "exp" or any(v.weights for v in values)
+            compares = paired and kind != "reduction"
             found = (scores[0], scores[1])
-            results.append(_Value(origin, found, bool(scores[1]) and soft, weights))
+            results.append(_Value(origin, found, bool(scores[1]) and soft, weights, compares))
         return results
+
+    def _is_kernel(self, table: Axes, rows: Axes) -> bool:
+        """Whether what data looks up in parameters is a kernel, with two axes: no embedding."""
+        held = self._classes(table)
+        return sum(bool(held & self._classes((node,))) for node in rows) > 1
 
     def _product(
         self, equation: JaxprEqn, ins: list[Axes], values: list[_Value]

@@ -180,13 +180,15 @@ class _Search:
                 return Value(sums=powered(values[0].sums, ROOTS[name]))
             case "pow" if numbers[1] is not None:
                 if equation.primitive.name == "pow":
-                    self._decide(equation, 1, values[1], (), 0, ins[0])
+                    product = values[0].product
+                    self._decide(equation, 1, values[1], product, int(bool(product)), ins[0])
                 power = Fraction(numbers[1]).limit_denominator(12)
                 return Value(sums=powered(values[0].sums, power))
             case "log":
                 return Value(sums=tuple(dataclasses.replace(s, log=True) for s in values[0].sums))
-            case "reduce_sum":
-                return values[0].summed(tuple(ins[0][i] for i in equation.params["axes"]))
+            case "reduce_sum" | "reduce_prod":
+                found = values[0].summed(tuple(ins[0][i] for i in equation.params["axes"]))
+                return found if name == "reduce_sum" else Value(product=found.sums)
             case "dot_general":
                 return self._contracted(equation, ins, values)
             case "mul" | "div":

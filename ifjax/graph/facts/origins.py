@@ -49,6 +49,10 @@ class Origins:
             self._reduced[results[0]] = operands[0]
         return results
 
+    def is_statistic(self, a: int, b: int) -> bool:
+        """Whether one of two values is a statistic of the other."""
+        return a in self._sources(b) or b in self._sources(a)
+
     def _together(self, name: str, features: set[int]) -> int:
         """What is combined entry by entry; a statistic of something else among it is left out."""
         left = {f for f in features if not ({*self._sources(f)} & features)}

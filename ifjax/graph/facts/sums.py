@@ -94,6 +94,7 @@ class Value:
       number: what it is everywhere, where that is a constant.
       other: what it is at the other widths.
       sums: the sums that it is made of.
+      product: those that its logarithm is made of, of a product over neurons.
       paired: whether it is the product of two different values.
       origin: the features it is made from, see `Origins`.
       scaling: a number that it was scaled by, and that belongs to nothing so far; None where the
@@ -103,6 +104,7 @@ class Value:
     number: float | None = None
     other: float | None = None
     sums: tuple[Sum, ...] = ()
+    product: tuple[Sum, ...] = ()
     paired: bool = False
     origin: int = NOTHING
     scaling: Scaling | None = None

@@ -75,6 +75,64 @@ def test_experts_are_cut_by_name_and_their_inner_width_by_default():
     assert by_size == {3: "free", 6: "neuron"}
 
 
+def by_rows(p, x, expert):
+    """Every example by its own loop step, with kernels cut out at a place that data chooses."""
+
+    def one(row):
+        x, i = row
+        up, down = (jax.lax.dynamic_index_in_dim(p[n], i, keepdims=False) for n in ("up", "down"))
+        return jax.nn.relu(x @ up) @ down
+
+    return jax.lax.map(one, (x, expert))
+
+
+GATHERED = {
+    "by einsum": lambda p, x, e: jnp.einsum(
+        "bf,bfd->bd", jax.nn.relu(jnp.einsum("bc,bcf->bf", x, p["up"][e])), p["down"][e]
+    ),
+    "mapped": lambda p, x, e: jax.vmap(lambda x, i: jax.nn.relu(x @ p["up"][i]) @ p["down"][i])(x, e),
+    "in a loop": by_rows,
+    "with a bias, gated": lambda p, x, e: jnp.einsum(
+        "bf,bfd->bd",
+        jax.nn.silu(jnp.einsum("bc,bcf->bf", x, p["gate"][e]))
+        * (jnp.einsum("bc,bcf->bf", x, p["up"][e]) + p["bias"][e]),
+        p["down"][e],
+    ),
+    "taken along the axis": lambda p, x, e: jnp.einsum(
+        "bf,bfd->bd",
+        jax.nn.relu(jnp.einsum("bc,bcf->bf", x, jnp.take(p["up"], e, axis=0))),
+        jnp.take(p["down"], e, axis=0),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", GATHERED)
+def test_experts_that_are_gathered_by_index_are_of_neurons(how):
+    """What data looks up are kernels: what they are multiplied with is compared with nothing."""
+
+    def f(p, x):
+        h = jnp.tanh(x @ p["in"])
+        expert = jnp.argmax(x @ p["router"], -1)
+        return GATHERED[how](p, h, expert) @ p["out"]
+
+    shapes = {"in": (3, 5), "router": (3, 4), "up": (4, 5, 8), "down": (4, 8, 6), "out": (6, 2)}
+    shapes |= {"gate": (4, 5, 8), "bias": (4, 8)} if "gated" in how else {}
+    graph = hold(f, arrays(**shapes), array(7, 3))
+    assert {g.size: g.kind for g in graph.groups if g.size > 4} == dict.fromkeys((5, 6, 8), "neuron")
+
+
+def test_what_is_looked_up_and_compared_is_a_head_dim():
+    """Rows of two tables: a factorisation of what users and items have in common."""
+
+    def f(p, users, items):
+        u, v = p["users"][users] @ p["a"], p["items"][items] @ p["b"]
+        return jnp.einsum("bd,bd->b", u, v)
+
+    p = arrays(users=(5, 4), items=(6, 3), a=(4, 8), b=(3, 8))
+    graph = ifjax.trace(f, p, jnp.arange(5), jnp.arange(5))
+    assert {g.size: g.kind for g in graph.groups}[8] == "head_dim"
+
+
 def test_group_norm_is_cut_by_groups():
     def middle(h):
         g = h.reshape(4, 4, 2)
@@ -215,6 +273,39 @@ def test_attention_of_features_with_themselves_is_attention(kernel):
 
     graph = ifjax.trace(f, arrays(a=(4, 6), b=(6, 2)), X)
     assert kinds(graph) == {graph.groups[0].name: (6, "head_dim")}
+
+
+COMPARED = {
+    "product": lambda q, k: (q[:, :, None] * k[:, None]).sum(-1) / 2,
+    "distance": lambda q, k: -((q[:, :, None] - k[:, None]) ** 2).sum(-1),
+    "absolute distance": lambda q, k: -jnp.abs(k[:, None] - q[:, :, None]).sum(-1),
+}
+
+
+@pytest.mark.parametrize("how", COMPARED)
+def test_queries_and_keys_that_are_compared_by_hand(how):
+    """Entry by entry and summed up: a softmax of it weighs values."""
+
+    def f(p, x):
+        q, k, v = (x @ p[n] for n in "qkv")
+        return (jax.nn.softmax(COMPARED[how](q, k)) @ v @ p["o"]).sum(1)
+
+    p = arrays(q=(4, 6), k=(4, 6), v=(4, 5), o=(5, 2))
+    graph = hold(f, p, X) if how == "product" else ifjax.trace(f, p, X)
+    assert {g.size: g.kind for g in graph.groups} == {6: "head_dim", 5: "neuron"}
+
+
+def test_a_gated_layer_is_no_comparison():
+    """Its products are normed, and summed up into a gate; values are weighed by a softmax."""
+
+    def f(p, x):
+        h = jax.nn.silu(x @ p["a"]) * (x @ p["g"])
+        h = h / (h.std(-1, keepdims=True) + 1)
+        weights = jax.nn.softmax(h @ p["w"], 1)
+        return jnp.einsum("bt,btf->bf", weights, h) @ p["b"]
+
+    graph = hold(f, arrays(a=(4, 6), g=(4, 6), w=(6,), b=(6, 2)), X)
+    assert [(g.size, g.kind) for g in graph.groups] == [(6, "neuron")]
 
 
 def test_two_projections_that_are_compared_are_head_dims_without_a_softmax():

@@ -201,6 +201,9 @@ BELONGING = {
     ),
     "log of the mean exponential": log_mean_exp,
     "entropy over log n": relative_entropy,
+    "geometric mean": lambda h: (
+        h / jnp.prod(jnp.abs(h) + 1, -1, keepdims=True) ** (1 / h.shape[-1])
+    ),
     "mean of absolute values": lambda h: h / (jnp.abs(h).sum(-1, keepdims=True) / h.shape[-1]),
     "of a scaled layer": lambda h: (
         lambda h: h / jnp.sqrt((h * h).sum(-1, keepdims=True)) * np.sqrt(h.shape[-1])
