@@ -66,6 +66,7 @@ def problem_of(
     given: AnyArray | None,
     key: PRNGKeyArray | None,
     distances: Distances,
+    ask_host: bool = False,
 ) -> Problem:
     """Scores, targets, marginals and costs of a group, or of one entry of its batch.
 
@@ -76,6 +77,7 @@ def problem_of(
       given: the scores, or a statistic of every neuron; None to read them.
       key: a random key, where one is needed.
       distances: between two sets of columns of features.
+      ask_host: the host checks, inside of jit, the neurons that targets of one's own choose.
 
     Returns:
       The problem.
@@ -86,6 +88,8 @@ def problem_of(
     chosen = method.targets_value
     if isinstance(chosen, Neurons):
         order = _first(chosen, scores, group.size if group.staying else m, group.name)
+        if ask_host:
+            order = _checked_by_host(chosen, order, group.size, group.name)
         targets = placement.replicated(namespace(order).sort(order[:m]))
         mass = pick(scores, targets, 0)
         if group.solver is None:
@@ -160,24 +164,21 @@ def check_problem(group: GroupProblem, problem: Problem) -> None:
         _check_neurons(chosen, np.concatenate(found), group.size, group.name)
 
 
-def checked_by_host(group: GroupProblem, problem: Problem) -> Problem:
-    """A traced problem, whose neurons the host looks at where targets of one's own chose them.
+def _checked_by_host(chosen: Neurons, order: AnyArray, n: int, name: str) -> AnyArray:
+    """Traced indices, once the host has looked at those that targets of one's own give.
 
-    Those of the library are in range; one outside of it would be read as the nearest.
+    The library's are in range; of one outside of it the nearest would be read.
     """
-    chosen, n, name = group.method.targets_value, group.size, group.name
-    if not isinstance(chosen, Neurons) or type(chosen) is Top:
-        return problem
+    if type(chosen) is Top:
+        return order
 
-    def check(*found: np.ndarray) -> np.ndarray:
-        every = np.concatenate(found, -1)
-        for indices in every.reshape(-1, every.shape[-1]):
+    def check(found: np.ndarray) -> np.ndarray:
+        for indices in found.reshape(-1, found.shape[-1]):
             _check_neurons(chosen, indices, n, name)
-        return found[0]
+        return found
 
-    given = [x for x in (problem.targets, problem.sources) if x is not None]
-    like = jax.ShapeDtypeStruct(given[0].shape, given[0].dtype)
-    return problem._replace(targets=placement.replicated(called(check, like, *given)))
+    like = jax.ShapeDtypeStruct(order.shape, order.dtype)
+    return placement.replicated(called(check, like, order))
 
 
 def check_scores(group: GroupProblem, scores: AnyArray) -> None:

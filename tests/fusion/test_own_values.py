@@ -164,7 +164,9 @@ def test_neurons_that_are_none_of_the_group_are_refused_inside_jit_too(indices, 
     if indices == (7, 1, 2, 4):
         kept = [1, 2, 4, 7]
         got, want = fuse(params), ifjax.fuse_params(params, spec)
-        np.testing.assert_array_equal(ifjax.transport_maps(params, spec)["fc0.weight"].targets, kept)
+        np.testing.assert_array_equal(
+            ifjax.transport_maps(params, spec)["fc0.weight"].targets, kept
+        )
         for path in want:
             np.testing.assert_allclose(got[path], want[path], rtol=1e-5, atol=1e-6)
         return
@@ -183,20 +185,21 @@ class Mistaken(HostSolver):
         return n // m
 
     def solve_all(self, costs, a, b):
-        def plan(cost, a):
-            n, m = cost.shape[-2:]
+        found = []
+        for cost, mass in zip(costs, a, strict=True):
+            *batch, n, m = cost.shape
             target = np.arange(n) % m
             target[m + 1] = 0
-            return np.broadcast_to(np.eye(m)[target], cost.shape) * a[..., None]
-
-        return [(plan(*each), np.ones(each[0].shape[:-2], bool)) for each in zip(costs, a)]
+            plan = np.broadcast_to(np.eye(m)[target], cost.shape) * mass[..., None]
+            found.append((plan, np.ones(batch, bool)))
+        return found
 
 
 def test_a_solver_that_is_wrong_about_its_sources_is_told():
     """On the host by an error, inside of jit by what is no number."""
     graph = ifjax.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], *wide())
     spec = graph.spec(0.5, solver=Mistaken())
-    with pytest.raises(ValueError, match="every target has 2 sources .* a target with 3"):
+    with pytest.raises(ValueError, match=r"every target has 2 sources .* a target with 3"):
         ifjax.fuse_params(wide()[0], spec)
     got = jax.jit(functools.partial(ifjax.fuse_params, spec=spec))(wide()[0])
     assert np.isnan(got["a"][:, 1]).all()

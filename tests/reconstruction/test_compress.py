@@ -376,8 +376,11 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(name, tmp_path, monkeypatch
 @pytest.mark.parametrize("keep", [1, 8])
 def test_hardly_anything_left_is_told_once(keep):
     """One of sixteen neurons that have nothing in common; half of them are worth no warning."""
-    apply, p = lambda p, x: (x @ p["a"]) @ p["b"], {"a": jnp.eye(16), "b": jnp.eye(16)}
-    x = normal(0, 64, 16)
+
+    def apply(p, x):
+        return x @ p["a"] @ p["b"]
+
+    p, x = {"a": jnp.eye(16), "b": jnp.eye(16)}, normal(0, 64, 16)
     spec = ifjax.trace(apply, p, x).spec(keep=keep, method="prune", importance="reconstruction")
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -387,7 +390,10 @@ def test_hardly_anything_left_is_told_once(keep):
 
 
 def test_statistics_that_a_network_begins_with_are_told():
-    apply = lambda p, x: ((x @ p["a"] - p["m"]) * p["s"] / jnp.sqrt(p["v"] + 1e-5) + p["o"]) @ p["b"]
+    def apply(p, x):
+        h = (x @ p["a"] - p["m"]) * (p["s"] / jnp.sqrt(p["v"] + 1e-5)) + p["o"]
+        return h @ p["b"]
+
     p = {"a": jnp.eye(8), "b": jnp.eye(8), "m": jnp.zeros(8), "v": jnp.ones(8)}
     p |= {"s": jnp.ones(8), "o": jnp.zeros(8)}
     x = normal(0, 64, 8)

@@ -23,7 +23,6 @@ from ifjax.fusion.problem import (
     Problem,
     check_problem,
     check_scores,
-    checked_by_host,
     completed,
     moving,
     problem_of,
@@ -208,7 +207,7 @@ def _traced(
     for p in problems:
 
         def one(p: GroupProblem, *given: PyTree) -> Problem | Transport:
-            problem = checked_by_host(p, problem_of(p, *given, distances=_distances))
+            problem = problem_of(p, *given, distances=_distances, ask_host=True)
             return selected(problem) if p.solver is None else problem._replace(scores=None)
 
         given = (*sources.of(p), _keys(p))

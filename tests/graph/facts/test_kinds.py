@@ -90,7 +90,9 @@ GATHERED = {
     "by einsum": lambda p, x, e: jnp.einsum(
         "bf,bfd->bd", jax.nn.relu(jnp.einsum("bc,bcf->bf", x, p["up"][e])), p["down"][e]
     ),
-    "mapped": lambda p, x, e: jax.vmap(lambda x, i: jax.nn.relu(x @ p["up"][i]) @ p["down"][i])(x, e),
+    "mapped": lambda p, x, e: jax.vmap(lambda x, i: jax.nn.relu(x @ p["up"][i]) @ p["down"][i])(
+        x, e
+    ),
     "in a loop": by_rows,
     "with a bias, gated": lambda p, x, e: jnp.einsum(
         "bf,bfd->bd",
@@ -118,7 +120,9 @@ def test_experts_that_are_gathered_by_index_are_of_neurons(how):
     shapes = {"in": (3, 5), "router": (3, 4), "up": (4, 5, 8), "down": (4, 8, 6), "out": (6, 2)}
     shapes |= {"gate": (4, 5, 8), "bias": (4, 8)} if "gated" in how else {}
     graph = hold(f, arrays(**shapes), array(7, 3))
-    assert {g.size: g.kind for g in graph.groups if g.size > 4} == dict.fromkeys((5, 6, 8), "neuron")
+    assert {g.size: g.kind for g in graph.groups if g.size > 4} == dict.fromkeys(
+        (5, 6, 8), "neuron"
+    )
 
 
 def test_what_is_looked_up_and_compared_is_a_head_dim():
