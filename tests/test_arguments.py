@@ -45,6 +45,32 @@ def test_trace_takes_the_function_first_and_the_parameters_second():
         ifjax.trace(lambda p, x: p["c"], PARAMS, X)
 
 
+FIRST = {
+    "allocate": lambda f, p, g: ifjax.allocate(f, p, g, [X], 0.5),
+    "collect_moments": lambda f, p, g: ifjax.collect_moments(f, p, [X]),
+    "collect_stats": lambda f, p, g: ifjax.collect_stats(f, p, g, [X], metrics=["chip"]),
+    "compress": lambda f, p, g: ifjax.compress(f, p, g.spec(0.5), [X]),
+    "reset_statistics": lambda f, p, g: ifjax.reset_statistics(f, p, [X]),
+    "synthesize": lambda f, p, g: ifjax.synthesize(f, p, X, count=4, key=jax.random.key(0)),
+    "verify": lambda f, p, g: g.verify(f, p, X),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("call", FIRST)
+def test_the_function_stands_before_the_parameters_everywhere(graph, call):
+    message = rf"expected {call}\(apply_fn, params.*got dict first and a function second"
+    with pytest.raises(TypeError, match=message):
+        FIRST[call](PARAMS, network, graph)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_fuse_tree_takes_the_spec_before_the_maps(graph):
+    spec = graph.spec(0.5)
+    with pytest.raises(TypeError, match=r"expected a FusionSpec, .*, got dict"):
+        ifjax.fuse_tree(PARAMS, ifjax.transport_maps(PARAMS, spec), spec)
+
+
 @pytest.mark.parametrize(
     "half", [jnp.float32(0.5), np.float32(0.5), np.float64(0.5), np.array(0.5), jnp.bfloat16(0.5)]
 )

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from ifjax.activations.batches import read_inputs
 from ifjax.activations.norm_inputs import NormInputs, Sample, find_norm_inputs
-from ifjax.jaxprs.arguments import Arguments
+from ifjax.jaxprs.arguments import Arguments, check_order
 from ifjax.jaxprs.evaluate import Seen, evaluate
 from ifjax.namespace import AnyArray
 from ifjax.promotion import with_promotion
@@ -73,6 +73,7 @@ def reset_statistics(
       >>> params["mean"].tolist(), params["variance"].tolist()
       ([2.0], [1.0])
     """
+    check_order("reset_statistics(apply_fn, params, batches)", apply_fn, params)
     batches = list(read_inputs(batches, apply_fn, params))
     if not batches:
         raise ValueError("expected at least one batch of inputs, got none")

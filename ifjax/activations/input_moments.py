@@ -21,7 +21,7 @@ from ifjax.activations.batches import inputs_of, read_inputs
 from ifjax.activations.layer_inputs import vary, varying
 from ifjax.activations.moments import NormalForm, normal_form, parts_of, rows
 from ifjax.graph.facts.sites import Sites, find_sites
-from ifjax.jaxprs.arguments import Arguments, struct
+from ifjax.jaxprs.arguments import Arguments, check_order, struct
 from ifjax.jaxprs.compat import Values, shape_of
 from ifjax.jaxprs.evaluate import Seen, bind, evaluate
 from ifjax.jaxprs.program import Program, Step, flatten
@@ -121,6 +121,7 @@ def collect_moments(
       >>> found["w2"].count.item(), found["w2"].gram.shape, found["w1"].mean.tolist()
       (6.0, (1, 8, 8), [[1.0, 1.0, 1.0, 1.0]])
     """
+    check_order("collect_moments(apply_fn, params, batches)", apply_fn, params)
     steps: dict[Hashable, Callable[..., dict[str, InputMoments]]] = {}
     total: dict[str, InputMoments] | None = None
     for inputs in read_inputs(batches, apply_fn, params):

@@ -22,7 +22,7 @@ from ifjax.activations.masks import masked, masking
 from ifjax.graph.trace import DependencyGraph
 from ifjax.importance import GroupMetric, statistic_of
 from ifjax.importance.independence import independence
-from ifjax.jaxprs.arguments import Arguments
+from ifjax.jaxprs.arguments import Arguments, check_order
 from ifjax.namespace import AnyArray, as_reals
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
@@ -167,6 +167,7 @@ def collect_stats(
       >>> stats.fisher["w1"].shape, int(stats.count)
       ((8,), 6)
     """
+    check_order("collect_stats(apply_fn, params, graph, batches)", apply_fn, params)
     _checked_metrics(metrics, graph, loss_fn)
     checked_leaves(params, graph.structure)
 

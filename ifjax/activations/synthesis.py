@@ -21,7 +21,7 @@ from ifjax.activations.batches import inputs_of
 from ifjax.activations.norm_inputs import NormInputs, find_norm_inputs
 from ifjax.activations.progress import shown_progress
 from ifjax.activations.window_axes import window_axes
-from ifjax.jaxprs.arguments import Arguments
+from ifjax.jaxprs.arguments import Arguments, check_order
 from ifjax.jaxprs.evaluate import Seen, evaluate
 from ifjax.promotion import with_promotion
 from ifjax.tree import promoted, wide_dtype
@@ -97,6 +97,7 @@ def synthesize(
       >>> [round(m, 1) for m in x.mean(0).tolist()], [round(s, 1) for s in x.std(0).tolist()]
       ([3.0, -1.0], [2.0, 0.5])
     """
+    check_order("synthesize(apply_fn, params, ...)", apply_fn, params)
     for name, n in (("count", count), ("batch_size", batch_size), ("steps", steps)):
         if n < 1:
             raise ValueError(f"expected {name} to be at least 1, got {n}")

@@ -20,7 +20,7 @@ from ifjax.allocation.spread import least, spread
 from ifjax.allocation.ties import Bound, Tie, ties_of
 from ifjax.graph.graph import DependencyGraph
 from ifjax.graph.resized import resized
-from ifjax.jaxprs.arguments import Arguments
+from ifjax.jaxprs.arguments import Arguments, check_order
 from ifjax.promotion import with_promotion
 from ifjax.reconstruction.calibration import calibration
 from ifjax.reconstruction.compress import direction_of, kept_by_importance, reconstructs
@@ -118,6 +118,7 @@ def allocate(
       >>> allocate(apply, params, graph, [x], 0.38, of="weights").structure.widths
       {'b': 4}
     """
+    check_order("allocate(apply_fn, params, graph, batches, budget)", apply_fn, params)
     share = _checked_share(budget)
     with warnings.catch_warnings():  # of numbers that stay: said once, of what is cut in the end
         warnings.simplefilter("ignore")

@@ -19,7 +19,7 @@ from ifjax.fusion.state_kinds import Kind, checked_kind
 from ifjax.fusion.state_parts import Likeness, Parameters, Part, parts_of
 from ifjax.namespace import AnyArray, Arrays
 from ifjax.promotion import with_promotion
-from ifjax.spec.spec import FusionSpec
+from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.structure import Structure
 from ifjax.transport.transport import Transport
 from ifjax.tree import leaves_by_path
@@ -94,6 +94,7 @@ def fuse_tree(
       >>> state[0].nu["w1"].shape, int(state[0].count)
       ((4, 4), 0)
     """
+    check_spec(spec)
     if optimizer is not None and params is None:
         raise ValueError("optimizer= needs params=, the tree that its state was made for")
     initial = {} if optimizer is None else initial_kinds(optimizer, params, spec)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -23,7 +22,7 @@ from ifjax.graph.grouping import Described, Facts, build
 from ifjax.graph.hints import hints
 from ifjax.graph.twin import doubled
 from ifjax.graph.width_numbers import group_names, width_numbers
-from ifjax.jaxprs.arguments import Arguments, is_array, struct
+from ifjax.jaxprs.arguments import Arguments, check_order, is_array, struct
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
 from ifjax.promotion import with_promotion
@@ -71,7 +70,7 @@ def trace(
       >>> [(g.name, g.size) for g in graph.groups]
       [('w1', 8)]
     """
-    _check_order(apply_fn, params)
+    check_order("trace(apply_fn, params, *inputs)", apply_fn, params)
     leaves = _described(params)
     arguments, is_state = Arguments.split(inputs, static), _predicate(state)
     given = [(p, struct(x)) for p, x in zip(arguments.paths, arguments.arrays, strict=True)]
@@ -123,17 +122,6 @@ def trace(
     if any(FIXED_KEY in p.reason for p in found.pinned):
         warnings.warn(said[0], stacklevel=3)
     return DependencyGraph(*found, numbers=numbers, hints=said)
-
-
-def _check_order(apply_fn: object, params: object) -> None:
-    """Raises TypeError where the function is not first."""
-    if callable(apply_fn) and not inspect.isroutine(params):
-        return
-    swapped = " and a function second: they are swapped" if callable(params) else ""
-    raise TypeError(
-        "expected trace(apply_fn, params, *inputs), a function and its parameters, got "
-        f"{type(apply_fn).__name__} first{swapped}"
-    )
 
 
 def _check_swapped(params: PyTree, inputs: Sequence[PyTree], error: Exception) -> None:

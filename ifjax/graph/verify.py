@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ifjax.graph.analysis import mirrored_objects, mirrors
-from ifjax.jaxprs.arguments import Arguments
+from ifjax.jaxprs.arguments import Arguments, check_order
 from ifjax.namespace import AnyArray, Shaped
 from ifjax.promotion import with_promotion
 from ifjax.structure import axis as ex
@@ -93,6 +93,7 @@ def verify(
       >>> graph.verify(apply, params, jnp.ones((1, 4))).ok
       True
     """
+    check_order("verify(apply_fn, params, *inputs)", apply_fn, params)
     check_paths(params, structure)
     rng = np.random.default_rng(seed)
     leaves, tree = leaves_by_path(params), jax.tree.structure(params)

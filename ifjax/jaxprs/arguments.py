@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -15,6 +16,24 @@ from ifjax.namespace import Shaped
 from ifjax.tree import path_name
 
 RAW_KEYS = (2, 4)  # words of a raw key: threefry's, and those of rbg and unsafe_rbg
+
+
+def check_order(call: str, apply_fn: object, params: object) -> None:
+    """Raises TypeError where a function is not first, and its parameters second.
+
+    >>> check_order("compress(apply_fn, params, ...)", {"w": 1.0}, len)
+    Traceback (most recent call last):
+    ...
+    TypeError: expected compress(apply_fn, params, ...), a function and its parameters, got dict \
+    first and a function second: they are swapped
+    """
+    if callable(apply_fn) and not inspect.isroutine(params):
+        return
+    swapped = " and a function second: they are swapped" if callable(params) else ""
+    raise TypeError(
+        f"expected {call}, a function and its parameters, got {type(apply_fn).__name__} "
+        f"first{swapped}"
+    )
 
 
 def is_array(x: object) -> TypeGuard[Shaped]:

@@ -21,7 +21,7 @@ from ifjax.fusion.transport_maps import transport_maps
 from ifjax.graph.resized import resized
 from ifjax.graph.shrink import shrink
 from ifjax.importance import Reconstruction
-from ifjax.jaxprs.arguments import Arguments
+from ifjax.jaxprs.arguments import Arguments, check_order
 from ifjax.promotion import with_promotion
 from ifjax.reconstruction.by_moments import sweep_moments
 from ifjax.reconstruction.calibration import Calibration, calibration
@@ -128,6 +128,7 @@ def compress(
       >>> bool(jnp.allclose(ifjax.shrink(apply, spec)(small, x), apply(params, x), atol=1e-2))
       True
     """
+    check_order("compress(apply_fn, params, spec, batches)", apply_fn, params)
     check_spec(spec)
     begin = params if altered is None else altered
     if frontier not in ("held", "recompute"):

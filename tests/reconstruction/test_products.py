@@ -165,7 +165,8 @@ def test_what_is_not_linear_is_not_mixed(scored):
 def test_given_dimensions_are_corrected_too():
     apply, params, x, name, spec = case(same, same)
     scores = {name: np.tile(np.arange(DIM), (HEADS, 1))}
-    small, report = ifjax.compress(apply, params, spec, [x], scores=scores)
+    with pytest.warns(UserWarning, match="q_bias.*less than a tenth is left"):
+        small, report = ifjax.compress(apply, params, spec, [x], scores=scores)
     [solved] = report.solved
     assert solved.sites == ("q", "q_bias", "k", "k_bias")
     assert solved.after < solved.before

@@ -41,7 +41,7 @@ def rebuild_constraint(resize: Resize, equation: JaxprEqn, values: Values) -> Va
     return compat.bind(equation, values)
 
 
-NUMBERED = ("mul", "div", "add", "add_any", "sub")  # where a number may follow the widths
+NUMBERED = ("mul", "div", "add", "add_any", "sub", "pow")  # where a number may follow the widths
 
 RULES = {
     **{name: Rule(share) for name, traits in TRAITS.items() if traits.kind == "elementwise"},
