@@ -37,6 +37,7 @@ from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.names import by_group
 from ifjax.structure.structure import Group
+from ifjax.tree import leaves_by_path
 
 
 @with_promotion
@@ -133,8 +134,8 @@ def compress(
     begin = params if altered is None else altered
     if frontier not in ("held", "recompute"):
         raise ValueError(f"frontier: expected 'held' or 'recompute', got {frontier!r}")
-    checked_leaves(params, spec.structure)
-    leaves = checked_leaves(begin, spec.structure)
+    for tree in (params, begin):
+        checked_leaves(tree, spec.structure)
     if isinstance(batches, LayerMoments):
         if folder is not None or frontier != "held" or altered is not None:
             raise ValueError("moments take no folder, frontier or altered: nothing is evaluated")
@@ -156,14 +157,7 @@ def compress(
         found = kept_by_importance(begin, spec, flat.originals(groups), scores, stats)
         return flat.taken(found)
 
-    if reconstructs(spec):
-        wanted = spec.structure.widths.keys() & by_group(spec.structure, scores or {}).keys()
-        found = kept_by_importance(begin, spec, {*wanted}, scores, stats) if wanted else {}
-        if not wanted:  # else it has been told
-            warn_of_unsettled(leaves, spec.structure.norms)
-        given = Given(flat.taken(found), direction=direction_of(spec))
-    else:
-        given = _given(begin, spec, flat, scores, stats)
+    given = _given(begin, spec, flat, scores, stats)
     if isinstance(batches, LayerMoments):
         result = sweep_moments(walk, given, by_importance, batches)
     else:
@@ -195,7 +189,16 @@ def _fix(walk: Walk, leaves: Sequence[Any]) -> None:
 def _given(
     params: PyTree, spec: FusionSpec, flat: Unrolled, scores: Scores | None, stats: Stats | None
 ) -> Given:
-    """Neurons chosen by importance, and the others merged into them where the spec says so."""
+    """Neurons chosen by importance, and the others merged into them where the spec says so.
+
+    Of a spec that chooses by what can be reconstructed, those that scores of one's own choose.
+    """
+    if reconstructs(spec):
+        wanted = spec.structure.widths.keys() & by_group(spec.structure, scores or {}).keys()
+        found = kept_by_importance(params, spec, {*wanted}, scores, stats) if wanted else {}
+        if not wanted:  # else it has been told
+            warn_of_unsettled(leaves_by_path(params), spec.structure.norms)
+        return Given(flat.taken(found), direction=direction_of(spec))
     maps = transport_maps(params, spec, scores, stats)
     kept = {name: np.asarray(found.targets) for name, found in maps.items()}
     side = matrix_for("producer", spec.method.merge)
