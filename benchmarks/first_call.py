@@ -94,6 +94,7 @@ def main() -> None:
             row = json.loads(done.stdout.splitlines()[-1])
             rows.append({"network": name, "way": way, **row, "process s": whole})
     print(record.markdown([row for row in rows if "error" not in row]))
+    rows = record.with_earlier("first_call", rows, ("network", "way"))
     print("written:", record.write("first_call", rows).name)
 
 
