@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 from ifjax import importance
 from ifjax.activations.batches import count_examples, each_batch, inputs_of, pair_of, read_inputs
 from ifjax.activations.layer_inputs import Reading, layer_inputs, vary, varying
-from ifjax.activations.masks import masked, masking
+from ifjax.activations.masks import mask_derivatives, masking
 from ifjax.graph.trace import DependencyGraph
 from ifjax.importance import GroupMetric, statistic_of
 from ifjax.importance.independence import independence
@@ -252,16 +252,16 @@ def batch_stats(
         sums = {p: count * x.astype(_wide(x)) for p, x in found.items()}
         gradients = with_leaves(params, dict.fromkeys(leaves) | sums)
     if "fisher" in chosen:
-        kernels = {g.name: [leaves[m.path] for m in masking(g)] for g in groups}
-        ones = {g.name: jnp.ones((*g.batch, g.size), _wide(*kernels[g.name])) for g in groups}
-        ones = {name: x.real for name, x in ones.items()}
-        masks = {name: vary(x, mesh_axes) for name, x in ones.items()}
+        paths = {m.path for g in groups for m in masking(g)}
+        own = leaves_by_path(params)
+        read = {p: own[p] for p in paths if jnp.issubdtype(own[p].dtype, jnp.inexact)}
+        derivatives = mask_derivatives(own, graph.structure, groups)
 
         def sensitivity(inputs: PyTree, targets: PyTree) -> dict[str, Array]:
-            def masked_loss(masks: dict[str, Array]) -> Array:
-                return loss(masked(params, graph.structure, groups, masks), inputs, targets)
-
-            return jax.tree.map(jnp.square, jax.grad(masked_loss)(masks))
+            found = jax.grad(
+                lambda read: loss(with_leaves(params, leaves | read), inputs, targets)
+            )(read)
+            return jax.tree.map(jnp.square, derivatives(found))
 
         fisher = jax.tree.map(lambda x: x.sum(0), each(sensitivity))
     if "chip" in chosen:
