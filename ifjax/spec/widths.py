@@ -146,7 +146,8 @@ def _matches(groups: Sequence[Group], pattern: str, what: str) -> set[str]:
         close = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]
         raise ValueError(
             f"{what} pattern {pattern!r} matches none of the {len(names)} groups; "
-            f"the nearest are {', '.join(map(repr, close)) or 'none'}"
+            f"the nearest are {', '.join(map(repr, close)) or 'none'}; print(graph) lists all, and "
+            "what is pinned, and why"
         )
     return found
 

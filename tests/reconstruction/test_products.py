@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ifjax
+from ifjax.models import DecoderConfig, DecoderWidths, decoder, init_decoder
 from ifjax.reconstruction.bilinear import (
     ProductGrams,
     entrywise,
@@ -256,3 +257,15 @@ def test_pairs_that_positions_turn_are_kept_by_what_both_multiply(layout):
         errors.append(float(jnp.square(logits(one, x) - logits(params, x)).sum()))
     assert report.kept[group.name].tolist() == [int(np.argmin(errors))]
     assert report.kept[group.name].tolist() != [1]
+
+
+def test_pairs_of_a_decoder_whose_frequencies_are_computed_are_pinned():
+    """They go by the index, so that none can be left out; the graph and the refusal say so."""
+    params = init_decoder(jax.random.key(0), DecoderWidths(11, 8, 16, 4, 2, 4, 1), scan=False)
+    tokens = np.zeros((1, 3), int)
+    graph = ifjax.trace(lambda p, x: decoder(DecoderConfig(0.5), p, x), params, tokens)
+    reasons = {(p.path, p.axis): p.reason for p in graph.pinned}
+    for name in ("query", "key"):
+        assert "values depend on the index" in reasons[f"layers/0/{name}", 2]
+    with pytest.raises(ValueError, match=r"matches none of .*lists all, and what is pinned"):
+        graph.spec({"layers/0/query (head_dim)": 0.5})
