@@ -15,7 +15,7 @@ from ifjax.activations.field_rules import Operands, apply_rule
 from ifjax.activations.layer_names import layer_names
 from ifjax.activations.norm_inputs import NormInputs
 from ifjax.activations.synthesis import COLOURS, norms_of, resized, slid_axes
-from ifjax.jaxprs.arguments import Arguments
+from ifjax.jaxprs.arguments import Arguments, check_order
 from ifjax.jaxprs.program import Program, Step
 from ifjax.jaxprs.traits import contraction_of
 from ifjax.promotion import with_promotion
@@ -91,6 +91,7 @@ def analytic_moments(
       >>> [[round(float(m), 3) for m in row] for row in found["v"].mean]
       [[0.399, 0.399]]
     """
+    check_order("analytic_moments(apply_fn, params, inputs)", apply_fn, params)
     if not 0 <= correlation <= 1:
         raise ValueError(f"expected a correlation between 0 and 1, got {correlation}")
     arguments = resized(Arguments.split(inputs_of(inputs, apply_fn, params)), 2)

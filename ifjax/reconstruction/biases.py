@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 from ifjax.graph.facts.sites import Site, Sites, find_sites
 from ifjax.graph.facts.views import views_of
 from ifjax.jaxprs import compat
-from ifjax.jaxprs.arguments import Arguments, struct
+from ifjax.jaxprs.arguments import Arguments, check_order, struct
 from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.evaluate import bind, evaluate
 from ifjax.jaxprs.program import Program, Step, flatten
@@ -73,6 +73,7 @@ def with_biases(
       >>> float(apply_biased(biased, jnp.ones((1, 4)))[0, 0])
       40.0
     """
+    check_order("with_biases(apply_fn, params, *inputs)", apply_fn, params)
     level = _traced(apply_fn, params, Arguments.split(inputs, static), static)
     lacking = _lacking(level)
     if include is not None:
