@@ -13,5 +13,7 @@ COLUMNS = 2048  # of a Gram matrix, from which on it stays where it was made
 
 
 def stays(columns: int) -> bool:
-    """Whether a Gram matrix of so many columns stays on the device."""
-    return columns >= COLUMNS and jax.default_backend() != "cpu"
+    """Whether a Gram matrix of so many columns stays on the default device."""
+    chosen = getattr(jax.config, "jax_default_device", None)  # a device, or the name of a platform
+    platform = getattr(chosen, "platform", chosen) or jax.default_backend()
+    return columns >= COLUMNS and platform != "cpu"

@@ -13,6 +13,15 @@ from ifjax.reconstruction.ridge import best_shrinkage, ridge, squared_error
 pytestmark = pytest.mark.filterwarnings("ignore:Some donated buffers")
 
 
+def test_large_sums_stay_where_the_default_device_is_no_cpu(monkeypatch):
+    assert not precision.stays(10**6)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert precision.stays(2048)
+    assert not precision.stays(2047)
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert not precision.stays(10**6)
+
+
 def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
