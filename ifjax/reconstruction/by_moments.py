@@ -129,7 +129,8 @@ def _solve(
     small = walk.parameter(site.weight, dense=False)
     start = np.asarray(kernel(form, small), np.float64) * scale[:, None]
     sums = _sums(found, np.asarray(kernel(full, dense), np.float64), kept, scale)
-    offset = find_offset(walk, site, form, 1)
+    mean = find_offset(walk, site, form, 1, of_norms=True)  # then it is that of the small network
+    offset = mean or find_offset(walk, site, form, 1)
     solved, shifts = ridge(sums, start, SHRINKAGE, offset is not None)
     spread = float((sums.square - sums.target**2).sum()) or 1.0
     before = squared_error(sums, start, np.zeros_like(shifts)) / spread

@@ -84,7 +84,8 @@ def compress(
         after the parameters, or the input alone. A few hundred images, or a few dozen windows of
         text; see ``frontier`` for the memory that they take. Without any, what
         `ifjax.analytic_moments` gives: neurons are then chosen, and every weight is solved for, on
-        what the dense network's layers read by its running statistics, which stay as they are.
+        what the dense network's layers read by its running statistics; what is left over on average
+        goes into the running means, and variances stay as they are.
       scores: by group name, scores that choose the neurons of these groups.
       stats: for importances that need them.
       folder: where finished choices and solutions are kept, of this call alone: a run that was

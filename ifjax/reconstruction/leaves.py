@@ -111,17 +111,20 @@ def _write_normalised(walk: Walk, site: Site, wanted: Float[np.ndarray, "*shape"
     walk.write(number, jnp.asarray(new.reshape(gain.shape), gain.dtype))
 
 
-def find_offset(walk: Walk, site: Site, form: NormalForm, uses: int) -> Offset | None:
+def find_offset(
+    walk: Walk, site: Site, form: NormalForm, uses: int, of_norms: bool = False
+) -> Offset | None:
     """The last leaf that is added on the path with a value per output: a bias or norm's offset.
 
-    It is read as often as the weights are, and nowhere else.
+    It is read as often as the weights are, and nowhere else. Or else the running mean of a norm,
+    which is subtracted there.
     """
     norms = {m.path for g in walk.resized.structure.groups for m in g.members if m.role == "mean"}
     norms |= {n.mean for n in walk.resized.structure.norms}
     paths = dict(zip(walk.leaves, (x.path for x in walk.resized.structure.leaves), strict=True))
 
     def is_free(n: int) -> bool:
-        if n in walk.fixed or paths[n] in norms:
+        if n in walk.fixed or (paths[n] in norms) != of_norms:
             return False
         floating = jnp.issubdtype(walk.leaves[n].dtype, jnp.floating)
         return floating and len(walk.sites.reads[n]) == uses

@@ -86,6 +86,8 @@ def test_convolutions_of_every_kind_and_all_widths(network):
     moments = ifjax.analytic_moments(convolutional, network, IMAGES)
     small, report = ifjax.compress(convolutional, network, spec, moments)
     assert {path for s in report.solved for path in s.sites} == {"grouped", "point", "out"}
+    offsets = {s.sites[0]: s.offset for s in report.solved}
+    assert offsets == {"grouped": "n2/mean", "point": "n3/mean", "out": None}
     apply_small, x = ifjax.shrink(convolutional, spec), normal(80, 16, 6, 6, 3)
     plain = ifjax.take(network, spec, report.kept)
     errors = [np.linalg.norm(apply_small(p, x) - convolutional(network, x)) for p in (plain, small)]
