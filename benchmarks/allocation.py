@@ -59,10 +59,11 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.3, 0.5, 0.7])
     parser.add_argument("--levels", type=int, default=8)
     parser.add_argument("--images", type=int, default=IMAGES, help="of the training set")
+    parser.add_argument("--test-images", type=int, default=10_000, help="fewer for a trial")
     parser.add_argument("--again", action="store_true", help="measure what was measured before too")
     args = parser.parse_args()
     rows = record.read("allocation")["rows"]
-    test = images_of("test")
+    test = images_of(f"test[:{args.test_images}]")
     for sparsity in args.sparsities:
         for method in METHODS:
             same = [r for r in rows if (r["sparsity"], r["method"]) == (sparsity, method)]

@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     sparsities = sorted({s for _, _, s, _ in cases()})
     parser.add_argument("--sparsities", nargs="+", type=float, default=sparsities)
+    parser.add_argument("--test-images", type=int, default=10_000, help="fewer for a trial")
     parser.add_argument("--again", action="store_true", help="measure what was measured before too")
     parser.add_argument("--account", action="store_true", help="of the time, measure nothing else")
     args = parser.parse_args()
@@ -176,7 +177,7 @@ def main() -> None:
         for case in chosen:
             account(case)
         return
-    test = images_of("test")
+    test = images_of(f"test[:{args.test_images}]")
     for case in chosen:
         for method in (m for m in METHODS if m in args.methods):
             same = [r for r in rows if tuple(r[k] for k in known) == (*case, method)]
