@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import JaxprEqn
 from jaxtyping import Float, PyTree
 
@@ -63,7 +65,8 @@ def analytic_moments(
     over the taps p, q of the window. Functions of Gaussian numbers, such as activations, have the
     moments that they have exactly (`ifjax.activations.gaussian`); their sums are taken to be
     Gaussian again. The covariance of a residual stream with a branch is kept. Inputs have mean 0
-    and variance 1; pooling sees whole windows, and convolutions no border.
+    and variance 1; pooling sees whole windows. Patches hold zeros as often as the window of a
+    convolution reaches beyond the border; what a convolution gives is as in the middle.
 
     Args:
       apply_fn: the *eval-mode* function ``apply_fn(params, *inputs)``.
@@ -161,7 +164,7 @@ def _moments(fields: Fields, equation: JaxprEqn, operands: Operands) -> Gaussian
     field = fields.expanded(operands[side], [*axes.contracted[side], *axes.batch[side]])
     base = fields.settled(field).base
     if equation.primitive.name == "conv_general_dilated":
-        return _of_patches(fields, equation, base.mean, base.covariance)
+        return _of_patches(fields, equation, field.shape, base.mean, base.covariance)
     index = np.arange(base.mean.size).reshape(field.features)
     index = index.transpose(*axes.batch[side], *axes.free[side], *axes.contracted[side])
     sizes = [
@@ -182,16 +185,36 @@ def _pooled(mean: np.ndarray, covariance: np.ndarray, index: np.ndarray) -> Gaus
 
 
 def _of_patches(
-    fields: Fields, equation: JaxprEqn, mean: np.ndarray, covariance: np.ndarray
+    fields: Fields,
+    equation: JaxprEqn,
+    shape: tuple[int, ...],
+    mean: np.ndarray,
+    covariance: np.ndarray,
 ) -> Gaussian:
-    """Of the patches of a convolution, per group."""
-    kernel, groups = equation.invars[1].aval, equation.params["feature_group_count"]
-    spec = equation.params["dimension_numbers"].rhs_spec
-    window = int(np.prod([kernel.shape[a] for a in spec[2:]]))  # type: ignore[attr-defined]
+    """Of the patches of a convolution, per group; beyond the border of its input are zeros."""
+    inside, groups = _inside(equation, shape), equation.params["feature_group_count"]
+    both = inside.T @ inside / len(inside)  # how often two places of the window are inside
+    alike = fields.correlation + (1 - fields.correlation) * np.eye(len(both))
     n = mean.size // groups
-    alike = fields.correlation + (1 - fields.correlation) * np.eye(window)
-    blocks = [covariance[i * n : (i + 1) * n, i * n : (i + 1) * n] for i in range(groups)]
-    return Gaussian(
-        np.repeat(mean.reshape(groups, n), window, 1),
-        np.stack([np.kron(block, alike) for block in blocks]),
+    means, covariances = [], []
+    for i in range(groups):
+        part = slice(i * n, (i + 1) * n)
+        square = np.kron(np.outer(mean[part], mean[part]), both)
+        means.append(np.kron(mean[part], inside.mean(0)))
+        squares = np.kron(covariance[part, part], both * alike) + square
+        covariances.append(squares - np.outer(means[-1], means[-1]))
+    return Gaussian(np.stack(means), np.stack(covariances))
+
+
+def _inside(equation: JaxprEqn, shape: tuple[int, ...]) -> Float[np.ndarray, "positions window"]:
+    """At every position of a convolution, which places of its window lie on entries: 1, or 0."""
+    p, kernel = equation.params, equation.invars[1].aval.shape  # type: ignore[attr-defined]
+    numbers = p["dimension_numbers"]
+    sizes, window = (
+        [of[a] for a in axes[2:]]
+        for of, axes in ((shape, numbers.lhs_spec), (kernel, numbers.rhs_spec))
     )
+    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    ones = jnp.ones((1, 1, *sizes), jnp.float32)
+    found = lax.conv_general_dilated_patches(ones, window, *(p[name] for name in names))
+    return np.asarray(found, np.float64).reshape(found.shape[1], -1).T
