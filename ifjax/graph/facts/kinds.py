@@ -52,6 +52,8 @@ class _Value:
       soft: whether these went through an exponential or a sigmoid, as in attention.
       weights: whether it went through an exponential, as in a softmax.
       paired: whether it compares two values entry by entry, by their product or difference.
+      rows: classes of the axes of parameters that data looked up, where there are several: of a
+        kernel that data chooses, or of an embedding.
     """
 
     origin: int = NOTHING
@@ -59,6 +61,7 @@ class _Value:
     soft: bool = False
     weights: bool = False
     paired: bool = False
+    rows: frozenset[int] = frozenset()
 
 
 def find_products(
@@ -126,18 +129,23 @@ class _Search:
     def _transfer(
         self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
     ) -> list[_Value]:
-        origins, kind = (
-            self.origins.of(equation, [v.origin for v in values]),
-            traits_of(equation).kind,
-        )
+        kind = traits_of(equation).kind
+        if kind == "contraction":
+            values = self._without_kernels(equation, ins, values)
+        origins = self.origins.of(equation, [v.origin for v in values])
         if kind == "contraction" and any(v.origin for v in values[:2]):
             return [_Value(origins[0], self._product(equation, ins, values))]
-        if kind == "lookup" and not values[0].origin and self._is_kernel(ins[0], outs[0]):
-            return [_Value()]
+        if kind == "lookup":
+            table = values[0].rows if values[0].origin else frozenset(self._classes(ins[0]))
+            rows = table if self._number(outs[0], table) > 1 else frozenset[int]()
+            return [_Value(o, rows=rows if o else frozenset()) for o in origins]
         if kind not in ("elementwise", "same", "layout", "reduction"):
             return [_Value(o) for o in origins]
         name, results = equation.primitive.name, []
-        data = [v.origin for v in values if v.origin]
+        data = [v.origin for v in values if v.origin and not v.rows]
+        tables = [v.rows for v in values if v.origin]
+        same = kind != "reduction" and all(tables)
+        rows = frozenset[int]().union(*tables) if same else frozenset[int]()
         paired = any(v.paired for v in values) or (
             name in COMPARING and len(data) == 2 and not self.origins.is_statistic(*data)
         )
@@ -153,13 +161,28 @@ class _Search:
             weights = name == "exp" or any(v.weights for v in values)
             compares = paired and kind != "reduction"
             found = (scores[0], scores[1])
-            results.append(_Value(origin, found, bool(scores[1]) and soft, weights, compares))
+            results.append(_Value(origin, found, bool(scores[1]) and soft, weights, compares, rows))
         return results
 
-    def _is_kernel(self, table: Axes, rows: Axes) -> bool:
-        """Whether what data looks up in parameters is a kernel, with two axes: no embedding."""
-        held = self._classes(table)
-        return sum(bool(held & self._classes((node,))) for node in rows) > 1
+    def _number(self, axes: Axes, classes: Collection[int]) -> int:
+        """How many axes hold some of the classes."""
+        return sum(not self._classes((node,)).isdisjoint(classes) for node in axes)
+
+    def _without_kernels(
+        self, equation: JaxprEqn, ins: list[Axes], values: list[_Value]
+    ) -> list[_Value]:
+        """Operands of a contraction; looked-up rows count as parameters where they are kernels.
+
+        Those are summed over one axis of the parameters and have another as outputs, as experts
+        that are gathered by index. Rows of an embedding are compared, or weighed, as a whole.
+        """
+        axes, found = contraction_of(equation), list(values)
+        for i, value in enumerate(values[:2]):
+            parts = (axes.contracted[i], axes.free[i])
+            summed, free = (tuple(ins[i][k] for k in part) for part in parts)
+            if self._number(summed, value.rows) and self._number(free, value.rows):
+                found[i] = _Value()
+        return found
 
     def _product(
         self, equation: JaxprEqn, ins: list[Axes], values: list[_Value]

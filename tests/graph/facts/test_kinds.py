@@ -105,6 +105,11 @@ GATHERED = {
         jax.nn.relu(jnp.einsum("bc,bcf->bf", x, jnp.take(p["up"], e, axis=0))),
         jnp.take(p["down"], e, axis=0),
     ),
+    "two for each": lambda p, x, e: jnp.einsum(
+        "bkf,bkfd->bd",
+        jax.nn.relu(jnp.einsum("bc,bkcf->bkf", x, 2 * p["up"][jnp.stack([e, (e + 1) % 4], 1)])),
+        p["down"][jnp.stack([e, (e + 1) % 4], 1)],
+    ),
 }
 
 
@@ -135,6 +140,32 @@ def test_what_is_looked_up_and_compared_is_a_head_dim():
     p = arrays(users=(5, 4), items=(6, 3), a=(4, 8), b=(3, 8))
     graph = ifjax.trace(f, p, jnp.arange(5), jnp.arange(5))
     assert {g.size: g.kind for g in graph.groups}[8] == "head_dim"
+
+
+EMBEDDED = {
+    "as they are": lambda p, e: (e, e @ p["a"], e),
+    "projected": lambda p, e: [
+        jnp.einsum("btd,dhk->bthk", e.reshape(2, 5, 12), p[name]) for name in "abc"
+    ],
+}
+
+
+@pytest.mark.parametrize("how", EMBEDDED)
+def test_rows_of_an_embedding_with_several_axes_are_no_kernels(how):
+    """A table of heads: its rows are compared and weighed like others."""
+
+    def f(p, tokens):
+        q, k, v = EMBEDDED[how](p, p["table"][tokens])
+        weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k))
+        y = jnp.einsum("bhts,bshd->bthd", weights, v)
+        return jnp.einsum("bthd,hdo->bto", y, p["out"])
+
+    p = arrays(table=(7, 2, 6), out=(2, 6, 3))
+    p |= arrays(a=(6, 6)) if how == "as they are" else arrays(**dict.fromkeys("abc", (12, 2, 6)))
+    graph = ifjax.trace(f, p, jnp.zeros((2, 5), int))
+    found = sorted(g.kind for g in graph.groups)
+    more = ["head_dim", "neuron", "neuron"] if how == "projected" else []
+    assert found == ["head", "head_dim", *more]
 
 
 def test_group_norm_is_cut_by_groups():
