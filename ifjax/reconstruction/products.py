@@ -148,6 +148,8 @@ def _side(walk: Walk, product: Product, side: int) -> Side | None:
     while stack:
         number = stack.pop()
         if number in walk.leaves:
+            if not jnp.issubdtype(walk.leaves[number].dtype, jnp.inexact):
+                return None
             leaves.append(number)
             continue
         if number not in walk.sites.made:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ifjax.activations.moments import Moments, added, kernel
 from ifjax.graph.facts.sites import Site
-from ifjax.graph.facts.views import views_of
+from ifjax.graph.facts.views import weight_views
 from ifjax.jaxprs.evaluate import bind
 from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of
@@ -35,7 +35,7 @@ def solve_ragged(
     """
     step = walk.program.steps[place]
     sites, number = walk.sites, step.inputs[1]
-    views = views_of(walk.program, sites.made, sites.origins, number, spread=False)
+    views = weight_views(walk.program, sites.made, sites.origins, step, 1)
     if isinstance(views, str):
         return None
     site = Site(place, step, 0, views, (), step.outputs[0])

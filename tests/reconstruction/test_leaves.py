@@ -171,3 +171,18 @@ def test_an_lstm_of_flax_that_joins_its_kernels(framework):
     plain = ifjax.take(params, spec, report.kept)
     errors = [float(jnp.square(f(p, x) - want).mean()) for p in (plain, small)]
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_weights_of_integers_are_cut_and_follow():
+    def apply(p, x):
+        return jax.nn.relu(x @ p["in"]) @ (p["out"].astype(x.dtype) * p["scale"])
+
+    with jax.enable_x64(True):
+        params = {"in": normal(0, 6, 8), "scale": np.asarray(0.02)}
+        params["out"] = (99 * normal(1, 8, 3)).astype(np.int8)
+        x = normal(2, 32, 6)
+        spec = ifjax.trace(apply, params, x).spec(0.5, importance="reconstruction")
+        small, report = ifjax.compress(apply, params, spec, [x])
+        np.testing.assert_array_equal(small["out"], params["out"][report.kept["in"]])
+        assert report.follows == (("out, scale", "its entries are int8"),)
+        assert not report.solved

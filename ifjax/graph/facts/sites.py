@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
-from ifjax.graph.facts.views import Path, View, entries, views_of
+from ifjax.graph.facts.views import Path, View, entries, weight_views
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.program import Program, Step
 from ifjax.jaxprs.traits import traits_of
@@ -250,7 +250,7 @@ def _solvable(
     origins: Mapping[int, frozenset[int]],
 ) -> tuple[View, ...] | str:
     """What the weight of a contraction is made of; why it cannot be solved for."""
-    views = views_of(program, made, origins, step.inputs[1 - side], spread=False)
+    views = weight_views(program, made, origins, step, 1 - side)
     if isinstance(views, str):
         return views
     if step.equation.primitive.name == "ragged_dot_general":

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import jax.numpy as jnp
+
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.program import Program, Step
 from ifjax.jaxprs.traits import traits_of
@@ -28,6 +30,30 @@ class View:
     leaf: int
     spine: Path
     gain: tuple[int, Path] | None = None
+
+
+def weight_views(
+    program: Program,
+    made: Mapping[int, int],
+    origins: Mapping[int, frozenset[int]],
+    step: Step,
+    k: int,
+) -> tuple[View, ...] | str:
+    """What an operand of a contraction is made of: leaves that can be given any numbers.
+
+    Args:
+      program: the program.
+      made: the places of the steps that make values.
+      origins: the leaves that values depend on.
+      step: the contraction.
+      k: which of its operands is the weight.
+
+    Returns:
+      A view of each leaf, or the reason why there is none: the leaf, or what is made of it on the
+      way, may be of integers.
+    """
+    why = _not_real(step, k)
+    return why or views_of(program, made, origins, step.inputs[k], spread=False)
 
 
 def view_of(
@@ -96,6 +122,9 @@ def views_of(
         k = _carrier(step, origins, spread)
         if isinstance(k, str):
             return k
+        why = _not_real(step, k)
+        if why and not spread:
+            return why
         others = [origins.get(n, frozenset()) for i, n in enumerate(step.inputs) if i != k]
         if any(origins[step.inputs[k]] & other for other in others):
             if spread or step.equation.primitive.name not in ("mul", "div"):
@@ -150,6 +179,12 @@ def _carrier(step: Step, origins: Mapping[int, frozenset[int]], spread: bool) ->
     if not fits:
         return f"made by {name}"
     return fits[0]
+
+
+def _not_real(step: Step, k: int) -> str | None:
+    """What is told of an operand whose numbers cannot be any that a solution asks for."""
+    dtype = compat.dtype_of(step.equation.invars[k])
+    return None if jnp.issubdtype(dtype, jnp.floating) else f"its entries are {dtype}"
 
 
 def entries(atom: compat.Atom) -> int:

@@ -31,6 +31,7 @@ NO_VIEWS = {
     "no affine function": (lambda w, x: x @ jnp.exp(w), "made by exp"),
     "joined with itself": (lambda w, x: x @ jnp.concatenate([w, w.T], 1), "repeated"),
     "joined with zeros": (lambda w, x: x @ jnp.concatenate([w, 0 * X.T], 1), "made by mul"),
+    "of integers": (lambda w, x: x @ (w.astype(jnp.int8).astype(w.dtype) * 2), "are int8"),
     "repeated": (lambda w, x: x @ jnp.broadcast_to(w[:, :1], (4, 4)), "repeated"),
 }
 
