@@ -38,7 +38,7 @@ def keep_layers(
       (2, 8, 16)
     """
     layers, indices = params["layers"], [*kept]
-    count = len(next(iter(layers.values()))) if isinstance(layers, Mapping) else len(layers)
+    count = _count(layers)
     if not indices or indices != sorted({*indices}) or indices[0] < 0 or indices[-1] >= count:
         raise ValueError(f"expected ascending indices of layers, 0 to {count - 1}, got {indices}")
     if isinstance(layers, Mapping):
@@ -61,6 +61,9 @@ def silence_layers(params: Mapping[str, Any], layers: Sequence[int]) -> dict[str
     Returns:
       Parameters of the same shapes.
 
+    Raises:
+      ValueError: for indices that are not there.
+
     Example:
       >>> from ifjax.models import DecoderWidths, init_decoder
       >>> params = init_decoder(jax.random.key(0), DecoderWidths(11, 8, 16, 4, 2, 4, layers=3))
@@ -68,7 +71,9 @@ def silence_layers(params: Mapping[str, Any], layers: Sequence[int]) -> dict[str
       >>> [bool(x.any()) for x in silent["layers"]["down"]]
       [True, False, True]
     """
-    writing = ("out", "out_bias", "down", "down_bias")
+    writing, count = ("out", "out_bias", "down", "down_bias"), _count(params["layers"])
+    if any(i not in range(count) for i in layers):
+        raise ValueError(f"expected indices of layers, 0 to {count - 1}, got {[*layers]}")
     if isinstance(params["layers"], Mapping):
         at = np.asarray(layers, int)
         found: Any = {
@@ -81,6 +86,11 @@ def silence_layers(params: Mapping[str, Any], layers: Sequence[int]) -> dict[str
             for i, layer in enumerate(params["layers"])
         ]
     return {**params, "layers": found}
+
+
+def _count(layers: Any) -> int:
+    """How many layers there are, stacked or in a list."""
+    return len(next(iter(layers.values()))) if isinstance(layers, Mapping) else len(layers)
 
 
 def layer_divergence(
@@ -117,7 +127,7 @@ def layer_divergence(
 
     dense = predictions(config, params)
     layers = params["layers"]
-    count = len(next(iter(layers.values()))) if isinstance(layers, Mapping) else len(layers)
+    count = _count(layers)
     found = []
     for left in range(count):
         without = predictions(*keep_layers(config, params, [i for i in range(count) if i != left]))

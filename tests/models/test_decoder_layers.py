@@ -42,6 +42,13 @@ def test_layers_that_are_not_there_are_refused(kept, params):
         keep_layers(CONFIG, params, kept)
 
 
+@pytest.mark.parametrize("silent", [[3], [-1], [0, 7]])
+def test_layers_that_are_not_there_cannot_be_silenced(silent, params):
+    for tree in (params, unstack_layers(params)):
+        with pytest.raises(ValueError, match="expected indices of layers, 0 to 2, got"):
+            silence_layers(tree, silent)
+
+
 @pytest.mark.parametrize("is_list", [False, True])
 def test_the_other_layers_make_up_for_one_that_is_left_out(is_list, params):
     config = DecoderConfig(0.5)
