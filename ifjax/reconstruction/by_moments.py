@@ -6,9 +6,11 @@ from the same inputs, and every weight is solved for by itself.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,6 +19,7 @@ from ifjax.activations.analytic import Gaussian
 from ifjax.activations.layer_names import layer_names
 from ifjax.activations.moments import Moments, NormalForm, kernel
 from ifjax.graph.facts.sites import Site
+from ifjax.jaxprs import compat
 from ifjax.reconstruction.leaves import admits_any, find_offset, write_offset, write_weight
 from ifjax.reconstruction.ridge import ridge, squared_error
 from ifjax.reconstruction.select import Evidence, choose, combined
@@ -47,7 +50,7 @@ def sweep_moments(
       What was done; the small leaves are those of the walk.
 
     Raises:
-      ValueError: where neurons were merged.
+      ValueError: where neurons were merged, or the moments are of another network.
     """
     if given.matrices:
         raise ValueError(
@@ -58,6 +61,7 @@ def sweep_moments(
     names = {n: leaf.path for n, leaf in zip(walk.leaves, structure.leaves, strict=True)}
     layers = layer_names(walk.program, [*names.values()])
     known = {n: moments[name] for n, name in layers.items() if name in moments}
+    _check(walk, known, layers)
     _cut(walk, given, blind, known, result)
     for unit in walk.sites.units:
         for site in unit.sites:
@@ -71,6 +75,25 @@ def sweep_moments(
         result.follows.append((", ".join(leaves), "read several times"))
     add_follows(walk, names, result)
     return result
+
+
+def _check(walk: Walk, known: Mapping[int, Gaussian], names: Mapping[int, str]) -> None:
+    """Raises for moments that are not of what the dense network's layers read."""
+    for step in walk.program.steps:
+        if not step.outputs or step.outputs[0] not in known or sum(step.data[:2]) != 1:
+            continue
+        side = step.data[:2].index(True)
+        if side == 1 and step.equation.primitive.name == "conv_general_dilated":
+            continue
+        weight = compat.struct_of(step.equation.invars[1 - side])
+        form, found = form_of(walk, step, side), known[step.outputs[0]]
+        b, k, _ = jax.eval_shape(functools.partial(kernel, form), weight).shape
+        if (found.mean.shape, found.covariance.shape) != ((b, k), (b, k, k)):
+            raise ValueError(
+                f"{names[step.outputs[0]]}: expected a mean of shape {(b, k)} and a covariance of "
+                f"shape {(b, k, k)}, got {found.mean.shape} and {found.covariance.shape}; the "
+                "moments are of another network"
+            )
 
 
 def _cut(

@@ -108,9 +108,9 @@ def compress(
 
     Raises:
       ValueError: for no inputs, inputs of different shapes, too few of them to hold some out,
-        parameters of another network, activations that are not finite, another frontier, or a
-        folder that holds another run; for moments with ``folder``, ``frontier`` or ``altered``, or
-        merged neurons.
+        parameters or moments of another network, activations that are not finite, another
+        frontier, or a folder that holds another run; for moments with ``folder``, ``frontier`` or
+        ``altered``, or merged neurons.
       TypeError: for batches of another form, or anything but a spec.
 
     References:

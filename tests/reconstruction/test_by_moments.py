@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import ifjax
-from ifjax.activations.analytic import LayerMoments
+from ifjax.activations.analytic import Gaussian, LayerMoments
 
 
 def normal(seed, *shape):
@@ -109,3 +109,11 @@ def test_what_moments_cannot_do_is_said(network, tmp_path):
     assert ("grouped", "no moments of what it reads") in report.follows
     _, report = ifjax.compress(convolutional, network, graph.spec(0.5), few)
     assert {c.how for c in report.chosen} > {"no moments; by importance"}
+
+
+@pytest.mark.parametrize("layer", ["grouped", "out"])
+def test_moments_of_another_network_are_refused(network, layer):
+    spec = ifjax.trace(convolutional, network, IMAGES).spec(0.5)
+    other = LayerMoments({layer: Gaussian(np.zeros((1, 5)), np.eye(5)[None])}, (IMAGES,))
+    with pytest.raises(ValueError, match=f"^{layer}: expected a mean of .* of another network"):
+        ifjax.compress(convolutional, network, spec, other)
