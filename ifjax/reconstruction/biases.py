@@ -47,8 +47,13 @@ def with_biases(
 
     A weight has a bias where the path behind it, as far as it is affine, adds a parameter of as
     many entries as the weight has outputs; weights whose results meet at an add have it together.
-    A weight that loops go over has one for each turn. Weights inside of branches, ``while`` loops
-    and functions with derivatives of their own get none.
+    A weight that loops go over has one for each turn; its name is that of the leaf that holds the
+    kernel, whatever scales it. None get
+
+    * weights inside of branches, ``while`` loops and functions with derivatives of their own;
+    * leaves that are read in parts, such as queries, keys and values of one leaf, or stacked layers
+      that are read as ``W[i]`` one by one, or that several loops go over differently;
+    * leaves whose products differ in shape, and those whose products are no floats.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs, **static)``, written with any framework.
@@ -62,7 +67,8 @@ def with_biases(
       params, "biases": {path of the weight: zeros}}``.
 
     Raises:
-      ValueError: where a glob is of no weight that lacks a bias.
+      ValueError: where a glob is of no weight that lacks a bias; from ``apply_biased`` for a bias
+        of another shape than what its weight gives.
 
     Example:
       >>> params = {"w1": jnp.ones((4, 8)), "b1": jnp.ones(8), "w2": jnp.ones((8, 2))}
@@ -75,7 +81,7 @@ def with_biases(
     """
     check_order("with_biases(apply_fn, params, *inputs)", apply_fn, params)
     level = _traced(apply_fn, params, Arguments.split(inputs, static), static)
-    lacking = _lacking(level)
+    lacking = level.shapes
     if include is not None:
         globs = [include] if isinstance(include, str) else list(include)
         for glob in globs:
@@ -94,9 +100,36 @@ def with_biases(
         arguments = Arguments.split(inputs, static)
         level = _traced(apply_fn, params["params"], arguments, static)
         values = [*jax.tree.leaves(params["params"]), *arguments.arrays]
-        return jax.tree.unflatten(level.tree, _evaluated(level, values, params["biases"]))
+        own = _checked(level, params["biases"])
+        return jax.tree.unflatten(level.tree, _evaluated(level, values, own))
 
     return apply_biased, {"params": params, "biases": biases}
+
+
+def _checked(level: _Level, biases: Mapping[str, Any]) -> dict[str, Any]:
+    """The biases of weights that the function reads; raises for one of another shape."""
+    shapes = level.shapes
+    own = {path: x for path, x in biases.items() if path in shapes}
+    for path, x in own.items():
+        if jnp.shape(x) != shapes[path].shape:
+            expected = f"{shapes[path].shape}, as its weight gives"
+            raise ValueError(f"biases/{path}: expected shape {expected}, got {jnp.shape(x)}")
+    return own
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bias:
+    """A bias that is missing.
+
+    Attributes:
+      struct: of the bias, of one turn of the level.
+      turns: whether its kernel is another one at every turn of the level.
+      over: numbers of the values that loops go over, at this level.
+    """
+
+    struct: jax.ShapeDtypeStruct
+    turns: bool
+    over: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +139,9 @@ class _Level:
     Attributes:
       program: the equations.
       structs: of its inputs.
-      paths: of the leaves that its inputs are made of, by number; of data none.
+      paths: of the leaves that its inputs are, by number; of data none.
       sliced: numbers of the inputs that a loop goes over.
       sites: where there may be biases.
-      weights: by `id` of a step that contracts data with a weight, the path of the weight's leaf.
       inner: by `id` of a step, what is inside of a loop.
       tree: of the outputs of a whole function.
     """
@@ -119,26 +151,60 @@ class _Level:
     paths: Mapping[int, str]
     sliced: frozenset[int]
     sites: Sites
-    weights: Mapping[int, str]
     inner: Mapping[int, _Level]
     tree: Any = None
 
-    def is_sliced(self, number: int) -> bool:
-        """Whether a value of parameters is another one at every turn."""
-        return not self.sliced.isdisjoint(self.sites.origins.get(number, ()))
+    @functools.cached_property
+    def places(self) -> dict[int, tuple[str, Site]]:
+        """By `id` of a contraction that lacks a bias, its path and the site."""
+        found = dict[int, tuple[str, Site]]()
+        units = (*self.sites.units, *(u for units in self.sites.tied for u in units))
+        for unit in sorted(units, key=lambda unit: unit.stop):
+            first = unit.sites[0]
+            path = self.paths.get(first.leaves[0], "")
+            biased = first.step.equation.primitive.name in ("dot_general", "conv_general_dilated")
+            dtype = compat.dtype_of(first.step.equation.outvars[0])
+            if not (path and biased and jnp.issubdtype(dtype, jnp.inexact)):
+                continue
+            if not any(_is_shifted(self, site) for site in unit.sites):
+                found[id(first.step)] = path, first
+        return found
 
     @functools.cached_property
-    def turning(self) -> dict[str, bool]:
-        """By path of a weight of this level or one inside, whether it is another at every turn."""
-        found = dict[str, bool]()
+    def lacking(self) -> dict[str, _Bias | None]:
+        """Biases that are missing, by path; None where there would have to be several."""
+        found = dict[str, _Bias | None]()
+
+        def note(path: str, bias: _Bias | None) -> None:
+            found[path] = bias if found.get(path, bias) == bias else None
+
+        for path, site in self.places.values():
+            leaf, dtype = site.leaves[0], compat.dtype_of(site.step.equation.outvars[0])
+            turns = leaf in self.sliced
+            struct = jax.ShapeDtypeStruct(_outputs(site.step), dtype)
+            note(path, _Bias(struct, turns, (leaf,) if turns else ()))
         for step in self.program.steps:
-            if id(step) in self.weights:
-                number = step.inputs[1 - step.data[:2].index(True)]
-                found[self.weights[id(step)]] = self.is_sliced(number)
-            for path in self.inner[id(step)].turning if id(step) in self.inner else ():
-                made = (n for n in step.inputs if path == _path(self.sites, self.paths, n))
-                found[path] = any(map(self.is_sliced, made))
+            inside = self.inner[id(step)].lacking if id(step) in self.inner else {}
+            for path, bias in inside.items():
+                note(path, bias and self._around(step, path, bias))
         return found
+
+    def _around(self, step: Step, path: str, bias: _Bias) -> _Bias | None:
+        """What a bias inside of a loop is outside of it."""
+        leaves = {n: _leaf(self.program, self.sites, n) for n in step.inputs}
+        made = {n: leaf for n, leaf in leaves.items() if self.paths.get(leaf) == path}
+        turns = {leaf in self.sliced for leaf in made.values()}
+        shape, over = bias.struct.shape, tuple(n for n in made if bias.turns or any(turns))
+        if bias.turns:
+            shape = (step.equation.params["length"], *shape)
+        if len(turns) != 1:
+            return None
+        return _Bias(jax.ShapeDtypeStruct(shape, bias.struct.dtype), turns.pop(), over)
+
+    @property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the biases of a whole function."""
+        return {path: bias.struct for path, bias in self.lacking.items() if bias is not None}
 
 
 def _traced(
@@ -164,48 +230,30 @@ def _level(jaxpr: Any, data: list[bool], paths: Sequence[str], sliced: Sequence[
     sites = find_sites(program, len(data))
     structs = tuple(map(compat.struct_of, compat.unpack(jaxpr)[0].invars))
     named = {n: path for n, path in zip(program.inputs, paths, strict=True) if path}
-    weights, inner = dict[int, str](), dict[int, _Level]()
+    inner = dict[int, _Level]()
     for step in program.steps:
         name = step.equation.primitive.name
-        if name in ("dot_general", "conv_general_dilated") and sum(step.data[:2]) == 1:
-            path = _path(sites, named, step.inputs[1 - step.data[:2].index(True)])
-            weights |= {id(step): path} if path else {}
-        elif name in ("scan", *REMAT):
+        if name in ("scan", *REMAT):
             around, turning = list(step.data), []
             if name == "scan":
                 constants, carries = compat.scan_counts(step.equation)
                 around[constants : constants + carries] = [True] * carries
                 turning = [*range(constants + carries, len(around))]
             pairs = zip(step.inputs, around, strict=True)
-            made = ["" if d else _path(sites, named, n) for n, d in pairs]
+            made = ["" if d else named.get(_leaf(program, sites, n), "") for n, d in pairs]
             inner[id(step)] = _level(step.equation.params["jaxpr"], around, made, turning)
     goes_over = frozenset(program.inputs[i] for i in sliced)
-    return _Level(program, structs, named, goes_over, sites, weights, inner)
+    return _Level(program, structs, named, goes_over, sites, inner)
 
 
-def _path(sites: Sites, paths: Mapping[int, str], number: int) -> str:
-    """The path of the first leaf that a value of parameters is made of."""
-    return next((paths[n] for n in sorted(sites.origins.get(number, ())) if n in paths), "")
-
-
-def _lacking(level: _Level) -> dict[str, jax.ShapeDtypeStruct]:
-    """Biases that are missing, by the path of the weight."""
-    found = dict[str, jax.ShapeDtypeStruct]()
-    units = (*level.sites.units, *(u for units in level.sites.tied for u in units))
-    for unit in sorted(units, key=lambda unit: unit.stop):
-        first = unit.sites[0]
-        path = level.weights.get(id(first.step), "")
-        if path and not any(_is_shifted(level, site) for site in unit.sites):
-            leaf = level.structs[level.program.inputs.index(first.leaves[0])]
-            found.setdefault(path, jax.ShapeDtypeStruct(_outputs(first.step), leaf.dtype))
-    for step in level.program.steps:
-        if id(step) not in level.inner:
-            continue
-        inner, length = level.inner[id(step)], step.equation.params.get("length")
-        for path, x in _lacking(inner).items():
-            shape = (length, *x.shape) if inner.turning[path] else x.shape
-            found.setdefault(path, jax.ShapeDtypeStruct(shape, x.dtype))
-    return found
+def _leaf(program: Program, sites: Sites, number: int) -> int:
+    """The input whose entries are those of a value of parameters, all of them; else -1."""
+    views = views_of(program, sites.made, sites.origins, number, spread=False)
+    if isinstance(views, str) or len(views) != 1:
+        return -1
+    [view] = views
+    cut = (program.steps[place].equation.primitive.name == "slice" for place, _ in view.spine)
+    return -1 if any(cut) else view.leaf
 
 
 def _is_shifted(level: _Level, site: Site) -> bool:
@@ -248,12 +296,14 @@ def _evaluated(level: _Level, values: Values, biases: Mapping[str, Any]) -> list
     """The outputs of a level, with biases by the path of the weight."""
 
     def apply(step: Step, operands: Values) -> Values:
-        if id(step) in level.weights:
-            return _shifted(step, bind(step, operands), biases.get(level.weights[id(step)]))
+        if id(step) in level.places:
+            path, _ = level.places[id(step)]
+            results = bind(step, operands)
+            return _shifted(step, results, biases[path]) if path in biases else results
         if id(step) not in level.inner:
             return bind(step, operands)
         inner = level.inner[id(step)]
-        own = {path: biases[path] for path in inner.turning if path in biases}
+        own = {path: biases[path] for path in inner.lacking if path in biases}
         if not own:
             return bind(step, operands)
         if step.equation.primitive.name == "scan":
@@ -270,9 +320,7 @@ def _evaluated(level: _Level, values: Values, biases: Mapping[str, Any]) -> list
 
 
 def _shifted(step: Step, results: Values, bias: Any) -> Values:
-    """The results of a contraction, with a bias where it has this one."""
-    if bias is None or jnp.shape(bias) != _outputs(step):
-        return results
+    """The results of a contraction, with a bias."""
     y, axes = jnp.asarray(results[0]), _weight_axes(step)
     shape = [n if axis in axes else 1 for axis, n in enumerate(y.shape)]
     return [y + jnp.reshape(bias, shape).astype(y.dtype)]
@@ -284,9 +332,9 @@ def _turns(step: Step, operands: Values, inner: _Level, biases: Mapping[str, Any
     counts = compat.scan_counts(step.equation)
     parts: list[Any] = loop_parts((0, *counts), operands)
     _, constants, carries, stacked = parts
-    sliced = {path: x for path, x in biases.items() if inner.turning[path]}
+    turning = {path for path, bias in inner.lacking.items() if bias is not None and bias.turns}
+    sliced = {path: x for path, x in biases.items() if path in turning}
     fixed = {path: x for path, x in biases.items() if path not in sliced}
-    sliced = {path: x for path, x in sliced.items() if len(x) == p["length"]}
 
     def turn(carries: list[Array], slices: tuple[list[Array], dict[str, Array]]) -> Any:
         xs, own = slices

@@ -137,3 +137,42 @@ def test_layers_are_solved_shrunk_and_saved_with_them(tmp_path):
     ifjax.save(tmp_path / "small", small, spec)
     jax.tree.map(np.testing.assert_array_equal, ifjax.load(tmp_path / "small")[0], small)
     assert ifjax.shrink(apply_biased, spec)(small, x).shape == (32, 8)
+
+
+def test_it_is_named_after_the_kernel_and_has_the_shape_and_dtype_of_what_it_gives():
+    """A gain that several share, and int8 weights with a scale, also inside of a loop."""
+    params = {"a": np.float32(1.5), "ints": np.ones((2, 4, 4), np.int8), "s": normal(1, 2, 1, 4)}
+    params |= {"up": normal(2, 4, 6), "w": normal(3, 6, 4)}
+
+    def apply(p, x):
+        y = jax.nn.relu(x @ (p["a"] * p["up"])) @ (p["a"] * p["w"])
+        layer = lambda h, w: (jnp.tanh(h @ (w[0].astype(jnp.float32) * w[1])), None)  # noqa: E731
+        return lax.scan(layer, y, (p["ints"], p["s"]))[0]
+
+    apply_biased, biased = ifjax.with_biases(apply, params, normal(4, 3, 4))
+    assert shapes(biased) == {"up": (6,), "w": (4,), "ints": (2, 4)}
+    assert {x.dtype for x in biased["biases"].values()} == {jnp.dtype("float32")}
+    biased["biases"]["w"] = jnp.ones(5)
+    with pytest.raises(ValueError, match=r"biases/w: expected shape \(4,\), .* got \(5,\)"):
+        apply_biased(biased, normal(4, 3, 4))
+
+
+PARTS = {
+    "two loops over parts": lambda step, w, x: lax.scan(step, lax.scan(step, x, w[:2])[0], w[2:])[
+        0
+    ],
+    "back and forth": lambda step, w, x: lax.scan(step, lax.scan(step, x, w)[0], w[::-1])[0],
+    "one by one": lambda step, w, x: step(step(x, w[0])[0], w[1])[0],
+    "one by one, remade": lambda step, w, x: jax.checkpoint(step)(
+        jax.checkpoint(step)(x, w[0])[0], w[1]
+    )[0],
+}
+
+
+@pytest.mark.parametrize("how", PARTS)
+def test_what_several_loops_read_differently_has_none(how):
+    step = lambda h, w: (jnp.tanh(h @ w), None)  # noqa: E731
+    apply = lambda p, x: PARTS[how](step, p["w"], x) @ p["out"]  # noqa: E731
+    params = {"w": normal(1, 4, 3, 3), "out": normal(2, 3, 2)}
+    _, biased = ifjax.with_biases(apply, params, normal(3, 5, 3))
+    assert shapes(biased) == {"out": (2,)}
