@@ -99,7 +99,9 @@ def compress(
       altered: ``params`` with some leaves changed beforehand, of the same shapes, such as layers
         that are to be left out and add nothing any more. Leaves, or layers of stacked ones, that
         differ from ``params`` stay as they are here but for the neurons that are cut, and all
-        others are solved for what makes up for them.
+        others are solved for what makes up for them. Running statistics are those of the small
+        network in the end, whether they were changed or not, and a norm's scale and offset go with
+        its statistics, so that the function stays what it is.
       **static: keyword arguments of ``apply_fn``, not traced.
 
     Returns:

@@ -144,7 +144,7 @@ def sweep(
 def add_follows(
     walk: Walk, names: Mapping[int, str], result: Result, solved: Sequence[int] = ()
 ) -> None:
-    """Notes the contractions that are no sites.
+    """Notes the contractions that are no sites, and leaves that were given.
 
     Args:
       walk: of the function.
@@ -157,6 +157,7 @@ def add_follows(
         leaves = {names[n] for k in step.inputs for n in walk.sites.origins.get(k, ())}
         if place not in solved:
             result.follows.append((", ".join(sorted(leaves)), reason))
+    result.follows += [(names[n], "it was given") for n in sorted(walk.fixed)]
 
 
 def restore(
@@ -281,9 +282,13 @@ def _solve_tied(
             lambda units=units: solve_tied(walk, units, held, names, Ahead(walk, units)),
         )
         if solved is None:
-            leaves = {names[n] for unit in units for s in unit.sites for n in s.leaves}
+            leaves = {n for unit in units for s in unit.sites for n in s.leaves}
+            free = leaves - walk.fixed
             reason = "read several times, scaled differently"
-            result.follows.append((", ".join(sorted(leaves)), reason))
+            if free != leaves:
+                reason = "read several times, together with what was given"
+            if free:
+                result.follows.append((", ".join(sorted(names[n] for n in free)), reason))
         else:
             result.solved.append(solved)
 
@@ -296,19 +301,20 @@ def _correct(
     journal: Journal,
     result: Result,
 ) -> None:
-    """Solves for a unit where the compressed network differs from the dense one there."""
+    """Solves for a unit where what it reads is no longer the dense network's, data or leaves."""
     read = {n for p in unit.places for n in walk.program.steps[p].inputs}
     made = {n for p in unit.places for n in walk.program.steps[p].outputs}
-    if walk.dirty & (read - made):
+    leaves = {leaf for n in read for leaf in walk.sites.origins.get(n, ())}
+    if walk.dirty & (read - made) or walk.fixed & leaves:
         key = f"unit {unit.stop}"
         solved = journal.solve(key, walk, names, lambda: solve(walk, unit, held, names))
         if solved is None:
             for site in unit.sites:
+                if walk.fixed.intersection((*site.leaves, *site.gains)):
+                    continue
                 paths = ", ".join(names[n] for n in site.leaves)
                 reason = "its outputs are scaled from position to position"
-                if walk.fixed.intersection((*site.leaves, *site.gains)):
-                    reason = "it was given"
-                elif site.gains:
+                if site.gains:
                     reason = "its norm is none that a factor of its own makes up for"
                 result.follows.append((paths, reason))
         else:
