@@ -53,7 +53,7 @@ def with_biases(
     * weights inside of branches, ``while`` loops and functions with derivatives of their own;
     * leaves that are read in parts, such as queries, keys and values of one leaf, or stacked layers
       that are read as ``W[i]`` one by one, or that several loops go over differently;
-    * leaves whose products differ in shape, and those whose products are no floats.
+    * leaves whose products differ in shape, and weights of integers.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs, **static)``, written with any framework.

@@ -140,17 +140,17 @@ def test_layers_are_solved_shrunk_and_saved_with_them(tmp_path):
 
 
 def test_it_is_named_after_the_kernel_and_has_the_shape_and_dtype_of_what_it_gives():
-    """A gain that several share, and int8 weights with a scale, also inside of a loop."""
-    params = {"a": np.float32(1.5), "ints": np.ones((2, 4, 4), np.int8), "s": normal(1, 2, 1, 4)}
+    """A gain that several share, and half-precision weights with a scale, also inside of a loop."""
+    params = {"a": np.float32(1.5), "half": np.ones((2, 4, 4), np.float16), "s": normal(1, 2, 1, 4)}
     params |= {"up": normal(2, 4, 6), "w": normal(3, 6, 4)}
 
     def apply(p, x):
         y = jax.nn.relu(x @ (p["a"] * p["up"])) @ (p["a"] * p["w"])
         layer = lambda h, w: (jnp.tanh(h @ (w[0].astype(jnp.float32) * w[1])), None)  # noqa: E731
-        return lax.scan(layer, y, (p["ints"], p["s"]))[0]
+        return lax.scan(layer, y, (p["half"], p["s"]))[0]
 
     apply_biased, biased = ifjax.with_biases(apply, params, normal(4, 3, 4))
-    assert shapes(biased) == {"up": (6,), "w": (4,), "ints": (2, 4)}
+    assert shapes(biased) == {"up": (6,), "w": (4,), "half": (2, 4)}
     assert {x.dtype for x in biased["biases"].values()} == {jnp.dtype("float32")}
     biased["biases"]["w"] = jnp.ones(5)
     with pytest.raises(ValueError, match=r"biases/w: expected shape \(4,\), .* got \(5,\)"):
