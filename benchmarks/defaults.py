@@ -62,14 +62,12 @@ def measure(network: CutNetwork, case: str, option: str) -> dict[str, Any]:
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row per option, a column per case: as merged / reset."""
-    table = []
-    for option in dict.fromkeys(row["option"] for row in rows):
-        shown = {"option": option}
-        for row in rows:
-            if row["option"] == option:
-                shown[row["case"]] = f"{row['accuracy']:.1f} / {row['statistics reset']:.1f}"
-        table.append(shown)
-    return table
+    return record.pivoted(
+        rows,
+        "option",
+        lambda row: row["case"],
+        lambda row: f"{row['accuracy']:.1f} / {row['statistics reset']:.1f}",
+    )
 
 
 def main() -> None:

@@ -137,14 +137,9 @@ def main() -> None:
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row per way, a column per network and split."""
-    table = []
-    for way in dict.fromkeys(row["way"] for row in rows):
-        shown = {"way": way}
-        for row in rows:
-            if row["way"] == way:
-                shown[f"{row['network']}, {row['split']}"] = row["accuracy"]
-        table.append(shown)
-    return table
+    return record.pivoted(
+        rows, "way", lambda row: f"{row['network']}, {row['split']}", lambda row: row["accuracy"]
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,19 @@ def with_earlier(
     known = {tuple(row[key] for key in keys) for row in rows}
     kept = [r for r in read(name)["rows"] if tuple(r.get(key) for key in keys) not in known]
     return [*kept, *rows]
+
+
+def pivoted(
+    rows: Sequence[Mapping[str, Any]],
+    by: str,
+    column: Callable[[Mapping[str, Any]], str],
+    cell: Callable[[Mapping[str, Any]], Any],
+) -> list[dict[str, Any]]:
+    """A row per value of a key, a column per kind of row."""
+    table: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        table.setdefault(row[by], {by: row[by]})[column(row)] = cell(row)
+    return list(table.values())
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

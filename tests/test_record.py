@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark_module
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -29,3 +30,12 @@ def test_benchmarks_with_progress_bars_import_what_switches_them_off_first() -> 
     for file in files:
         text = file.read_text()
         assert 0 < text.find("import record") < text.find("tqdm import tqdm"), file.name
+
+
+def test_a_pivoted_table_has_a_row_per_value_and_a_column_per_kind() -> None:
+    rows = [{"way": w, "of": o, "x": i} for i, (w, o) in enumerate(["ap", "bp", "aq"])]
+    pivoted = benchmark_module.loaded("record").pivoted
+    assert pivoted(rows, "way", lambda row: row["of"], lambda row: row["x"]) == [
+        {"way": "a", "p": 0, "q": 2},
+        {"way": "b", "p": 1},
+    ]
