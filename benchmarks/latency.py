@@ -3,6 +3,7 @@
 Forward passes under `jax.jit`, dense and small in turn in one process, so that both see the same
 machine; medians. Memory is what XLA plans for the call (arguments, results and temporaries), size
 is that of the parameters. Widths are what counts, so the weights are random and plainly pruned.
+The smallest cut is measured with its widths rounded up to multiples of 16 too (`round_to`).
 
     python benchmarks/latency.py                       # about 5 minutes on 2 cores
     python benchmarks/latency.py --networks vit_small --sparsities 0.5
@@ -13,9 +14,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import record
 
 import ifjax
@@ -23,12 +25,13 @@ from ifjax import models
 
 # Name: side of the images, images per batch.
 NETWORKS = {
-    "resnet18": (32, 64),
-    "vgg11": (32, 64),
-    "resnet56": (32, 64),
-    "resnet50": (224, 8),
-    "vit_small": (32, 64),
+    "resnet18": (32, (1, 64, 128)),
+    "vgg11": (32, (1, 64, 128)),
+    "resnet56": (32, (1, 64, 128)),
+    "resnet50": (224, (1, 8)),
+    "vit_small": (32, (1, 64, 128)),
 }
+ROUNDED = 16
 
 
 def compiled(apply_fn: Any, params: Any, images: Any) -> Any:
@@ -50,43 +53,61 @@ def seconds(program: Any, params: Any, images: Any) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, sparsities: list[float], rounds: int) -> list[dict[str, Any]]:
-    """A row for the dense network and one for every sparsity."""
-    side, batch = NETWORKS[name]
+class Case(NamedTuple):
+    """A network of some widths: what runs, and what is left of weights and FLOPs."""
+
+    sparsity: float
+    round_to: int
+    apply_fn: Any
+    params: Any
+    weights: float
+    flops: float
+
+
+def networks(name: str, sparsities: list[float]) -> list[Case]:
+    """The dense network and one for every sparsity."""
+    side, _ = NETWORKS[name]
     large = {"num_classes": 1000, "stem": "imagenet"} if side == 224 else {}
     module = models.create(name, **large)
+    image = jnp.ones((1, side, side, 3))
+    params = module.init(jax.random.key(1), image)
+    graph = ifjax.trace(module.apply, params, image)
+    found = [Case(0.0, 1, module.apply, params, 1.0, 1.0)]
+    for sparsity, round_to in [*((s, 1) for s in sparsities), (min(sparsities), ROUNDED)]:
+        spec = graph.spec(sparsity, method="prune", round_to=round_to)
+        small = ifjax.shrink(module.apply, spec), ifjax.fuse_params(params, spec)
+        left = [after / before for before, after in (spec.weights(), spec.flops())]
+        found.append(Case(sparsity, round_to, *small, *left))
+    return found
+
+
+def measure(name: str, batch: int, cases: list[Case], rounds: int) -> list[dict[str, Any]]:
+    """A row for every case, which run in turn."""
+    side, _ = NETWORKS[name]
     images = jax.random.normal(jax.random.key(0), (batch, side, side, 3))
-    params = module.init(jax.random.key(1), images[:1])
-    graph = ifjax.trace(module.apply, params, images[:1])
-    cases = {0.0: (module.apply, params)}
-    weights, flops = graph.structure.weights({}), graph.structure.flops({})
-    left = {0.0: (weights, flops)}
-    for sparsity in sparsities:
-        spec = graph.spec(sparsity, method="prune")
-        cases[sparsity] = ifjax.shrink(module.apply, spec), ifjax.fuse_params(params, spec)
-        left[sparsity] = spec.weights()[1], spec.flops()[1]
-    programs = {s: compiled(apply_fn, p, images) for s, (apply_fn, p) in cases.items()}
-    times: dict[float, list[float]] = {s: [] for s in cases}
+    programs = [compiled(case.apply_fn, case.params, images) for case in cases]
+    times: list[list[float]] = [[] for _ in cases]
     for turn in range(rounds + 1):
-        for s, (_, p) in cases.items():
-            found = seconds(programs[s], p, images)
+        for case, program, measured in zip(cases, programs, times, strict=True):
+            found = seconds(program, case.params, images)
             if turn:  # the first one warms up
-                times[s].append(found)
-    dense = statistics.median(times[0.0])
+                measured.append(found)
+    dense = statistics.median(times[0])
     return [
         {
             "network": name,
             "batch": batch,
-            "sparsity": s,
-            "ms": 1e3 * statistics.median(times[s]),
-            "fastest ms": 1e3 * min(times[s]),
-            "times faster": dense / statistics.median(times[s]),
-            "memory, MiB": planned(programs[s]) / 2**20,
-            "size, MiB": sum(x.nbytes for x in jax.tree.leaves(cases[s][1])) / 2**20,
-            "weights": left[s][0] / weights,
-            "FLOPs": left[s][1] / flops,
+            "sparsity": case.sparsity,
+            "round to": case.round_to,
+            "ms": 1e3 * statistics.median(measured),
+            "fastest ms": 1e3 * min(measured),
+            "times faster": dense / statistics.median(measured),
+            "memory, MiB": planned(program) / 2**20,
+            "size, MiB": sum(x.nbytes for x in jax.tree.leaves(case.params)) / 2**20,
+            "weights": case.weights,
+            "FLOPs": case.flops,
         }
-        for s in cases
+        for case, program, measured in zip(cases, programs, times, strict=True)
     ]
 
 
@@ -94,10 +115,15 @@ def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--batches", nargs="+", type=int, help="images per batch")
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.3, 0.5, 0.7])
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
-    rows = [row for name in args.networks for row in measure(name, args.sparsities, args.rounds)]
+    rows = []
+    for name in args.networks:
+        cases = networks(name, args.sparsities)
+        for batch in args.batches or NETWORKS[name][1]:
+            rows += measure(name, batch, cases, args.rounds)
     print(record.markdown(rows))
     print("written:", record.write("latency", rows, rounds=args.rounds).name)
 
