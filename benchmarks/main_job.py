@@ -1,6 +1,6 @@
 """The main job over several seeds: ``python train.py`` with each, medians and ranges.
 
-    python benchmarks/main_job.py            # five seeds, about 7 minutes on 2 cores
+    python benchmarks/main_job.py            # five seeds, about 4 minutes on 2 cores
 
 Runs that are finished already, in ``runs/seeds``, are read and not repeated: remove that folder
 first if anything has changed.
