@@ -27,6 +27,7 @@ import pytest
 import typecheck
 
 xla.exact()
+xla.reuse_contexts()
 typecheck.install()
 
 # Models that tests/test_zoo.py imports as far as their frameworks are installed; no tests.

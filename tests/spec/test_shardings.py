@@ -286,7 +286,7 @@ def collectives(text: str) -> list[tuple[str, int]]:
 
 def check_memory(layout):
     """A device never needs more than a few times its share of the tree, nor gathers a leaf."""
-    params, apply = transformer(6, 64, 256)
+    params, apply = transformer(3, 64, 256)
     graph = ifjax.trace(apply, params, jnp.zeros((1, 3), jnp.int32))
     spec = graph.spec(0.5, include="*gate*", order="simultaneous")
     full = jax.device_put(params, shardings(params, layout))
@@ -336,6 +336,7 @@ CHECKS = {
 def main(names=None):
     """Runs the checks and prints what became of them."""
     assert jax.device_count() == 8
+    xla.reuse_contexts()
     result = {}
     for name, (check, *arguments) in CHECKS.items():
         if names and not any(n in name for n in names):
