@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -115,6 +116,13 @@ def rows(form: NormalForm, x: Array, kernel_shape: tuple[int, ...] = ()) -> Floa
     return x.reshape(sizes)
 
 
+def reading(form: NormalForm, kernel_shape: tuple[int, ...]) -> Hashable:
+    """All that `rows` depends on beside the activation: where it is equal, so are the rows."""
+    if form.window:
+        return form, tuple(kernel_shape[i] for i in form.numbers.rhs_spec[2:])
+    return form.batch[form.side], form.free[form.side], form.contracted[form.side]
+
+
 def channels(form: NormalForm, x: Array) -> Float[Array, "B N K"]:
     """What is read, a row for every pixel: of a convolution its input's channels, no window."""
     if not form.window:
@@ -215,32 +223,36 @@ class Moments(NamedTuple):
     square: Any
 
 
-@functools.partial(jax.jit, static_argnames=("forms", "kernel_shapes"))
+@functools.partial(jax.jit, static_argnames=("forms", "kernel_shapes", "gram"))
 def moments(
     forms: tuple[NormalForm, ...],
     kernel_shapes: tuple[tuple[int, ...], ...],
     inputs: tuple[Array, ...],
     target: Float[Array, "B N O"] | None,
+    gram: bool = True,
 ) -> Moments:
     """Moments of one batch, the rows of several contractions side by side.
 
     Args:
-      forms: of every contraction.
+      forms: of every contraction; where there are none, the target's own moments are found.
       kernel_shapes: of their kernels.
       inputs: what they read.
       target: of their sum, in normal form; None for the Gram matrices alone.
+      gram: whether sums of what is read alone are wanted, ``rows`` and ``gram``, else None.
 
     Returns:
       Sums over the positions, in float32, or float64 where the inputs are.
     """
     parts = [_wide(rows(*args)) for args in zip(forms, inputs, kernel_shapes, strict=True)]
+    if target is not None and not parts:
+        parts = [jnp.zeros((*target.shape[:2], 0), _wide(target).dtype)]
     x = jnp.concatenate(parts, -1) if len(parts) > 1 else parts[0]
     t = jnp.zeros((*x.shape[:2], 0), x.dtype) if target is None else _wide(target)
     exact = lax.Precision.HIGHEST
     return Moments(
         jnp.asarray(x.shape[1], x.dtype),
-        x.sum(1),
-        jnp.einsum("bnk,bnl->bkl", x, x, precision=exact),
+        x.sum(1) if gram else None,
+        jnp.einsum("bnk,bnl->bkl", x, x, precision=exact) if gram else None,
         jnp.einsum("bnk,bno->bko", x, t, precision=exact),
         t.sum(1),
         jnp.square(t).sum(1),
@@ -297,5 +309,5 @@ def _summed(a: Moments, b: Moments) -> Moments:
 
 def added(a: Moments | None, b: Moments) -> Moments:
     """The sum of two, in double precision on the host."""
-    wide = [np.asarray(x, np.float64) for x in b]
-    return Moments(*(wide if a is None else [x + y for x, y in zip(a, wide, strict=True)]))
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), b)
+    return wide if a is None else jax.tree.map(np.add, a, wide)

@@ -56,15 +56,27 @@ def each(
     if len(calls) < 2 or small or not threadable(*operands):
         return [_quiet(call) for call in calls]
     order = sorted(range(len(calls)), key=lambda i: -largest.get(i, 0))
-    with _limited(len(calls)):
+    with one_thread(len(calls) >= _THREADS):
         found = {i: _pool().submit(_quiet, calls[i]) for i in order}
         return [found[i].result() for i in range(len(calls))]
 
 
 @contextlib.contextmanager
-def _limited(calls: int) -> Iterator[None]:
-    """Products of one thread, where all threads have a call and nobody has seen to it already."""
-    if calls < _THREADS or not _setting.acquire(blocking=False):
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """Products and factorisations of one thread, where nobody has seen to it already.
+
+    Those of a thousand columns gain little from more, and on a host that does something else too
+    threads that wait for each other take several times as long.
+
+    Args:
+      wanted: else nothing changes.
+
+    Example:
+      >>> with one_thread():
+      ...     np.linalg.eigvalsh(np.eye(2)).tolist()
+      [1.0, 1.0]
+    """
+    if not wanted or not _setting.acquire(blocking=False):
         yield
         return
     try:

@@ -24,10 +24,12 @@ from jaxtyping import Bool, Float, Int
 from scipy import linalg
 
 from ifjax.namespace import AnyArray
+from ifjax.parallel.threads import one_thread
 from ifjax.reconstruction.elimination import eliminated
 
 RIDGE = 0.01  # of the mean diagonal, so that what never fires has no infinite inverse
 CANDIDATES = 256  # columns that are looked at one by one before all others are brought up to date
+NARROW = 2048  # columns up to which more threads of BLAS gain little
 SINGLE = 4096  # columns from which on float32 does: the sums were made in it
 
 
@@ -184,6 +186,19 @@ def _chosen(
         if found is not None:
             return found
         gram, weights = (np.asarray(x, np.float64) for x in (gram, weights))
+    with one_thread(gram.shape[1] <= NARROW):
+        return _on_host(gram, weights, units, entries, kept, start)
+
+
+def _on_host(
+    gram: np.ndarray,
+    weights: np.ndarray,
+    units: np.ndarray,
+    entries: int,
+    kept: int,
+    start: _Start,
+) -> np.ndarray:
+    """The same in numpy."""
     shared = [np.unique(u[u >= 0]) for u in units]
     if len(units) > 1 and not all(np.array_equal(shared[0], s) for s in shared):
         return _apart(gram, weights, units, shared, entries, kept, start)
@@ -238,7 +253,7 @@ def _apart(
     for b, own in enumerate(shared):
         local = np.where(units[b] >= 0, np.searchsorted(own, units[b]), -1)
         parts = gram[b : b + 1], weights[b : b + 1], local[None]
-        found.append((own[0], _chosen(*parts, each, kept, start)))
+        found.append((own[0], _on_host(*parts, each, kept, start)))
     return np.concatenate([part for _, part in sorted(found, key=lambda pair: pair[0])])
 
 

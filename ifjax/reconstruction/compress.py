@@ -67,7 +67,8 @@ def compress(
     with X what the contraction reads in the *small* network, T the dense network's value minus all
     else that the small one adds, :math:`V_0` the weights as they are, d an offset where the path
     adds one, :math:`\mu` the mean diagonal of X'X, and :math:`\lambda` chosen by the error on a
-    quarter of the inputs, which are held out for it. Where only products of two activations Q K'
+    quarter of the inputs, which are held out for it; where none makes it smaller, V stays
+    :math:`V_0`. Where only products of two activations Q K'
     contract the neurons, as dimensions of queries and keys, the product is what is restored: by a
     matrix between the kept ones, multiplied into weights of Q or K where they are linear in them.
     Nothing is fine-tuned and no gradient taken.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of
 from ifjax.reconstruction.leaves import write_weight
 from ifjax.reconstruction.ragged import bounds_of, form_of_kernels, kept_of
-from ifjax.reconstruction.ridge import best_shrinkage, ridge, squared_error
+from ifjax.reconstruction.ridge import fit
 from ifjax.reconstruction.solve import Solved
 from ifjax.reconstruction.walk import Walk
 
@@ -52,21 +53,21 @@ def solve_ragged(
         parts[is_held] = added(parts.get(is_held), found)
         spread += deviation
     training, test = parts[False], parts.get(True)
-    none, whole = np.zeros(start.shape[::2]), training if test is None else added(test, training)
-    walk.check_finite(step, spread, whole.gram, whole.cross)
-    best, errors = best_shrinkage(training, test, start, intercept=False)
-    solved, _ = ridge(whole, start, best, intercept=False)
-    write_weight(walk, site, form, np.ones(start.shape[::2]), solved)
+    every = (x for sums in parts.values() for x in (sums.gram, sums.cross))
+    walk.check_finite(step, spread, *every)
+    fitted = fit(training, test, start, intercept=False)
+    if fitted.shrinkage < math.inf:
+        write_weight(walk, site, form, np.ones(start.shape[::2]), np.asarray(fitted.weights))
     share = (sum(held) / len(held) or 1.0) * (spread or 1.0)
     return Solved(
         tuple(names[leaf] for leaf in site.leaves),
         start.shape[1],
-        int(whole.count),
-        best,
-        squared_error(whole, start, none) / (spread or 1.0),
-        squared_error(whole, solved, none) / (spread or 1.0),
-        errors[0] / share,
-        errors[1] / share,
+        sum(int(x.count) for x in parts.values()),
+        fitted.shrinkage,
+        fitted.before / (spread or 1.0),
+        fitted.after / (spread or 1.0),
+        fitted.held_before / share,
+        fitted.held_after / share,
     )
 
 

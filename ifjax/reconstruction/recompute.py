@@ -12,7 +12,6 @@ import numpy as np
 from ifjax.graph.facts.sites import Unit
 from ifjax.reconstruction.segments import Job, Key
 from ifjax.reconstruction.walk import Walk
-from ifjax.structure import axis as ex
 from ifjax.structure.structure import Group
 
 Values = dict[int, Any]
@@ -106,6 +105,7 @@ class Recomputed(Walk):
         """The dense function by itself, from its beginning on."""
         walk = copy.copy(self)
         walk.way, walk.place, walk.beside, walk.known = [], 0, beside, None
+        walk.shared = {}
         return walk
 
     def keep(self, group: Group, index: np.ndarray, matrix: np.ndarray | None = None) -> None:
@@ -113,17 +113,13 @@ class Recomputed(Walk):
         super().keep(group, index, matrix)
         self.known = None
         for step in self.program.steps[: self.place]:
-            held = (n for n in step.outputs if group.name in _atoms(self, n))
+            held = (n for n in step.outputs if group.name in self.atoms(n))
             self.dirty.update(held)
 
     def write(self, leaf: int, value: Any) -> None:
         """Gives a leaf of the compressed function another value."""
         super().write(leaf, value)
         self.known = None
-
-
-def _atoms(walk: Walk, number: int) -> set[str]:
-    return {name for e in walk.axes(number) for name in ex.atoms(e)}
 
 
 def recomputing(walk: Walk) -> Recomputed:

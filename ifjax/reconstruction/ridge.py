@@ -2,20 +2,103 @@
 
 from __future__ import annotations
 
-import functools
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Float
 from scipy import linalg
 
-from ifjax.activations.moments import Moments
+from ifjax.activations.moments import Moments, added, summed
 from ifjax.namespace import AnyArray
-from ifjax.parallel.threads import each
+from ifjax.parallel.threads import one_thread
 from ifjax.reconstruction.ridge_on_device import ridge_on_device, squared_error_on_device
 
+NARROW = 2048  # rows of a kernel up to which more threads of BLAS gain little
 SHRINKAGES = (0.001, 0.01, 0.1, 1.0, 10.0)
-WIDE = 4096  # rows of a kernel beyond which one shrinkage after another is tried, for their memory
+Known = dict[Hashable, Any]
+T = TypeVar("T")
+
+
+class Fit(NamedTuple):
+    """Weights and offsets, and the squared errors with them and before.
+
+    Attributes:
+      weights: V.
+      offsets: d; None where there is none, or all stays as it is.
+      shrinkage: the one that was chosen; infinite where weights stay.
+      before: error on all rows.
+      after: error on all rows.
+      held_before: error on rows that are held out; NaN without any.
+      held_after: the same, of what is solved without them.
+    """
+
+    weights: Float[AnyArray, "B K O"]
+    offsets: Float[AnyArray, "B O"] | None
+    shrinkage: float
+    before: float
+    after: float
+    held_before: float
+    held_after: float
+
+
+def fit(
+    training: Moments,
+    test: Moments | None,
+    start: Float[np.ndarray, "B K O"],
+    intercept: bool,
+    known: Known | None = None,
+) -> Fit:
+    """The solution of `ridge` on all rows, with the shrinkage that is best for those held out.
+
+    The family ends with the weights as they are. On the host the Gram matrix of the others is
+    diagonalised once for all shrinkages.
+
+    Args:
+      training: sums over the positions that shrinkages are compared on.
+      test: sums over those that are held out; None for a shrinkage of 0.01.
+      start: the weights as they are.
+      intercept: whether there is an offset.
+      known: what was made of the same Gram matrices before, and will be: empty at first.
+
+    Returns:
+      The solution.
+
+    Example:
+      >>> x = np.array([[1.0], [2.0], [3.0]])
+      >>> found = Moments(3.0, x.sum(0)[None], (x.T @ x)[None], (x.T @ (2 * x + 1))[None],
+      ...                 (2 * x + 1).sum(0)[None], ((2 * x + 1) ** 2).sum(0)[None])
+      >>> fit(found, found, np.zeros((1, 1, 1)), True).shrinkage
+      0.001
+    """
+    if isinstance(training.gram, jax.Array):
+        return _fit_on_device(training, test, start, intercept)
+    with one_thread(start.shape[1] <= NARROW):
+        return _fit(training, test, start, intercept, {} if known is None else known)
+
+
+def _fit(
+    training: Moments,
+    test: Moments | None,
+    start: Float[np.ndarray, "B K O"],
+    intercept: bool,
+    known: Known,
+) -> Fit:
+    """The same on the host."""
+    left = left_over(training, start)
+    rest = None if test is None else left_over(test, start)
+    whole = left if rest is None else added(left, rest)
+    shrinkage, held = 0.01, (math.nan, math.nan)
+    if rest is not None:
+        errors = _held_out(left, rest, intercept, known)
+        shrinkage, held = _best(errors, max(float(rest.square.sum()), 0.0))
+    before = max(float(whole.square.sum()), 0.0)
+    if shrinkage == math.inf and held[0] == held[1]:
+        return Fit(start, None, shrinkage, before, before, *held)
+    change, offsets, after = _change(whole, shrinkage, intercept, known)
+    return Fit(start + change, offsets if intercept else None, shrinkage, before, after, *held)
 
 
 def ridge(
@@ -35,7 +118,7 @@ def ridge(
     Args:
       moments: sums over the positions; those on an accelerator stay there.
       start: the weights :math:`V_0`.
-      shrinkage: :math:`\lambda`.
+      shrinkage: :math:`\lambda`; infinite for the weights as they are.
       intercept: whether there is an offset.
 
     Returns:
@@ -51,69 +134,150 @@ def ridge(
     """
     if isinstance(moments.gram, jax.Array):
         return ridge_on_device(moments, start, shrinkage, intercept)
-    solved, offsets = np.empty_like(start), np.zeros(start.shape[::2])
-    for b, gram in enumerate(moments.gram):
-        cross, k = moments.cross[b], len(gram)
-        unit = float(np.trace(gram)) / max(k, 1)
-        if not unit > 0:
-            solved[b] = start[b]
-            if intercept:
-                offsets[b] = moments.target[b] / moments.count
-            continue
-        if intercept:  # eliminated: what remains is of centred rows
-            mean = moments.rows[b] / moments.count
-            gram = gram - np.outer(moments.rows[b], mean)
-            cross = cross - np.outer(mean, moments.target[b])
-        right = cross - gram @ start[b]
-        factor = _factor(gram, shrinkage * unit)
-        solved[b] = start[b] + linalg.cho_solve(factor, right, check_finite=False)
-        if intercept:
-            offsets[b] = (moments.target[b] - moments.rows[b] @ solved[b]) / moments.count
-    return solved, offsets
+    change, offsets, _ = _change(left_over(moments, start), shrinkage, intercept, {})
+    return start + change, offsets
 
 
-def best_shrinkage(
-    training: Moments,
-    test: Moments | None,
-    start: Float[np.ndarray, "B K O"],
-    intercept: bool,
-) -> tuple[float, tuple[float, float]]:
-    """The shrinkage with the least squared error on what was held out.
+def left_over(moments: Moments, start: Float[np.ndarray, "B K O"]) -> Moments:
+    """Moments of the same rows and of what weights leave over of the target."""
+    cross = moments.cross - moments.gram @ start
+    square = moments.square - (start * (moments.cross + cross)).sum(1)
+    target = moments.target - (moments.rows[:, None] @ start)[:, 0]
+    return moments._replace(cross=cross, target=target, square=square)
 
-    Args:
-      training: sums over the positions that weights are solved for.
-      test: sums over the others; None for a shrinkage of 0.01.
-      start: the weights as they are.
-      intercept: whether there is an offset.
 
-    Returns:
-      The shrinkage; and the error before and after, which are NaN without a test.
+def _means(moments: Moments, intercept: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows and target; zero without an intercept."""
+    return tuple(x / moments.count if intercept else 0 * x for x in (moments.rows, moments.target))
+
+
+def _gram_about(moments: Moments, x: np.ndarray) -> Float[np.ndarray, "B K K"]:
+    """The Gram matrix of rows minus x."""
+    if not x.any():
+        return moments.gram
+    half = _outer(moments.rows - moments.count / 2 * x, x)
+    return moments.gram - half - half.swapaxes(1, 2)
+
+
+def _cross_about(moments: Moments, x: np.ndarray, t: np.ndarray) -> Float[np.ndarray, "B K O"]:
+    """Products of rows minus x and target minus t."""
+    if not (x.any() or t.any()):
+        return moments.cross
+    return moments.cross - _outer(moments.rows - moments.count * x, t) - _outer(x, moments.target)
+
+
+def _square_about(moments: Moments, t: np.ndarray) -> float:
+    return float((moments.square + t * (moments.count * t - 2 * moments.target)).sum())
+
+
+def _outer(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[:, :, None] * b[:, None]
+
+
+def _units(moments: Moments) -> Float[np.ndarray, " B"]:
+    """The mean diagonals of the Gram matrices."""
+    return np.einsum("bkk->b", moments.gram) / max(moments.gram.shape[1], 1)
+
+
+def _once(known: Known, key: Hashable, make: Callable[[], T]) -> T:
+    if key not in known:
+        known[key] = make()
+    return known[key]
+
+
+def _held_out(training: Moments, test: Moments, intercept: bool, known: Known) -> list[float]:
+    r"""Errors on the test rows, with each of the shrinkages and an infinite one.
+
+    With :math:`U \Lambda U'` the Gram matrix of the training rows, G that of the test rows, and R,
+    S their products with the targets, the change of the weights is
+    :math:`U (\Lambda + s)^{-1} U'R`, so that
+
+    .. math::
+        \sum_i \frac{((U'R)(U'S)')_{ii}}{\Lambda_i + s} \quad\text{and}\quad
+        \sum_{ij} \frac{(U'GU)_{ij} (U'R R'U)_{ij}}{(\Lambda_i + s) (\Lambda_j + s)}
+
+    say the error for any s. An intercept takes both about the means of the training rows.
     """
-    if test is None:
-        return 0.01, (float("nan"), float("nan"))
-    none = np.zeros(start.shape[::2])
-    before = squared_error(test, start, none)
+    x, t = _means(training, intercept)
 
-    def error(shrinkage: float) -> float:
-        return squared_error(test, *ridge(training, start, shrinkage, intercept))
+    def spectrum() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        values, vectors = np.linalg.eigh(_gram_about(training, x))
+        held = vectors.swapaxes(1, 2) @ _gram_about(test, x) @ vectors
+        return np.maximum(values, 0), vectors, held
 
-    k = start.shape[1]
-    calls = [functools.partial(error, shrinkage) for shrinkage in SHRINKAGES]
-    side_by_side = k <= WIDE and not isinstance(training.gram, jax.Array)
-    found = each(calls, [start.size * k] * len(calls)) if side_by_side else [c() for c in calls]
-    best = int(np.argmin(found))
-    return SHRINKAGES[best], (before, found[best])
+    values, vectors, held = _once(known, ("spectrum", intercept), spectrum)
+    inverse = vectors.swapaxes(1, 2)
+    turned = inverse @ _cross_about(training, x, t)
+    single = np.einsum("bko,bko->bk", turned, inverse @ _cross_about(test, x, t))
+    double = held * (turned @ turned.swapaxes(1, 2))
+    units, square = _units(training)[:, None], _square_about(test, t)
+    found = []
+    for shrinkage in SHRINKAGES:
+        w = np.where(units > 0, 1 / (values + np.where(units > 0, shrinkage * units, 1)), 0)
+        change = (w[:, None] @ double @ w[:, :, None]).sum() - 2 * (w * single).sum()
+        found.append(max(square + float(change), 0.0))
+    return [*found, max(square, 0.0)]
 
 
-def _factor(gram: Float[np.ndarray, "K K"], shift: float) -> tuple[np.ndarray, bool]:
+def _best(errors: list[float], before: float) -> tuple[float, tuple[float, float]]:
+    """The best shrinkage, and the errors before and after; all stays where none is better."""
+    best = len(errors) - 1 - int(np.argmin(errors[::-1]))  # the largest of equals
+    if not errors[best] < before:
+        return math.inf, (before, before)
+    return (*SHRINKAGES, math.inf)[best], (before, errors[best])
+
+
+def _change(
+    left: Moments, shrinkage: float, intercept: bool, known: Known
+) -> tuple[Float[np.ndarray, "B K O"], Float[np.ndarray, "B O"], float]:
+    """How weights and offsets change, from what the weights leave over, and the error with it."""
+    x, t = _means(left, intercept)
+    cross, error, units = _cross_about(left, x, t), _square_about(left, t), _units(left)
+    change = np.zeros_like(cross)
+
+    def factors() -> list[tuple[np.ndarray, float] | None]:
+        pairs = zip(_gram_about(left, x), units, strict=True)
+        return [_factor(gram, shrinkage * unit) if unit > 0 else None for gram, unit in pairs]
+
+    found = [] if shrinkage == math.inf else _once(known, (shrinkage, intercept), factors)
+    for b, pair in enumerate(found):
+        if pair is not None:
+            factor, shift = pair
+            change[b] = linalg.cho_solve((factor, True), cross[b], check_finite=False)
+            error -= float((change[b] * (cross[b] + shift * change[b])).sum())
+    offsets = t - (x[:, None] @ change)[:, 0]
+    return change, offsets, max(error, 0.0)
+
+
+def _factor(gram: Float[np.ndarray, "K K"], shift: float) -> tuple[np.ndarray, float]:
     """Cholesky's factor of the shifted matrix; shifted further where rounding asks for it."""
     while True:
-        shifted = gram + shift * np.eye(len(gram))
+        shifted = gram.copy(order="F")
+        shifted[np.diag_indices(len(gram))] += shift
         try:
-            factor, _ = linalg.cho_factor(shifted, lower=True, check_finite=False)
-            return factor, True
+            factor, _ = linalg.cho_factor(shifted, True, overwrite_a=True, check_finite=False)
+            return factor, shift
         except linalg.LinAlgError:
             shift *= 10
+
+
+def _fit_on_device(
+    training: Moments, test: Moments | None, start: Float[np.ndarray, "B K O"], intercept: bool
+) -> Fit:
+    """The same on an accelerator, a solution for each shrinkage."""
+    none = np.zeros(start.shape[::2])
+    whole = training if test is None else summed(test, training)
+    before = squared_error(whole, start, none)
+    shrinkage, held = 0.01, (math.nan, math.nan)
+    if test is not None:
+        family = (*SHRINKAGES, math.inf)
+        errors = [squared_error(test, *ridge(training, start, s, intercept)) for s in family]
+        shrinkage, held = _best(errors, squared_error(test, start, none))
+    if shrinkage == math.inf and held[0] == held[1]:
+        return Fit(start, None, shrinkage, before, before, *held)
+    weights, offsets = ridge(whole, start, shrinkage, intercept)
+    after = squared_error(whole, weights, offsets)
+    return Fit(weights, offsets if intercept else None, shrinkage, before, after, *held)
 
 
 def squared_error(

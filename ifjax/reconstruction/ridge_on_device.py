@@ -7,6 +7,7 @@ the sums are to exact ones. A step of refinement takes what is left over.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,9 @@ def ridge_on_device(
       (2.0, 1.0)
     """
     start = jnp.asarray(start, moments.gram.dtype)
+    if shrinkage == math.inf:
+        rest = moments.target - TIMES("bk,bko->bo", moments.rows, start)
+        return start, rest / moments.count if intercept else jnp.zeros_like(rest)
     while True:
         solved, offsets = _solved(moments, start, shrinkage, intercept)
         if bool(jnp.isfinite(solved).all()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Values
+from ifjax.jaxprs.program import Step
 
 Key = tuple[int, bool]  # a value's number, and whether the dense function's is meant
 
@@ -35,6 +36,17 @@ class Job:
     evaluate: Callable[[Values], Values]
     inputs: tuple[Key, ...]
     outputs: tuple[Key, ...]
+
+
+def job_of(
+    step: Step,
+    dense: bool,
+    evaluate: Callable[[Values], Values],
+    same: Collection[int] = (),
+) -> Job:
+    """A step of one of the two functions; some of what the small one reads is the dense one's."""
+    inputs = tuple((n, dense or n in same) for n in step.inputs)
+    return Job(evaluate, inputs, tuple((n, dense) for n in step.outputs))
 
 
 def compiled(

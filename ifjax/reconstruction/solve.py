@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,15 @@ from ifjax.activations.moments import (
     kernel,
     moments,
     parts_of,
+    reading,
     results,
     summed,
 )
 from ifjax.graph.facts.sites import Site, Unit
+from ifjax.jaxprs import compat
 from ifjax.reconstruction import precision
 from ifjax.reconstruction.leaves import Offset, admits_any, find_offset, write_offset, write_weight
-from ifjax.reconstruction.ridge import best_shrinkage, ridge, squared_error
+from ifjax.reconstruction.ridge import Known, fit
 from ifjax.reconstruction.taps import form_of, is_even, slopes
 from ifjax.reconstruction.walk import Walk
 from ifjax.tree import promoted
@@ -35,10 +37,11 @@ class Solved:
     """What became of a unit.
 
     Attributes:
-      sites: paths of the leaves that were solved for.
+      sites: paths of the leaves that were solved for; of the offset where it was alone.
       rows: how many numbers the kernels read at a position.
       positions: how many positions there were.
-      shrinkage: the one that was chosen.
+      shrinkage: the one that was chosen; infinite where the weights stay as they are, for none
+        gave a smaller error on inputs that were held out.
       before: error at the end of the unit before, relative to the deviation of the dense values.
       after: error after.
       held_before: the same on the inputs that were held out for choosing the shrinkage.
@@ -62,7 +65,9 @@ class _Problem:
     """What is solved for at a unit.
 
     Attributes:
-      sites: the contractions.
+      at: a contraction, in the form of whose results targets are.
+      form: its normal form.
+      sites: the contractions that are solved for; none where all are given, and the offset is not.
       forms: their normal forms.
       shapes: of their weights.
       scales: what their outputs are multiplied by.
@@ -71,6 +76,8 @@ class _Problem:
       stays: whether sums stay on the device.
     """
 
+    at: Site
+    form: NormalForm
     sites: tuple[Site, ...]
     forms: tuple[NormalForm, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -81,11 +88,25 @@ class _Problem:
 
 
 @dataclasses.dataclass
+class _Shared:
+    """What units have in common that read the same rows.
+
+    Attributes:
+      last: stop of the last of them.
+      sums: Gram matrices of batches that are not held out, and of those that are.
+      known: what `fit` makes of them.
+    """
+
+    last: int
+    sums: dict[bool, Moments] = dataclasses.field(default_factory=dict)
+    known: Known = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
 class _Sums:
     """Moments of batches that are not held out and of those that are; the dense deviation."""
 
-    training: Moments | None = None
-    test: Moments | None = None
+    parts: dict[bool, Moments] = dataclasses.field(default_factory=dict)
     spread: float = 0.0
 
 
@@ -106,8 +127,11 @@ def solve(walk: Walk, unit: Unit, held: Sequence[bool], names: dict[int, str]) -
         return None
     stays = precision.stays(sum(x.shape[1] for x in problem.starts))
     problem, sums = dataclasses.replace(problem, stays=stays), _Sums()
-    _gather(walk, problem, unit, held, sums)
-    return _finished(walk, problem, held, sums, names)
+    shared = _shared(walk, problem)
+    _gather(walk, problem, unit, held, sums, shared)
+    for key in [key for key, x in walk.shared.items() if x.last <= unit.stop]:
+        del walk.shared[key]
+    return _finished(walk, problem, held, sums, names, shared.known if shared else None)
 
 
 def solve_tied(
@@ -143,7 +167,13 @@ def solve_tied(
 
 def _posed(walk: Walk, unit: Unit, uses: int) -> _Problem | None:
     sites = tuple({s.leaves: s for s in _agreeing(walk, unit)}.values())  # one of every leaf
-    if not sites:
+    is_given = all(walk.fixed.intersection(s.leaves) for s in unit.sites)
+    at = next((s for s in sites or unit.sites if sites or (is_given and is_even(walk, s))), None)
+    if at is None:
+        return None
+    form = form_of(walk, at.step, at.side)
+    offset = find_offset(walk, at, form, uses)
+    if not sites and offset is None:
         return None
     forms = tuple(form_of(walk, s.step, s.side) for s in sites)
     weights = [walk.parameter(s.weight, dense=False) for s in sites]
@@ -153,9 +183,7 @@ def _posed(walk: Walk, unit: Unit, uses: int) -> _Problem | None:
         for f, w, s in zip(forms, weights, scales, strict=True)
     )
     shapes = tuple(tuple(w.shape) for w in weights)
-    return _Problem(
-        sites, forms, shapes, scales, starts, find_offset(walk, sites[0], forms[0], uses)
-    )
+    return _Problem(at, form, sites, forms, shapes, scales, starts, offset)
 
 
 def _is_alike(walk: Walk, problem: _Problem, unit: Unit) -> bool:
@@ -176,22 +204,57 @@ def _paired(problem: _Problem, unit: Unit) -> list[tuple[int, Site]]:
     return [(leaves.index(s.leaves), s) for s in unit.sites if s.leaves in leaves]
 
 
-def _gather(walk: Walk, problem: _Problem, unit: Unit, held: Sequence[bool], sums: _Sums) -> None:
-    """Adds the moments at a unit."""
+def _shared(walk: Walk, problem: _Problem) -> _Shared | None:
+    """What other units that read the same have found, or will find; None where there are none.
+
+    The same are equal rows of one value at one width.
+    """
+
+    def rows_of(sites: Sequence[Site]) -> tuple[Hashable, ...]:
+        shapes = (compat.shape_of(s.step.equation.invars[1 - s.side]) for s in sites)
+        forms = (form_of(walk, s.step, s.side) for s in sites)
+        return tuple(map(reading, forms, shapes))
+
+    inputs = [s.input for s in problem.sites]
+    alike = [u for u in walk.sites.units if [s.input for s in u.sites] == inputs]
+    own = rows_of(problem.sites) if len(alike) > 1 else ()
+    stops = [u.stop for u in alike if len(alike) > 1 and rows_of(u.sites) == own]
+    if len(stops) < 2:
+        return None
+    cut = {e.group.name for e in walk.events}
+    widths = tuple(len(cut & walk.atoms(n)) for n in inputs)
+    return walk.shared.setdefault((*inputs, own, widths), _Shared(max(stops)))
+
+
+def _gather(
+    walk: Walk,
+    problem: _Problem,
+    unit: Unit,
+    held: Sequence[bool],
+    sums: _Sums,
+    shared: _Shared | None = None,
+) -> None:
+    """Adds the moments at a unit; Gram matrices that it shares are those of the first unit."""
     pairs = _paired(problem, unit)
     index, sites = [i for i, _ in pairs], [s for _, s in pairs]
-    forms = [problem.forms[i] for i in index]
-    shapes = [problem.shapes[i] for i in index]
+    forms = tuple(problem.forms[i] for i in index)
+    shapes = tuple(problem.shapes[i] for i in index)
     add = summed if problem.stays else added
+    is_first = shared is not None and not shared.sums
     for batch, is_held in enumerate(held):
-        target, dense = _target(walk, unit, sites, batch)
+        target, dense = _target(walk, unit, sites, problem.at, batch)
         sums.spread += float(jnp.var(dense)) * dense.size
-        for part in _parts(walk, sites, forms, shapes, batch, target):
-            whole = _embedded(part, problem, index)
-            if is_held:
-                sums.test = add(sums.test, whole)
-            else:
-                sums.training = add(sums.training, whole)
+        for x, t in _parts(walk, sites, forms, shapes, batch, target):
+            if shared is not None and is_first:
+                part = moments(forms, shapes, x, None)
+                shared.sums[is_held] = add(shared.sums.get(is_held), part)
+            part = moments(forms, shapes, x, t, gram=shared is None)
+            part = _embedded(part, problem, index) if shared is None else part
+            sums.parts[is_held] = add(sums.parts.get(is_held), part)
+    if shared is not None:
+        for is_held, part in sums.parts.items():
+            known = shared.sums[is_held]
+            sums.parts[is_held] = part._replace(rows=known.rows, gram=known.gram)
 
 
 def _embedded(part: Moments, problem: _Problem, index: Sequence[int]) -> Moments:
@@ -209,36 +272,41 @@ def _embedded(part: Moments, problem: _Problem, index: Sequence[int]) -> Moments
 
 
 def _finished(
-    walk: Walk, problem: _Problem, held: Sequence[bool], sums: _Sums, names: dict[int, str]
+    walk: Walk,
+    problem: _Problem,
+    held: Sequence[bool],
+    sums: _Sums,
+    names: dict[int, str],
+    known: Known | None = None,
 ) -> Solved:
     """Solves, and writes the weights and the offset."""
-    training, test, spread = sums.training, sums.test, sums.spread or 1.0
-    assert training is not None
-    add = summed if problem.stays else added
-    whole = training if test is None else add(test, training)
-    walk.check_finite(problem.sites[0].step, spread, whole.gram, whole.cross)
-    start, offset = np.concatenate(problem.starts, 1), problem.offset
-    best, errors = best_shrinkage(training, test, start, offset is not None)
-    solved, shifts = ridge(whole, start, best, offset is not None)
-    before = squared_error(whole, start, np.zeros(shifts.shape))
-    after = squared_error(whole, solved, shifts)
-    solved, shifts = (np.asarray(x, np.float64) for x in (solved, shifts))
-    parts = np.split(solved, np.cumsum([x.shape[1] for x in problem.starts])[:-1], 1)
-    for i, (site, part) in enumerate(zip(problem.sites, parts, strict=True)):
-        write_weight(walk, site, problem.forms[i], problem.scales[i], part)
+    training, test, spread = sums.parts[False], sums.parts.get(True), sums.spread or 1.0
+    every = (x for part in sums.parts.values() for x in (part.gram, part.cross))
+    walk.check_finite(problem.at.step, spread, *every)
+    b, _, o = training.cross.shape
+    start = np.concatenate([np.zeros((b, 0, o)), *problem.starts], 1)
+    found = fit(training, test, start, problem.offset is not None, known)
+    solved = np.asarray(found.weights, np.float64)
+    parts = np.split(solved, np.cumsum([x.shape[1] for x in problem.starts]), 1)
+    for i, (site, part) in enumerate(zip(problem.sites, parts, strict=False)):
+        if found.shrinkage < math.inf:
+            write_weight(walk, site, problem.forms[i], problem.scales[i], part)
+    offset = None if found.offsets is None else problem.offset
     if offset is not None:
-        write_offset(walk, problem.sites[0], problem.forms[0], offset, shifts)
+        shifts = np.asarray(found.offsets, np.float64)
+        write_offset(walk, problem.at, problem.form, offset, shifts)
+    taken_up = tuple(names[n] for n in offset.leaves) if offset else ()
     share = sum(held) / len(held) or 1.0
     return Solved(
-        tuple(names[leaf] for s in problem.sites for leaf in s.leaves),
+        tuple(names[leaf] for s in problem.sites for leaf in s.leaves) or taken_up,
         start.shape[1],
-        int(whole.count),
-        best,
-        before / spread,
-        after / spread,
-        errors[0] / (share * spread),
-        errors[1] / (share * spread),
-        " + ".join(names[n] for n in offset.leaves) if offset else None,
+        sum(int(part.count) for part in sums.parts.values()),
+        found.shrinkage,
+        found.before / spread,
+        found.after / spread,
+        found.held_before / (share * spread),
+        found.held_after / (share * spread),
+        " + ".join(taken_up) or None,
     )
 
 
@@ -247,24 +315,24 @@ def _agreeing(walk: Walk, unit: Unit) -> tuple[Site, ...]:
     found: list[Site] = []
     pattern = None
     shape = walk.shape(unit.end)
-    entries = np.arange(math.prod(shape)).reshape(shape)
+    entries = np.arange(math.prod(shape)).reshape(shape) if len(unit.sites) > 1 else None
     for site in unit.sites:
         if walk.fixed.intersection((*site.leaves, *site.gains)):
             continue
         if not is_even(walk, site) or not admits_any(walk, site):
             continue
-        form = form_of(walk, site.step, site.side)
-        arranged = results(form, walk.pull(entries, site.path))
-        if pattern is None:
-            pattern = arranged
-        elif not np.array_equal(arranged, pattern):
-            continue
+        if len(unit.sites) > 1:
+            form = form_of(walk, site.step, site.side)
+            arranged = results(form, walk.pull(entries, site.path))
+            pattern = arranged if pattern is None else pattern
+            if not np.array_equal(arranged, pattern):
+                continue
         found.append(site)
     return tuple(found)
 
 
 def _target(
-    walk: Walk, unit: Unit, sites: Sequence[Site], batch: int
+    walk: Walk, unit: Unit, sites: Sequence[Site], at: Site, batch: int
 ) -> tuple[Float[Array, "B N O"], Array]:
     """What the sites are to give at the end of the unit, in normal form; and the dense end."""
     dense = walk.restricted(walk.value(batch, unit.end, True), unit.end)
@@ -278,8 +346,8 @@ def _target(
             operands = [walk.value(batch, n, False) for n in site.step.inputs]
             [outputs[site.output]] = walk.resized.rebuild(site.step, operands)
     rest = promoted(dense) - promoted(walk.rest(batch, unit, outputs))
-    form = form_of(walk, sites[0].step, sites[0].side)
-    return results(form, walk.pull(rest, sites[0].path)), dense
+    form = form_of(walk, at.step, at.side)
+    return results(form, walk.pull(rest, at.path)), dense
 
 
 def _parts(
@@ -289,15 +357,15 @@ def _parts(
     shapes: Sequence[tuple[int, ...]],
     batch: int,
     target: Float[Array, "B N O"],
-) -> Iterator[Moments]:
-    """Moments of a batch, of a few examples at a time where patches are large."""
-    forms, shapes = tuple(forms), tuple(shapes)
+) -> Iterator[tuple[tuple[Array, ...], Float[Array, "B n O"]]]:
+    """What is read of a batch, and the target: a few examples at a time where patches are large."""
     inputs = tuple(walk.value(batch, s.input, False) for s in sites)
     every = zip(sites, forms, inputs, shapes, strict=True)
-    count = max(parts_of(f, x.shape, w, walk.shape(s.output)) for s, f, x, w in every)
+    counts = [parts_of(f, x.shape, w, walk.shape(s.output)) for s, f, x, w in every]
+    count = max(counts, default=1)
     axes = [f.numbers.lhs_spec[0] if f.window else -1 for f in forms]
     if count == 1 or -1 in axes:
-        yield moments(forms, shapes, inputs, target)
+        yield inputs, target
         return
     for i in range(count):
         cut = []
@@ -305,4 +373,4 @@ def _parts(
             size = x.shape[a] // count
             cut.append(jax.lax.slice_in_dim(x, i * size, (i + 1) * size, axis=a))
         n = target.shape[1] // count
-        yield moments(forms, shapes, tuple(cut), target[:, i * n : (i + 1) * n])
+        yield tuple(cut), target[:, i * n : (i + 1) * n]

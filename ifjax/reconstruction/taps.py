@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -169,5 +170,11 @@ def is_even(walk: Walk, site: Site) -> bool:
 
 
 def _slopes(walk: Walk, site: Site) -> Float[np.ndarray, "B N O"]:
-    end = walk.push(np.ones(walk.shape(site.output)), site.path)
-    return results(form_of(walk, site.step, site.side), walk.pull(end, site.path))
+    """The slopes at every position; N is 1 where no step of the path has any but 1."""
+    form, shape = form_of(walk, site.step, site.side), walk.shape(site.output)
+    steps = {walk.program.steps[place].equation.primitive.name for place, _ in site.path}
+    if steps.isdisjoint(("mul", "div", "sub", "neg")):
+        y = jax.eval_shape(functools.partial(results, form), jax.ShapeDtypeStruct(shape, float))
+        return np.ones((y.shape[0], 1, y.shape[2]))
+    end = walk.push(np.ones(shape), site.path)
+    return results(form, walk.pull(end, site.path))

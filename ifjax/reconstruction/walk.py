@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,13 +17,12 @@ import numpy as np
 from ifjax.graph.facts.sites import Sites, Unit, find_sites
 from ifjax.graph.facts.views import Path
 from ifjax.graph.resized import Resized
-from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.evaluate import bind
 from ifjax.jaxprs.program import Program, Step, flatten
 from ifjax.jaxprs.traits import traits_of
 from ifjax.namespace import namespace
 from ifjax.reconstruction.events import Event, merge, narrow
-from ifjax.reconstruction.segments import Job, Key, compiled
+from ifjax.reconstruction.segments import Job, Key, compiled, job_of
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Group
 from ifjax.tree import promoted
@@ -45,6 +44,7 @@ class Walk:
       changed: leaves that are no longer the dense ones.
       fixed: those of them that were given, and are not solved for.
       dirty: values that are no longer the dense ones.
+      shared: sums over what several units read, from the first of them to the last.
     """
 
     resized: Resized
@@ -58,6 +58,7 @@ class Walk:
     changed: set[int] = dataclasses.field(default_factory=set)
     fixed: set[int] = dataclasses.field(default_factory=set)
     dirty: set[int] = dataclasses.field(default_factory=set)
+    shared: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
     memo: dict[bool, dict[int, Any]] = dataclasses.field(
         default_factory=lambda: {True: {}, False: {}}
     )
@@ -91,6 +92,10 @@ class Walk:
             store.resolve(node, lambda root: self._owner.get(root, f"#{root}"), self._pinned)
             for node in self._variables.get(number, ())
         )
+
+    def atoms(self, number: int) -> set[str]:
+        """Names of what lies along the axes of a value."""
+        return {name for e in self.axes(number) for name in ex.atoms(e)}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -170,13 +175,15 @@ class Walk:
             return
         jobs, same = [], set[int]()
         for place, step in steps:
-            jobs.append(_job(step, True, functools.partial(bind, step)))
+            jobs.append(job_of(step, True, functools.partial(bind, step)))
             if self._differs(step):
                 self.dirty.update(step.outputs)
             if place in skip:
                 continue
             if step.outputs[0] in self.dirty:
-                jobs.append(_job(step, False, functools.partial(self.resized.rebuild, step), same))
+                jobs.append(
+                    job_of(step, False, functools.partial(self.resized.rebuild, step), same)
+                )
             else:
                 same.update(step.outputs)
         end = steps[-1][0]
@@ -217,8 +224,7 @@ class Walk:
         ):
             return True
         cut = self.sizes.keys()
-        axes = (e for n in step.outputs for e in self.axes(n))
-        return bool(cut) and any(not cut.isdisjoint(ex.atoms(e)) for e in axes)
+        return bool(cut) and any(cut & self.atoms(n) for n in step.outputs)
 
     def settle(self, unit: Unit, last: Mapping[int, float]) -> None:
         """Evaluates a unit's steps for the compressed function, and frees what they read."""
@@ -232,11 +238,11 @@ class Walk:
         jobs, known = [], set[int]()
         for step in steps:
             if step.outputs[0] in self.dirty:
-                jobs.append(_job(step, False, functools.partial(self.resized.rebuild, step)))
+                jobs.append(job_of(step, False, functools.partial(self.resized.rebuild, step)))
             elif step.outputs[0] in self.dense[0]:
                 known.update(step.outputs)
             else:
-                jobs.append(_job(step, False, functools.partial(bind, step)))
+                jobs.append(job_of(step, False, functools.partial(bind, step)))
         made = {n for job in jobs for n, _ in job.outputs}
         wanted = sorted((n, False) for n in made if n not in gone)
         for batch, small in enumerate(self.small):
@@ -252,7 +258,8 @@ class Walk:
     def alone(self, beside: Callable[[dict[int, Any]], dict[int, Any]] = lambda dense: {}) -> Walk:
         """The dense function from here on; ``beside`` stands in the place of compressed values."""
         dense = [dict(values) for values in self.dense]
-        return dataclasses.replace(self, dense=dense, small=[beside(d) for d in dense])
+        small = [beside(values) for values in dense]
+        return dataclasses.replace(self, dense=dense, small=small, shared={})
 
     # events
 
@@ -365,17 +372,6 @@ class Walk:
             ]
             known |= zip(step.outputs, self.resized.rebuild(step, operands), strict=True)
         return known[unit.end]
-
-
-def _job(
-    step: Step,
-    dense: bool,
-    evaluate: Callable[[Values], Values],
-    same: Collection[int] = (),
-) -> Job:
-    """A step of one of the two functions; some of what the small one reads is the dense one's."""
-    inputs = tuple((n, dense or n in same) for n in step.inputs)
-    return Job(evaluate, inputs, tuple((n, dense) for n in step.outputs))
 
 
 def start(resized: Resized, leaves: Sequence[Any], batches: Sequence[Sequence[Any]]) -> Walk:

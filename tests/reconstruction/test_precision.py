@@ -8,7 +8,7 @@ import pytest
 import ifjax
 from ifjax.activations.moments import Moments, added, summed
 from ifjax.reconstruction import choice, precision
-from ifjax.reconstruction.ridge import best_shrinkage, ridge, squared_error
+from ifjax.reconstruction.ridge import fit, ridge
 
 pytestmark = pytest.mark.filterwarnings("ignore:Some donated buffers")
 
@@ -100,11 +100,11 @@ def test_solutions_and_errors_are_those_of_the_host(intercept):
 
 
 def best_of(start, intercept, device):
-    training, test = sums(1, device), sums(5, device)
-    best, errors = best_shrinkage(training, test, start, intercept)
-    solved, shifts = ridge(training, start, best, intercept)
-    assert isinstance(solved, jax.Array) == device
-    return best, *errors, solved, shifts, squared_error(training, solved, shifts)
+    found = fit(sums(1, device), sums(5, device), start, intercept)
+    assert isinstance(found.weights, jax.Array) == device
+    offsets = () if found.offsets is None else (found.offsets,)
+    errors = found.before, found.after, found.held_before, found.held_after
+    return found.shrinkage, *errors, found.weights, *offsets
 
 
 def test_what_reads_nothing_stays_and_what_is_singular_is_shrunk_further():

@@ -1,10 +1,12 @@
 """Ridge regression on moments, against least squares on the rows themselves."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ifjax.activations.moments import Moments
-from ifjax.reconstruction.ridge import SHRINKAGES, best_shrinkage, ridge, squared_error
+from ifjax.reconstruction.ridge import SHRINKAGES, fit, ridge, squared_error
 
 
 def sums(x, t):
@@ -47,20 +49,70 @@ def test_what_never_fires_keeps_its_weights():
     assert found[0, 1, 0] == 1.0
 
 
-@pytest.mark.parametrize("k", [5, 100])  # one after another, and side by side
-def test_the_best_shrinkage_is_that_of_the_least_error_on_other_rows(k):
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("k", [5, 40])
+def test_the_best_shrinkage_is_that_of_the_least_error_on_other_rows(k, intercept):
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(k, 8))
-    x = rng.normal(size=(3 * k, k))
-    t = x @ truth + 5 * rng.normal(size=(3 * k, 8))
-    start = truth[None] + rng.normal(size=(1, k, 8)) / 3
-    training, test = sums(x[:k], t[:k]), sums(x[k:], t[k:])
+    x = rng.normal(size=(3 * k, k)) + 1
+    t = x @ truth + 2 * rng.normal(size=(3 * k, 8)) + 2
+    start = truth[None] + rng.normal(size=(1, k, 8))
+    training, test, whole = sums(x[:k], t[:k]), sums(x[k:], t[k:]), sums(x, t)
     errors = []
     for shrinkage in SHRINKAGES:
-        found, shift = ridge(training, start, shrinkage, True)
-        errors.append(((x[k:] @ found[0] + shift - t[k:]) ** 2).sum())
-    best, (before, after) = best_shrinkage(training, test, start, True)
-    assert best == SHRINKAGES[int(np.argmin(errors))]
-    np.testing.assert_allclose(after, min(errors), rtol=1e-9)
-    np.testing.assert_allclose(before, ((x[k:] @ start[0] - t[k:]) ** 2).sum(), rtol=1e-9)
-    assert np.isnan(best_shrinkage(training, None, start, True)[1]).all()
+        weights, shift = ridge(training, start, shrinkage, intercept)
+        errors.append(((x[k:] @ weights[0] + shift - t[k:]) ** 2).sum())
+    found = fit(training, test, start, intercept)
+    assert found.shrinkage == SHRINKAGES[int(np.argmin(errors))]
+    np.testing.assert_allclose(found.held_after, min(errors), rtol=1e-9)
+    before = [((rows @ start[0] - y) ** 2).sum() for rows, y in ((x[k:], t[k:]), (x, t))]
+    np.testing.assert_allclose([found.held_before, found.before], before, rtol=1e-9)
+    weights, shift = ridge(whole, start, found.shrinkage, intercept)
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-9, atol=1e-12)
+    assert (found.offsets is None) == (not intercept)
+    after = ((x @ weights[0] + shift - t) ** 2).sum()
+    np.testing.assert_allclose(found.after, after, rtol=1e-9)
+    alone = fit(training, None, start, intercept)
+    assert alone.shrinkage == 0.01
+    assert np.isnan([alone.held_before, alone.held_after]).all()
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_of_few_noisy_rows_the_weights_stay(device):
+    """The weights are the truth: what eight rows of noise say of them is wrong at any shrinkage."""
+    rng = np.random.default_rng(0)
+    truth, x = rng.normal(size=(40, 6)), rng.normal(size=(108, 40)) / 4
+    t = x @ truth + 5 * rng.normal(size=(108, 6))
+
+    def fitted(shift, intercept):
+        parts = sums(x[:8], t[:8] + shift), sums(x[8:], t[8:] + shift)
+        parts = jax.tree.map(jnp.asarray, parts) if device else parts
+        return fit(*parts, truth[None], intercept)
+
+    found = fitted(0, False)
+    assert (found.shrinkage, found.offsets) == (np.inf, None)
+    np.testing.assert_array_equal(found.weights, truth[None])
+    assert (found.before, found.held_before) == (found.after, found.held_after)
+    np.testing.assert_allclose(found.held_before, ((x[8:] @ truth - t[8:]) ** 2).sum(), rtol=1e-4)
+    means = fitted(100, True)  # a bias takes up what is large enough to be seen
+    assert means.shrinkage == np.inf
+    np.testing.assert_allclose(means.weights, truth[None], rtol=1e-6)
+    mean = (t + 100 - x @ truth).mean(0)
+    np.testing.assert_allclose(means.offsets[0], mean, rtol=1e-4)
+    assert means.held_after < means.held_before / 10
+
+
+def test_what_several_read_is_factored_once(monkeypatch):
+    """Results do not depend on whether others that read the same came before."""
+    rng = np.random.default_rng(0)
+    x, t, start = rng.normal(size=(60, 5)), rng.normal(size=(60, 6)), np.zeros((1, 5, 6))
+    calls = []
+    eigh = np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda a: (calls.append(len(a)), eigh(a))[1])
+    known = {}
+    for of in (slice(0, 2), slice(2, 6)):
+        parts = sums(x[:40], x[:40] @ t[:5, of]), sums(x[40:], x[40:] @ t[:5, of])
+        found = fit(*parts, start[..., of], True, known)
+        alone = fit(*parts, start[..., of], True)
+        np.testing.assert_array_equal(found.weights, alone.weights)
+    assert len(calls) == 3
