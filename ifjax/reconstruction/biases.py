@@ -68,7 +68,7 @@ def with_biases(
 
     Raises:
       ValueError: where a glob is of no weight that lacks a bias; from ``apply_biased`` for a bias
-        of another shape than what its weight gives.
+        of another shape than what its weight gives, or of what is no weight that lacks one.
 
     Example:
       >>> params = {"w1": jnp.ones((4, 8)), "b1": jnp.ones(8), "w2": jnp.ones((8, 2))}
@@ -107,10 +107,19 @@ def with_biases(
 
 
 def _checked(level: _Level, biases: Mapping[str, Any]) -> dict[str, Any]:
-    """The biases of weights that the function reads; raises for one of another shape."""
-    shapes = level.shapes
-    own = {path: x for path, x in biases.items() if path in shapes}
+    """The biases of weights that the function reads; raises for those of anything else."""
+    shapes, program = level.shapes, level.program
+    unread = {path for n, path in level.paths.items() if not program.uses[n]}
+    own = {path: x for path, x in biases.items() if path not in unread}
     for path, x in own.items():
+        if path not in shapes:
+            exists = path in level.paths.values()
+            which = "has one, or can have none" if exists else "does not exist"
+            every = ", ".join(sorted(shapes)) or "none does"
+            raise ValueError(
+                f"biases/{path}: expected the path of a weight that lacks a bias, got one that "
+                f"{which}; these lack one: {every}"
+            )
         if jnp.shape(x) != shapes[path].shape:
             expected = f"{shapes[path].shape}, as its weight gives"
             raise ValueError(f"biases/{path}: expected shape {expected}, got {jnp.shape(x)}")

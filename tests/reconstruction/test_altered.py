@@ -48,6 +48,41 @@ def test_what_meets_an_altered_leaf_makes_up_for_it(given, solved):
         assert unit.after < unit.before
 
 
+def test_a_bias_makes_up_alone_for_weights_that_were_given():
+    """The mean of what is missing; and it stays where it was given too."""
+
+    def apply(p, x):
+        h = jax.nn.relu(x @ p["first"] + p["bias"])
+        return jax.nn.relu(2 * (h @ p["down"]) - p["offset"])
+
+    sizes = {"first": (6, 9), "bias": (9,), "down": (9, 5), "offset": (5,)}
+    with jax.enable_x64(True):
+        params = {name: normal(i, *shape) for i, (name, shape) in enumerate(sizes.items())}
+        x = normal(9, 64, 6) * 4 + 1
+        spec = ifjax.trace(apply, params, x).spec({"first": 0.3}, importance="reconstruction")
+        altered = {**params, "down": params["down"] / 2}
+        small, report = ifjax.compress(apply, params, spec, [x], altered=altered)
+        kept = report.kept["first"]
+        np.testing.assert_array_equal(small["down"], altered["down"][kept])
+        [unit] = report.solved
+        assert (unit.sites, unit.rows, unit.offset) == (("offset",), 0, "offset")
+        assert (unit.positions, unit.shrinkage) == (64, np.inf)
+        small = jax.tree.map(np.asarray, small)
+        h = np.maximum(x @ params["first"] + params["bias"], 0)
+        missing = 2 * (h @ params["down"] - h[:, kept] @ altered["down"][kept])
+        want = params["offset"] - missing.mean(0)
+        np.testing.assert_allclose(small["offset"], want, rtol=1e-6, atol=1e-8)
+        assert unit.after < unit.before
+        scale = sum(
+            np.var(y) * y.size for y in np.split(2 * h @ params["down"] - params["offset"], 4)
+        )
+        np.testing.assert_allclose(unit.after * scale, ((missing - missing.mean(0)) ** 2).sum())
+        altered["offset"] = params["offset"] + 1
+        small, report = ifjax.compress(apply, params, spec, [x], altered=altered)
+        np.testing.assert_array_equal(small["offset"], altered["offset"])
+        assert report.solved == ()
+
+
 def test_an_altered_leaf_that_is_read_twice_was_given():
     def apply(p, x):
         h = jax.nn.relu(x @ p["in"])

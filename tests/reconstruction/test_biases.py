@@ -157,6 +157,29 @@ def test_it_is_named_after_the_kernel_and_has_the_shape_and_dtype_of_what_it_giv
         apply_biased(biased, normal(4, 3, 4))
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("up", "has one, or can have none"), ("left", "does not exist")],
+)
+def test_a_bias_of_what_lacks_none_is_refused(path, reason):
+    apply, biased = ifjax.with_biases(plain, PLAIN, normal(4, 3, 8))
+    biased["biases"][path] = jnp.zeros(16)
+    with pytest.raises(ValueError, match=f"biases/{path}: .* {reason}; these lack one: down"):
+        apply(biased, normal(4, 3, 8))
+
+
+def test_a_bias_of_a_weight_that_a_mode_does_not_read_waits():
+    def apply(p, x, mode="both"):
+        y = x @ p["up"]
+        return y if mode == "one" else jax.nn.relu(y) @ p["down"]
+
+    x = normal(4, 3, 8)
+    apply_biased, biased = ifjax.with_biases(apply, PLAIN, x)
+    biased = with_ones(biased)
+    want = apply(PLAIN, x, "one") + biased["biases"]["up"]
+    np.testing.assert_allclose(apply_biased(biased, x, mode="one"), want, rtol=1e-5, atol=1e-6)
+
+
 PARTS = {
     "two loops over parts": lambda step, w, x: lax.scan(step, lax.scan(step, x, w[:2])[0], w[2:])[
         0
