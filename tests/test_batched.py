@@ -25,6 +25,12 @@ def scanned(p, x):
     return lax.scan(lambda h, q: (layer(q, h), None), x, p)[0].sum(1)
 
 
+def looped(p, x):
+    for i in range(3):
+        x = layer(jax.tree.map(lambda w, i=i: w[i], p), x)
+    return x.sum(1)
+
+
 def unrolled(p, x):
     for i in range(len(p)):
         x = layer(p[f"{i}"], x)
@@ -72,6 +78,26 @@ def test_stacked_layers_are_fused_like_separate_ones(name):
             np.testing.assert_allclose(got[i][path], want[i][path], rtol=2e-5, atol=2e-6)
     small = ifjax.shrink(scanned, spec)(ifjax.fuse_params(p, spec), X)
     np.testing.assert_allclose(small, unrolled(want, X), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_are_read_one_by_one_are_those_of_a_scan():
+    p, q = parameters(), jax.tree.map(jnp.cos, parameters())
+    scan, loop = (ifjax.trace(f, p, X) for f in (scanned, looped))
+    assert [(g.name, g.batch) for g in loop.groups] == [(g.name, g.batch) for g in scan.groups]
+    specs = [graph.spec(0.5, importance="fisher", solver="nearest") for graph in (scan, loop)]
+    batches = [((X,), jnp.ones((2, 4)))]
+    loss = lambda out, y: ((out - y) ** 2).mean()  # noqa: E731
+    want, got = (
+        ifjax.collect_stats(f, p, spec, batches, loss_fn=loss)
+        for f, spec in zip((scanned, looped), specs, strict=True)
+    )
+    np.testing.assert_allclose(got.fisher["up"], want.fisher["up"], rtol=1e-6)
+    small = [ifjax.fuse_params(p, spec, stats=want) for spec in specs]
+    jax.tree.map(np.testing.assert_array_equal, *small)
+    cut = ifjax.shrink(looped, ifjax.FusionSpec.from_json(specs[1].to_json()))(small[1], X)
+    np.testing.assert_allclose(cut, ifjax.shrink(scanned, specs[0])(small[0], X), rtol=1e-5)
+    met = [ifjax.fuse_models([p, q], graph) for graph in (scan, loop)]
+    jax.tree.map(np.testing.assert_array_equal, *met)
 
 
 def test_keep_shape_compaction_gradients_and_moments():

@@ -184,5 +184,4 @@ def _curves(
         wanted &= structure.widths.keys()
         return flat.taken(kept_by_importance(params, alone, wanted, None, stats))
 
-    copies = {name: names for name, (names, _) in flat.copies.items()}
-    return measure(walk, ties, copies, data.held, levels, compare, given, direction_of(spec))
+    return measure(walk, ties, flat.copies, data.held, levels, compare, given, direction_of(spec))

@@ -140,6 +140,11 @@ class AxisStore:
             elif isinstance(form, Factors | Segments):
                 stack.extend(form.nodes)
 
+    def seal(self, node: int, reason: object) -> None:
+        """Makes one pinned class of an axis without free ones, as of one cut into positions."""
+        if not self.classes(node) and not isinstance(self.form(node), Fixed):
+            self._form[self.find(node)] = Fixed(reason)
+
     def is_pinned(self, node: int) -> bool:
         """Whether nothing along the axis can be cut."""
         form = self.form(node)
@@ -340,7 +345,7 @@ class AxisStore:
         form = self._form[root]
         if isinstance(form, Free):
             return ex.Atom(name(root), self._size[root])
-        if isinstance(form, Fixed):
+        if isinstance(form, Fixed) or root in pinned:
             return ex.Pinned(self._size[root], pinned.get(root))
         parts: list[ex.Expression] = []
         is_product = isinstance(form, Factors)

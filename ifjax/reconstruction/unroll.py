@@ -2,7 +2,7 @@
 
 Layers of a scan are cut and solved for one by one: each has inputs of its own. The stacked leaves
 become lists of leaves, the loops over them come apart, and groups that are batched along the layers
-become a group for each.
+become a group for each. So do layers that are read as slices, `ifjax.reconstruction.slices`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from ifjax.jaxprs.normal import normalised
 from ifjax.jaxprs.program import Program, Step, flatten
 from ifjax.jaxprs.traits import traits_of
 from ifjax.jaxprs.walk import loop_parts
+from ifjax.reconstruction.apart import Apart, Parts, by_leaf, copied, unstacked
+from ifjax.reconstruction.slices import numbered_slices, sliced
 from ifjax.structure import axis as ex
 from ifjax.structure.batch_view import mentioned
-from ifjax.structure.structure import BatchNorm, Group, Leaf, Member, Structure
+from ifjax.structure.structure import Group, Leaf, Structure
 
 TURNS = 64  # of a loop over time that comes apart
 THROUGH = ("transpose", "convert_element_type", "copy", "sharding_constraint", "name")
@@ -34,72 +36,59 @@ THROUGH = ("transpose", "convert_element_type", "copy", "sharding_constraint", "
 
 @dataclasses.dataclass(frozen=True)
 class Unrolled:
-    """A function without loops over layers.
+    """A function without loops over layers, and without stacks that are read slice by slice.
 
     Attributes:
       apply_fn: ``apply_fn(params, *inputs)`` of the unrolled parameters.
       params: the parameters, stacked leaves as lists.
       structure: of them.
-      axes: by path of an unstacked leaf, the axis of its layers.
-      copies: by name of an original group, its groups by layer, and which of its batch axes the
-        layers were; of a group that stays one, its own name and None.
+      stages: how it came apart, one after the other.
     """
 
     apply_fn: Callable[..., Any]
     params: PyTree
     structure: Structure
-    axes: Mapping[str, int]
-    copies: Mapping[str, tuple[tuple[str, ...], int | None]]
+    stages: tuple[Apart, ...] = ()
+
+    @property
+    def copies(self) -> dict[str, tuple[str, ...]]:
+        """By name of an original group, the groups that it became."""
+        first = self.stages[0].copies.of if self.stages else self.structure.group
+        found = {name: (name,) for name in first}
+        for of in (stage.copies.of for stage in self.stages):
+            found = {k: tuple(copy for name in v for copy in of[name][0]) for k, v in found.items()}
+        return found
 
     def unstacked(self, params: PyTree) -> PyTree:
-        """Parameters, at any widths, as the unrolled function takes them."""
-        return _unstacked(params, self.axes)
+        """Parameters, full or at the widths of the spec, as the unrolled function takes them."""
+        for stage in self.stages:
+            params = stage.unstacked(params)
+        return params
 
     def stacked(self, params: PyTree) -> PyTree:
-        """Parameters as the original function takes them."""
-
-        def stack(path: Any, x: Any) -> Any:
-            axis = self.axes.get(path_name(path))
-            return x if axis is None else jnp.stack(x, axis)
-
-        return jax.tree_util.tree_map_with_path(
-            stack, params, is_leaf=lambda x: isinstance(x, _Layers)
-        )
+        """Parameters at the widths of the spec as the original function takes them."""
+        for stage in reversed(self.stages):
+            params = stage.stacked(params)
+        return params
 
     def taken(self, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Kept neurons of original groups, by group of the unrolled function."""
-        found = {}
-        for name, index in given.items():
-            names, at = self.copies[name]
-            index = np.asarray(index)
-            parts = [index] if at is None else np.moveaxis(index, at, 0)
-            found |= zip(names, parts, strict=True)
-        return found
+        for stage in self.stages:
+            given = stage.copies.taken(given)
+        return {name: np.asarray(index) for name, index in given.items()}
 
     def gathered(self, kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Inverse of `taken`."""
-        found = {}
-        for name, (names, at) in self.copies.items():
-            if names[0] in kept:
-                parts = [kept[n] for n in names]
-                found[name] = parts[0] if at is None else np.stack(parts, at)
-        return found
+        for stage in reversed(self.stages):
+            kept = stage.copies.gathered(kept)
+        return dict(kept)
 
     def originals(self, groups: Sequence[Group]) -> set[str]:
         """Names of the original groups that some groups are copies of."""
         wanted = {g.name for g in groups}
-        return {name for name, (names, _) in self.copies.items() if wanted.intersection(names)}
-
-
-class _Layers(list):
-    """The layers of what was one stacked leaf."""
-
-
-jax.tree_util.register_pytree_with_keys(
-    _Layers,
-    lambda x: ([(jax.tree_util.SequenceKey(i), v) for i, v in enumerate(x)], None),
-    lambda _, values: _Layers(values),
-)
+        for stage in reversed(self.stages):
+            wanted = stage.copies.originals(wanted)
+        return wanted
 
 
 @dataclasses.dataclass
@@ -135,33 +124,44 @@ def unrolled(
       loop goes over stacked leaves alone.
     """
     arguments = Arguments.split(inputs, static)
-    structs = jax.tree.map(struct, params)
+    paths = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    ordered = tuple(structure.leaf[path] for path in paths)
+    now = Unrolled(apply_fn, params, dataclasses.replace(structure, leaves=ordered))
+    now = _without_slices(now, arguments, static)
+    found = _without_loops(now, arguments, static)
+    return now if found is None else _without_slices(_after(now, found), arguments, static)
 
-    def function(params: Any, *arrays: Any) -> Any:
-        return arguments.call(apply_fn, params, arrays, static)
 
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(
-        structs, *map(struct, arguments.arrays)
-    )
-    named = [(path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)]
-    data = [False] * len(named) + [True] * len(arguments.arrays)
-    program = flatten(normalised(closed), data)
-    axes = _stacked_axes(program, [path for path, _ in named])
-    axes = _whole(axes, structure)
-    loops = _loops(program, [path for path, _ in named], axes)
+def _after(now: Unrolled, found: Apart) -> Unrolled:
+    """A function that has come apart once more."""
+    return Unrolled(found.apply_fn, found.params, found.structure, (*now.stages, found))
+
+
+def _without_slices(now: Unrolled, arguments: Arguments, static: Mapping[str, Any]) -> Unrolled:
+    """A function without stacks that are read slice by slice, but for those inside of loops."""
+    while True:
+        found = numbered_slices(now.apply_fn, now.params, now.structure, arguments, static)
+        if found is None:
+            return now
+        now = _after(now, sliced(*found, now.params))
+
+
+def _without_loops(now: Unrolled, arguments: Arguments, static: Mapping[str, Any]) -> Apart | None:
+    """A function whose loops over layers are a straight line; None where there are none."""
+    program, tree = _flattened(now.apply_fn, now.params, arguments, static)
+    named = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(now.params)]
+    axes = _whole(_stacked_axes(program, named), now.structure)
+    loops = _loops(program, named, axes)
     if not loops:
-        ordered = tuple(structure.leaf[path] for path, _ in named)
-        same = dataclasses.replace(structure, leaves=ordered)
-        copies = {g.name: ((g.name,), None) for g in structure.groups}
-        return Unrolled(apply_fn, params, same, {}, copies)
-    tree = jax.tree.structure(shape)
+        return None
+    parts = {path: _parts(now.structure.leaf[path], axis) for path, axis in axes.items()}
+    found = tuple(map(parts.get, named))
 
     def straight(params: Any, *inputs: Any, **static: Any) -> Any:
         given = Arguments.split(inputs, static)
-        leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, _Layers))
         stacks: list[Any] = [
             _Stack([jnp.expand_dims(v, axes[path]) for v in x], axes[path]) if path in axes else x
-            for (path, _), x in zip(named, leaves, strict=True)
+            for path, x in zip(named, by_leaf(params, found), strict=True)
         ]
         known = {**program.constants}
         known |= zip(program.inputs, [*stacks, *given.arrays], strict=True)
@@ -170,19 +170,26 @@ def unrolled(
             known |= zip(step.outputs, results, strict=True)
         return jax.tree.unflatten(tree, [known[n] for n in program.outputs])
 
-    return Unrolled(straight, _unstacked(params, axes), *_apart(structure, named, axes))
+    names = (_name(now.structure.leaf[path].axes[axis]) for path, axis in axes.items())
+    over = {name for name in names if name is not None}
+    new, copies = copied(now.structure, named, parts, over)
+    before = jax.tree.structure(now.params)
+    return Apart(straight, unstacked(now.params, found), new, copies, before, found)
 
 
-def _unstacked(params: PyTree, axes: Mapping[str, int]) -> PyTree:
-    """Parameters with lists of layers in the places of stacked leaves."""
+def _flattened(
+    apply_fn: Callable[..., Any], params: PyTree, arguments: Arguments, static: Mapping[str, Any]
+) -> tuple[Program, Any]:
+    """A function's equations, and the tree of its outputs."""
 
-    def unstack(path: Any, x: Any) -> Any:
-        axis = axes.get(path_name(path))
-        if axis is None:
-            return x
-        return _Layers(jnp.take(x, i, axis) for i in range(x.shape[axis]))
+    def function(params: Any, *arrays: Any) -> Any:
+        return arguments.call(apply_fn, params, arrays, static)
 
-    return jax.tree_util.tree_map_with_path(unstack, params)
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(
+        jax.tree.map(struct, params), *map(struct, arguments.arrays)
+    )
+    data = [False] * len(jax.tree.leaves(params)) + [True] * len(arguments.arrays)
+    return flatten(normalised(closed), data), jax.tree.structure(shape)
 
 
 def _evaluated(step: Step, operands: Sequence[Any], is_loop: bool) -> Sequence[Any]:
@@ -317,81 +324,10 @@ def _is_short(step: Step) -> bool:
     )
 
 
-def _apart(
-    structure: Structure, named: Sequence[tuple[str, Any]], axes: Mapping[str, int]
-) -> tuple[Structure, Mapping[str, int], Mapping[str, tuple[tuple[str, ...], int | None]]]:
-    """The structure of the unrolled parameters."""
-    layers = {path: ex.size(structure.leaf[path].axes[axis]) for path, axis in axes.items()}
-    over = {_name(structure.leaf[path].axes[axis]) for path, axis in axes.items()} - {None}
-    copies: dict[str, tuple[tuple[str, ...], int | None]] = {}
-    groups: list[Group] = []
-
-    def members(group: Group, turn: int | None) -> tuple[Member, ...]:
-        found = []
-        for m in group.members:
-            turns = [turn] if turn is not None else range(layers.get(m.path, 1))
-            for i in turns if m.path in axes else (None,):
-                path = m.path if i is None else f"{m.path}/{i}"
-                axis = m.axis - int(m.path in axes and axes[m.path] < m.axis)
-                found.append(dataclasses.replace(m, path=path, axis=axis))
-        return tuple(found)
-
-    for group in structure.groups:
-        at = next((j for j, name in enumerate(group.along) if name in over), None)
-        if at is None:
-            copies[group.name] = ((group.name,), None)
-            groups.append(dataclasses.replace(group, members=members(group, None)))
-            continue
-        names = tuple(f"{group.name}[{i}]" for i in range(group.batch[at]))
-        copies[group.name] = (names, at)
-        rest = {
-            "batch": (*group.batch[:at], *group.batch[at + 1 :]),
-            "along": (*group.along[:at], *group.along[at + 1 :]),
-        }
-        for i, name in enumerate(names):
-            new = dataclasses.replace(group, name=name, members=members(group, i), **rest)
-            groups.append(new)
-    leaves: list[Leaf] = []
-    for path, _ in named:
-        leaf, axis = structure.leaf[path], axes.get(path)
-        if axis is None:
-            leaves.append(leaf)
-            continue
-        for i in range(layers[path]):
-            renamed = {n: names[i] for n, (names, at) in copies.items() if at is not None}
-            kept = [ex.rename(e, renamed) for k, e in enumerate(leaf.axes) if k != axis]
-            shape = (*leaf.shape[:axis], *leaf.shape[axis + 1 :])
-            leaves.append(Leaf(f"{path}/{i}", shape, leaf.dtype, tuple(kept)))
-    renamed = {g.name: tuple(n for a in g.along for n in _along(a, copies, g.name)) for g in groups}
-    groups = [dataclasses.replace(g, along=renamed[g.name]) for g in groups]
-    norms = tuple(n for norm in structure.norms for n in _norms(norm, axes, layers))
-    new = dataclasses.replace(
-        structure, leaves=tuple(leaves), groups=tuple(groups), norms=norms, products=()
-    )
-    return new, axes, copies
-
-
-def _along(
-    name: str, copies: Mapping[str, tuple[tuple[str, ...], int | None]], group: str
-) -> tuple[str, ...]:
-    """The name of a batch axis that is a group: of the same layer, where it has been copied."""
-    names, at = copies.get(name, ((name,), None))
-    if at is None:
-        return names
-    turn = int(group[group.rindex("[") + 1 : -1])
-    return (names[turn],)
-
-
-def _norms(norm: BatchNorm, axes: Mapping[str, int], layers: Mapping[str, int]) -> list[BatchNorm]:
-    if norm.kernel not in axes:
-        return [norm]
-    found = []
-    for i in range(layers[norm.kernel]):
-        paths = {
-            f.name: f"{value}/{i}" if value in axes else value
-            for f in dataclasses.fields(norm)
-            if isinstance(value := getattr(norm, f.name), str)
-        }
-        axis = norm.axis - int(axes[norm.kernel] < norm.axis)
-        found.append(dataclasses.replace(norm, **paths, axis=axis))
-    return found
+def _parts(leaf: Leaf, axis: int) -> Parts:
+    """A stacked leaf as its layers, without the axis that numbers them."""
+    rest = tuple(e for k, e in enumerate(leaf.axes) if k != axis)
+    places = tuple(k - int(axis < k) for k in range(len(leaf.axes)))
+    n = ex.size(leaf.axes[axis])
+    split = lambda x: [jnp.take(x, i, axis) for i in range(n)]  # noqa: E731
+    return Parts(n, rest, places, split, lambda layers: jnp.stack(layers, axis))

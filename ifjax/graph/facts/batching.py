@@ -7,6 +7,7 @@ from typing import Any
 
 from jax.extend.core import JaxprEqn
 
+from ifjax.graph.facts.slices import positions, sliced
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore, Factors, Segments
 from ifjax.jaxprs.traits import contraction_of, traits_of
@@ -31,7 +32,8 @@ def batch_axes(
     themselves, the same number everywhere. Not so where the axis is free in a contraction over the
     class, or where data moves along it. What a scan stacks is accompanied by its steps; its
     constants and carries are not. Rows that ragged products deal out to the kernels of a class
-    (tokens to experts), all by the same sizes, stand for the kernels.
+    (tokens to experts), all by the same sizes, stand for the kernels; slices of stacks that are
+    read one by one stand for their places in these (`ifjax.graph.facts.slices`).
 
     Args:
       store: the axis store.
@@ -43,7 +45,8 @@ def batch_axes(
       Representatives of the batch axes by representative of the class, outermost first as in the
       first leaf that holds it; classes without are left out.
     """
-    search = _Search(store)
+    slices = {} if frame is None else _slices(store, leaves, frame)
+    search = _Search(store, slices)
     if frame is not None:
         search.deal(frame)
     for axes in leaves:
@@ -71,11 +74,24 @@ def batch_axes(
     return {root: found for root, found in result.items() if found}
 
 
+def _slices(store: AxisStore, leaves: Sequence[Axes], frame: Frame) -> dict[int, set[int]]:
+    """By class, the axes that number slices which hold copies of it; one node for several stacks.
+
+    Such an axis is pinned, or cut into single positions, which can be told from no others.
+    """
+    found = sliced(store, leaves, frame)
+    for first, *others in (axes for several in found.values() for axes in several):
+        for other in others:
+            store.unify(first, other)
+        store.seal(first, "read slice by slice")
+    return {root: {store.find(min(axes)) for axes in several} for root, several in found.items()}
+
+
 class _Search:
     """Companions that remain possible for every class seen so far."""
 
-    def __init__(self, store: AxisStore) -> None:
-        self.store = store
+    def __init__(self, store: AxisStore, slices: Mapping[int, set[int]]) -> None:
+        self.store, self.slices = store, slices
         self.found: dict[int, set[int]] = {}
         self._divisors: dict[int, frozenset[int]] = {}
         self._mentioned: dict[int, tuple[int, ...]] = {}
@@ -160,6 +176,9 @@ class _Search:
             here = once
             if rows is not None and rows[0] in once and not any(rows[1] in m for m in mentions):
                 here = once | {rows[1]}
+            here = here | {
+                s for s in self.slices.get(root, ()) if not any(s in m for m in mentions)
+            }
             self.found[root] = (here if found is None else found & here) - {root}
 
     def forbid(self, roots: set[int], axes: Sequence[int]) -> None:
@@ -185,9 +204,9 @@ class _Search:
             for called in inner:
                 self.frame(called, [*steps, *own])
             if not inner:
-                self.equation(equation, [frame.read(v, self.store) for v in equation.invars])
+                self.equation(equation, [frame.read(v, self.store) for v in equation.invars], note)
 
-    def equation(self, equation: JaxprEqn, ins: Sequence[Axes]) -> None:
+    def equation(self, equation: JaxprEqn, ins: Sequence[Axes], note: Any) -> None:
         """Forbids what an equation mixes: it may come back to the same axis afterwards."""
         name, p, traits = equation.primitive.name, equation.params, traits_of(equation)
         if name == "conv_general_dilated":
@@ -223,8 +242,9 @@ class _Search:
             arrays = [axes for axes in ins if axes]  # initial values are scalars
             self._move(arrays, [i for i, n in enumerate(p["window_dimensions"]) if n != 1])
         elif traits.kind == "lookup":
-            shape = compat.shape_of(equation.invars[0])
-            self._move(ins[:1], [i for i, n in enumerate(p["slice_sizes"]) if n != shape[i]])
+            shape, [known] = compat.shape_of(equation.invars[0]), positions(equation, note)
+            partly = [i for i, n in enumerate(p["slice_sizes"]) if n != shape[i]]
+            self._move(ins[:1], [i for i in partly if i not in known])
         elif name == "dynamic_update_slice":
             shapes = [compat.shape_of(v) for v in equation.invars[:2]]
             pairs = enumerate(zip(*shapes, strict=True))
