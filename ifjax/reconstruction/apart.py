@@ -78,6 +78,7 @@ class Apart:
       structure: of them.
       copies: the groups that its groups became.
       tree: of the original parameters.
+      paths: of their leaves.
       parts: by leaf of the original parameters, what it became; None of one that stays.
     """
 
@@ -86,6 +87,7 @@ class Apart:
     structure: Structure
     copies: Copies
     tree: Any
+    paths: tuple[str, ...]
     parts: tuple[Parts | None, ...]
 
     def unstacked(self, params: PyTree) -> PyTree:

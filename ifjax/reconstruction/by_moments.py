@@ -37,6 +37,7 @@ def sweep_moments(
     given: Given,
     blind: Callable[[Sequence[Group]], Mapping[str, np.ndarray]],
     moments: Mapping[str, Gaussian],
+    paths: Sequence[str],
 ) -> Result:
     """Cuts every group of the walk's structure, and solves for what consumes them.
 
@@ -45,6 +46,7 @@ def sweep_moments(
       given: neurons that are kept; the others' are chosen by what can be reconstructed.
       blind: chooses for groups that nothing reads of which there are moments.
       moments: of what the layers of the dense network read, by their names.
+      paths: of the leaves that they are named by; of a slice of a stack, that of the stack.
 
     Returns:
       What was done; the small leaves are those of the walk.
@@ -59,7 +61,7 @@ def sweep_moments(
         )
     structure, result = walk.resized.structure, Result()
     names = {n: leaf.path for n, leaf in zip(walk.leaves, structure.leaves, strict=True)}
-    layers = layer_names(walk.program, [*names.values()])
+    layers = layer_names(walk.program, paths)
     known = {n: moments[name] for n, name in layers.items() if name in moments}
     _check(walk, known, layers)
     _cut(walk, given, blind, known, result)

@@ -163,7 +163,7 @@ def compress(
 
     given = _given(begin, spec, flat, scores, stats)
     if isinstance(batches, LayerMoments):
-        result = sweep_moments(walk, given, by_importance, batches)
+        result = sweep_moments(walk, given, by_importance, batches, flat.sources)
     else:
         every = [*jax.tree.leaves((params, altered)), *(x for batch in arrays for x in batch)]
         names = sorted(given.kept), sorted(given.matrices), sorted(static.items()), frontier

@@ -202,7 +202,7 @@ def sliced(walked: Resized, name: str, params: PyTree) -> Apart:
 
     tree = jax.tree.structure(params)
     new, copies = copied(structure, paths, parts, {name})
-    return Apart(straight, unstacked(params, found), new, copies, tree, found)
+    return Apart(straight, unstacked(params, found), new, copies, tree, (*paths,), found)
 
 
 def _parts(view: View, count: int, widths: Mapping[str, int]) -> Parts:

@@ -59,6 +59,17 @@ class Unrolled:
             found = {k: tuple(copy for name in v for copy in of[name][0]) for k, v in found.items()}
         return found
 
+    @property
+    def sources(self) -> list[str]:
+        """By leaf of the unrolled parameters, the path of the original one that it is a part of."""
+        found = [leaf.path for leaf in self.structure.leaves]
+        for i, stage in enumerate(self.stages):
+            before = stage.paths if i == 0 else found
+            counts = [1 if part is None else part.count for part in stage.parts]
+            pairs = zip(before, counts, strict=True)
+            found = [path for path, n in pairs for _ in range(n)]
+        return found
+
     def unstacked(self, params: PyTree) -> PyTree:
         """Parameters, full or at the widths of the spec, as the unrolled function takes them."""
         for stage in self.stages:
@@ -174,7 +185,7 @@ def _without_loops(now: Unrolled, arguments: Arguments, static: Mapping[str, Any
     over = {name for name in names if name is not None}
     new, copies = copied(now.structure, named, parts, over)
     before = jax.tree.structure(now.params)
-    return Apart(straight, unstacked(now.params, found), new, copies, before, found)
+    return Apart(straight, unstacked(now.params, found), new, copies, before, (*named,), found)
 
 
 def _flattened(

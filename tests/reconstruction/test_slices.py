@@ -75,6 +75,28 @@ def test_slices_are_what_separate_layers_are(f):
     np.testing.assert_allclose(small, outputs, atol=1e-4)
 
 
+def test_moments_are_told_by_the_names_of_stacks():
+    def normed(f):
+        def g(p, x):
+            n, h = p["norm"], x @ p["first"]
+            h = (h - n["mean"]) * lax.rsqrt(n["variance"] + 1e-5) * n["scale"] + n["offset"]
+            return f(p, jax.nn.relu(h))
+
+        return g
+
+    names = ("mean", "variance", "scale", "offset")
+    norm = {k: jnp.abs(jnp.asarray(arrays(**{k: (6,)})[k], jnp.float32)) for k in names}
+    p = parameters() | {"first": jnp.asarray(arrays(first=(6, 6))["first"], jnp.float32)}
+    found = []
+    for f, q, pattern in ((separate, split(p), "*up"), (indexed, p, "up")):
+        f, q = normed(f), q | {"norm": norm}
+        spec = ifjax.trace(f, q, X).spec({pattern: 0.5}, method="prune")
+        found.append(ifjax.compress(f, q, spec, ifjax.analytic_moments(f, q, X[:2]))[0])
+    want, got = found
+    assert not np.isin(got["down"][2], p["down"][2]).any()  # it has been solved for
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), split(got), want)
+
+
 def test_slices_of_activations():
     """Every layer reads its part of one product, whose kernel and bias are stacks."""
 

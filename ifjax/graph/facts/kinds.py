@@ -54,6 +54,7 @@ class _Value:
       paired: whether it compares two values entry by entry, by their product or difference.
       rows: classes of the axes of parameters that data looked up, where there are several: of a
         kernel that data chooses, or of an embedding.
+      carried: classes along it that the products which it is made of have left as they were.
     """
 
     origin: int = NOTHING
@@ -62,6 +63,7 @@ class _Value:
     weights: bool = False
     paired: bool = False
     rows: frozenset[int] = frozenset()
+    carried: frozenset[int] = frozenset()
 
 
 def find_products(
@@ -107,7 +109,9 @@ class _Search:
     def _join(self, values: Sequence[_Value], _: Sequence[_Value]) -> _Value:
         if len({*values}) == 1:
             return values[0]
-        return self._new() if any(v.origin for v in values) else _Value()
+        carried = frozenset[int]().union(*(v.carried for v in values))
+        new = self._new() if any(v.origin for v in values) else _Value()
+        return dataclasses.replace(new, carried=carried)
 
     def _settle(
         self, carries: list[_Value], run: Callable[[list[_Value]], list[_Value]]
@@ -129,12 +133,24 @@ class _Search:
     def _transfer(
         self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
     ) -> list[_Value]:
+        found = self._results(equation, ins, outs, values)
+        held = frozenset[int]().union(*(v.carried for v in values))
+        if not held and not any(x.carried for x in found):
+            return found
+        here = [(held | x.carried) & self._classes(a) for x, a in zip(found, outs, strict=True)]
+        pairs = zip(found, here, strict=True)
+        return [dataclasses.replace(x, carried=frozenset(carried)) for x, carried in pairs]
+
+    def _results(
+        self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
+    ) -> list[_Value]:
         kind = traits_of(equation).kind
         if kind == "contraction":
             values = self._without_kernels(equation, ins, values)
         origins = self.origins.of(equation, [v.origin for v in values])
         if kind == "contraction" and any(v.origin for v in values[:2]):
-            return [_Value(origins[0], self._product(equation, ins, values))]
+            scores, carried = self._product(equation, ins, values)
+            return [_Value(origins[0], scores, carried=carried)]
         if kind == "lookup":
             table = values[0].rows if values[0].origin else frozenset(self._classes(ins[0]))
             rows = table if self._number(outs[0], table) > 1 else frozenset[int]()
@@ -186,11 +202,11 @@ class _Search:
 
     def _product(
         self, equation: JaxprEqn, ins: list[Axes], values: list[_Value]
-    ) -> tuple[frozenset[int], frozenset[int]]:
-        """Notes a contraction; returns what it compares a value with itself by."""
+    ) -> tuple[tuple[frozenset[int], frozenset[int]], frozenset[int]]:
+        """Notes a contraction; returns what it compares a value with itself by, and carries."""
         (lhs, rhs), axes, factors = ins[:2], contraction_of(equation), values[:2]
         shared, inner = self._classes(lhs, axes.batch[0]), self._classes(lhs, axes.contracted[0])
-        nothing = (frozenset[int](), frozenset[int]())
+        nothing = (frozenset[int](), frozenset[int]()), frozenset[int]()
         if self.control.settling:
             return nothing
         if not all(v.origin for v in factors):
@@ -200,7 +216,7 @@ class _Search:
             return nothing
         if factors[0].origin == factors[1].origin:
             self.itself |= inner
-            return frozenset(shared), frozenset(inner)
+            return (frozenset(shared), frozenset(inner)), frozenset()
         for value in factors:
             if value.soft:  # it weighs other values
                 self.batching |= value.scores[0]
@@ -210,12 +226,13 @@ class _Search:
             return nothing
         self.contracted |= inner
         self.batching |= shared
-        if shared:
-            free = self._classes(lhs, axes.free[0]) | self._classes(rhs, axes.free[1])
-            # several queries of one key are heads as well: they stay free in both products
-            self.batching |= free & self.carried
-            self.carried |= free
-        return nothing
+        if not shared:
+            return nothing
+        free = self._classes(lhs, axes.free[0]) | self._classes(rhs, axes.free[1])
+        # several queries of one key are heads as well: they stay free in both products
+        self.batching |= free & factors[0].carried.union(factors[1].carried)
+        self.carried |= free
+        return nothing[0], frozenset(free)
 
 
 def kind_of(

@@ -36,6 +36,23 @@ def test_separate_projections():
     }
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_values_of_several_layers_are_no_heads(stacked):
+    """Their dimension stays as it is in products of two layers, none of which is of the other."""
+
+    def f(p, x):
+        for i in range(2):
+            layer = {k: w[i] for k, w in p.items()} if stacked else p
+            q, k, v = (jnp.einsum("btc,chd->bthd", x, layer[n]) for n in "qkv")
+            x = x + jnp.einsum("bthd,hdc->btc", attention(q, k, v), layer["o"])
+        return x.sum(1)
+
+    shapes = {"q": (4, 3, 6), "k": (4, 3, 6), "v": (4, 3, 5), "o": (3, 5, 4)}
+    p = arrays(**{k: ((2,) if stacked else ()) + shape for k, shape in shapes.items()})
+    graph = ifjax.trace(f, p, X)
+    assert sorted(kinds(graph).values()) == [(3, "head"), (5, "head_dim"), (6, "head_dim")]
+
+
 @pytest.mark.parametrize("order", ["heads outside", "heads inside", "interleaved"])
 def test_one_kernel_for_all_three(order):
     def f(p, x):
