@@ -86,7 +86,10 @@ class AxisStore:
         nodes = [n for n in nodes if self.find(n) != self.one]
         if len(nodes) < 2:
             return nodes[0] if nodes else self.one
-        return self._new(math.prod(self.size(n) for n in nodes), Factors(tuple(nodes)))
+        size = math.prod(self.size(n) for n in nodes)
+        if not size:  # it could be unified with its own factor
+            return self.fresh(0)
+        return self._new(size, Factors(tuple(nodes)))
 
     def sum(self, nodes: Sequence[int]) -> int:
         """The axis that concatenates ``nodes``."""

@@ -440,6 +440,15 @@ def test_many_segments_need_no_deep_recursion(monkeypatch):
     assert len(store.classes(grown)) == 1101
 
 
+def test_a_product_without_positions_is_not_its_own_factor():
+    store = AxisStore()
+    x, none = store.fresh(4), store.fresh(0)
+    product = store.product([x, none])
+    store.unify(product, none)
+    assert ex.size(store.resolve(product, str)) == 0
+    assert store.classes(x) == [x]
+
+
 def test_an_axis_cut_too_often_is_pinned(monkeypatch):
     monkeypatch.setattr(axes, "FUEL", 20)
     store = AxisStore()
