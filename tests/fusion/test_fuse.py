@@ -1,8 +1,6 @@
 """The promises of fusion, on networks of a few neurons with random weights."""
 
-import functools
 import itertools
-import math
 
 import jax
 import jax.monitoring
@@ -13,53 +11,7 @@ import pytest
 import ifjax
 from ifjax.transport import solvers
 from tests import reference
-
-WIDTHS = {"mlp": (8, 6), "vgg": (6, 8), "res": (4, 6)}
-# Batch norms with an eps that matters.
-EPS = 1e-2
-# Changes of single-precision outputs of order one.
-SINGLE = 1e-5
-METHODS = {
-    "prune": {"method": "prune"},
-    "reference": {"merge": "reference"},
-    "preserving": {"merge": "preserving"},
-}
-COMPILED = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda name, *args, **kwargs: COMPILED.append(name) if "backend_compile" in name else None
-)
-
-
-def init(model, seed=0, dtype=np.float32):
-    return reference.init(model, seed, WIDTHS[model], dtype)
-
-
-@functools.cache
-def traced(model):
-    return reference.trace(model, init(model), EPS)
-
-
-@functools.cache
-def function(model):
-    return jax.jit(reference.apply(model, EPS))
-
-
-@functools.cache
-def shrunk(model, plan):
-    return jax.jit(ifjax.shrink(reference.apply(model, EPS), ifjax.FusionSpec(plan)))
-
-
-def outputs(model, spec, small, dtype=np.float32):
-    """Of the small network."""
-    return np.asarray(shrunk(model, spec.structure)(small, reference.inputs(model, 1, dtype)))
-
-
-def assert_same(got, expected):
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for path in expected:
-        np.testing.assert_array_equal(got[path], expected[path], path)
-        assert got[path].dtype == expected[path].dtype
-
+from tests.fusion.tiny_networks import METHODS, SINGLE, assert_same, function, init, outputs, traced
 
 # What is kept stays -----------------------------------------------------------------------------
 
@@ -226,6 +178,7 @@ def test_a_network_of_zeros_stays_one():
 
 # The table of all choices -----------------------------------------------------------------------
 
+
 TABLE = list(
     itertools.product(
         ("l1", "l2", "linf", "random"),  # the metrics that need nothing but weights
@@ -300,202 +253,6 @@ def test_orders_agree_on_groups_that_share_no_leaf_and_differ_on_others():
         ]
         close = all(np.allclose(got[0][p], got[1][p], rtol=0, atol=1e-6) for p in params)
         assert close == same
-
-
-# Dtypes, jit, gradients -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", METHODS)
-def test_half_precision_stays_and_is_computed_in_single(kind):
-    params = {path: jnp.asarray(x, jnp.bfloat16) for path, x in init("vgg").items()}
-    spec = traced("vgg").spec(0.5, **METHODS[kind])
-    half = ifjax.fuse_params(params, spec)
-    single = ifjax.fuse_params({p: x.astype(jnp.float32) for p, x in params.items()}, spec)
-    for path, x in half.items():
-        assert x.dtype == jnp.bfloat16, path
-        # One rounding of the result, 2^-8; the scale is fitted to the rounded variance.
-        np.testing.assert_allclose(
-            x.astype(jnp.float32), single[path], rtol=1.5 * 2**-8, atol=1e-6, err_msg=path
-        )
-
-
-@pytest.mark.parametrize("kind", METHODS)
-def test_double_precision_stays_and_is_computed_in_double(kind):
-    params = init("vgg", dtype=np.float64)
-    spec = traced("vgg").spec(0.5, solver="nearest", **METHODS[kind])
-    single = ifjax.fuse_params({p: x.astype(np.float32) for p, x in params.items()}, spec)
-    with jax.enable_x64(True):
-        double = jax.tree.map(np.asarray, ifjax.fuse_params(params, spec))
-    for path, x in double.items():
-        assert x.dtype == np.float64, path
-        np.testing.assert_allclose(x, single[path], rtol=1e-5, atol=1e-5, err_msg=path)
-    if kind != "prune":
-        assert np.any(double["fc.weight"] != double["fc.weight"].astype(np.float32))
-
-
-def test_double_precision_from_numpy_is_single_where_jax_is():
-    params = init("mlp", dtype=np.float64)
-    small = ifjax.fuse_params(params, traced("mlp").spec(0.5))
-    assert small["fc0.weight"].dtype == np.float32
-
-
-@pytest.mark.parametrize("keep_shape", [False, True])
-@pytest.mark.parametrize("kind", METHODS)
-def test_shapes_are_those_of_eval_shape(kind, keep_shape):
-    params = init("res")
-    spec = traced("res").spec(0.4, **METHODS[kind])
-    fuse = functools.partial(ifjax.fuse_params, spec=spec, keep_shape=keep_shape)
-    found = jax.eval_shape(fuse, params)
-    struct = spec.small_struct(params)
-    small = fuse(params)
-    for path, x in small.items():
-        expected = params[path] if keep_shape else struct[path]
-        assert x.shape == found[path].shape == expected.shape
-        assert x.dtype == found[path].dtype == expected.dtype
-
-
-@pytest.mark.parametrize("keep_shape", [False, True])
-def test_one_compilation_for_one_spec(keep_shape):
-    jitted = jax.jit(ifjax.fuse_params, static_argnames=("spec", "keep_shape"))
-    first, second = ({k: jnp.asarray(v) for k, v in init("mlp", s).items()} for s in (0, 1))
-    spec = traced("mlp").spec(0.3)
-    jax.block_until_ready(jitted(first, spec, keep_shape=keep_shape))
-    count = len(COMPILED)
-    # An equal spec, made again, is the same one.
-    again = ifjax.FusionSpec.from_json(spec.to_json())
-    small = jitted(second, again, keep_shape=keep_shape)
-    jax.block_until_ready(small)
-    assert len(COMPILED) == count
-    eager = ifjax.fuse_params(second, spec, keep_shape=keep_shape)
-    for path in eager:
-        np.testing.assert_allclose(small[path], eager[path], atol=1e-5, err_msg=path)
-
-
-def test_called_eagerly_a_second_time_nothing_is_compiled():
-    first, second = ({k: jnp.asarray(v) for k, v in init("vgg", s).items()} for s in (0, 1))
-    spec = traced("vgg").spec(0.3)
-    jax.block_until_ready(ifjax.fuse_params(first, spec))
-    count = len(COMPILED)
-    jax.block_until_ready(ifjax.fuse_params(second, spec))
-    assert len(COMPILED) == count > 0
-
-
-def test_groups_of_one_shape_share_their_programs():
-    """A network twice as deep, of equal layers, compiles no more."""
-    counts = []
-    for depth in (4, 8):
-        jax.clear_caches()
-        params = reference.init("mlp", 0, (6,) * depth)
-        spec = reference.trace("mlp", params).spec(0.5, solver="nearest")
-        count = len(COMPILED)
-        ifjax.fuse_params({k: jnp.asarray(v) for k, v in params.items()}, spec)
-        counts.append(len(COMPILED) - count)
-    # One more for the check that all leaves are finite, which knows their number.
-    assert counts[1] <= counts[0] + 1
-
-
-@pytest.mark.parametrize("solver", solvers.SOLVERS)
-def test_gradients_go_through_the_merge_and_not_through_the_maps(solver):
-    params = {k: jnp.asarray(v) for k, v in init("vgg").items()}
-    spec = traced("vgg").spec(0.5, solver=solver, epsilon=0.1)
-    maps = ifjax.transport_maps(params, spec)
-
-    def total(fuse):
-        return lambda p: sum(jnp.sum(jnp.sin(x)) for x in fuse(p).values())
-
-    got = jax.grad(total(lambda p: ifjax.fuse_params(p, spec)))(params)
-    expected = jax.grad(total(lambda p: ifjax.apply_maps(p, spec, maps)))(params)
-    for path in params:
-        np.testing.assert_allclose(got[path], expected[path], rtol=1e-4, atol=1e-5, err_msg=path)
-        assert np.all(np.isfinite(got[path]))
-    assert np.any(got["conv0.weight"] != 0)
-
-
-# take -------------------------------------------------------------------------------------------
-
-
-# What is refused --------------------------------------------------------------------------------
-
-
-def spec_of(model="mlp", **method):
-    return traced(model).spec(0.5, solver="nearest", **method)
-
-
-def without(tree, path):
-    return {k: v for k, v in tree.items() if k != path}
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda p: ifjax.fuse_params(p, spec_of("vgg")),
-        lambda p: ifjax.transport_maps(p, spec_of("vgg")),
-        lambda p: ifjax.apply_maps(p, spec_of("vgg"), {}),
-        lambda p: ifjax.take(p, traced("vgg"), {}),
-    ],
-    ids=["fuse_params", "transport_maps", "apply_maps", "take"],
-)
-def test_parameters_of_another_network_are_refused_by_leaf(call):
-    params = init("vgg")
-    with pytest.raises(ValueError, match=r"conv1\.weight: expected shape \(8, 6, 3, 3\), got \(3"):
-        call({**params, "conv1.weight": np.ones((3, 6, 3, 3), np.float32)})
-    with pytest.raises(ValueError, match=r"conv1\.weight: expected a leaf of shape .*got none"):
-        call(without(params, "conv1.weight"))
-    with pytest.raises(ValueError, match=r"extra: not a leaf of the network"):
-        call({**params, "extra": np.ones(3)})
-    with pytest.raises(ValueError, match=r"conv1\.weight: expected dtype float32, got int32"):
-        call({**params, "conv1.weight": np.ones((8, 6, 3, 3), np.int32)})
-    with pytest.raises(ValueError, match=r"bn0\.bias: expected shape \(6,\), got str"):
-        call({**params, "bn0.bias": "six"})
-
-
-def test_missing_statistics_are_named():
-    with pytest.raises(ValueError, match=r"bn0\.running_mean: .*batch_stats"):
-        ifjax.fuse_params(without(init("vgg"), "bn0.running_mean"), spec_of("vgg"))
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_not_finite_are_counted_by_leaf(value):
-    params = init("vgg")
-    params["conv1.weight"][0, 0, 0, :2] = value
-    with pytest.raises(ValueError, match=r"conv1\.weight: expected finite weights, got 2 of 432"):
-        ifjax.fuse_params(params, spec_of("vgg"))
-    half = {k: jnp.asarray(v, jnp.bfloat16) for k, v in params.items()}
-    with pytest.raises(ValueError, match=r"got 2 of 432"):
-        ifjax.fuse_params(half, spec_of("vgg"))
-
-
-def test_inside_jit_nothing_is_raised():
-    params = init("mlp")
-    params["fc0.bias"][0] = math.nan
-    jitted = jax.jit(ifjax.fuse_params, static_argnames="spec")
-    assert jitted(params, spec_of())["fc0.bias"].shape == (4,)
-
-
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [
-        ({"fc9": np.ones(8)}, r"unknown group 'fc9'; the groups are fc0\.weight, fc1\.weight"),
-        ({"fc0.weight": np.ones(7)}, r"fc0\.weight: expected shape \(8,\), got \(7,\)"),
-        ({"fc0.weight": np.full(8, np.nan)}, r"fc0\.weight: expected finite numbers"),
-    ],
-    ids=["unknown", "shape", "nan"],
-)
-def test_scores_that_do_not_fit_are_refused(scores, message):
-    with pytest.raises(ValueError, match=message):
-        ifjax.fuse_params(init("mlp"), spec_of(), scores)
-
-
-def test_maps_that_do_not_fit_are_refused():
-    params, spec = init("mlp"), spec_of()
-    maps = ifjax.transport_maps(params, spec)
-    for found, message in (
-        (without(maps, "fc0.weight"), r"fc0\.weight: expected .* shape \(8, 4\), got none"),
-        ({**maps, "fc0.weight": maps["fc1.weight"]}, r"shape \(8, 4\), got \(6, 3\)"),
-        ({**maps, "fc9": maps["fc0.weight"]}, r"unknown group 'fc9'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ifjax.apply_maps(params, spec, found)
 
 
 @pytest.mark.parametrize("method", ["prune", "fuse"])

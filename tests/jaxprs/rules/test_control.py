@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from jax import lax
 
 import ifjax
-from ifjax.fusion.batch_norm import fold
-from tests.graph.laws import array, arrays, between, distance, hold, kept, reasons, zeroed
+from tests.graph.laws import array, arrays, between, distance, hold, kept, zeroed
 
 
 def steps(f, **options):
@@ -94,46 +92,6 @@ def test_the_group_passes_and_gradients_are_kept(form):
             assert distance(small, ifjax.take(full, graph, selection)) < 1e-9
 
 
-def rnn(p, x):
-    """x [time, batch, 3] -> outputs of all steps and of the last."""
-
-    def step(h, t):
-        h = jnp.tanh(t @ p["x"] + h @ p["h"] + p["b"])
-        return h, h @ p["o"]
-
-    h, outputs = lax.scan(step, jnp.zeros((x.shape[1], p["h"].shape[0])), x)
-    return outputs, h @ p["o"]
-
-
-RNN = arrays(x=(3, 8), h=(8, 8), b=(8,), o=(8, 2))
-SEQUENCE = array(5, 4, 3)
-
-
-@pytest.fixture(scope="module")
-def rnn_graph():
-    return hold(jax.jit(rnn), RNN, SEQUENCE, groups={"x": 8})
-
-
-def test_a_recurrent_state_is_one_group_on_both_axes_of_its_kernel(rnn_graph):
-    (group,) = rnn_graph.groups
-    assert {(m.path, m.axis): m.role for m in group.members} == {
-        ("x", 1): "producer",
-        ("h", 0): "consumer",
-        ("h", 1): "producer",
-        ("b", 0): "additive",
-        ("o", 0): "consumer",
-    }
-    assert group.exact
-    assert group.kind == "neuron"
-    assert rnn_graph.verify(rnn, RNN, SEQUENCE).unverified == ()
-
-
-def test_work_inside_a_scan_counts_once_per_step(rnn_graph):
-    before, after = rnn_graph.spec(0.5).flops()
-    assert before == 2 * (5 * 4 * (3 * 8 + 8 * 8 + 8 * 2) + 4 * 8 * 2)
-    assert after == 2 * (5 * 4 * (3 * 4 + 4 * 4 + 4 * 2) + 4 * 4 * 2)
-
-
 def test_work_of_the_heaviest_branch_counts_and_that_of_a_while_once():
     def f(p, x):
         h = lax.cond(x[0, 0] > 0, lambda h: h @ p["a"] @ p["b"], lambda h: h @ p["c"], x)
@@ -142,109 +100,6 @@ def test_work_of_the_heaviest_branch_counts_and_that_of_a_while_once():
     p = arrays(a=(3, 5), b=(5, 4), c=(3, 4), d=(4, 4))
     spec = ifjax.trace(f, p, array(2, 3)).spec(0.0)
     assert spec.flops()[0] == 2 * 2 * (3 * 5 + 5 * 4 + 4 * 4)
-
-
-@pytest.mark.parametrize(("time", "batch"), [(1, 4), (2, 1), (7, 3)])
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
-def test_other_batch_sizes_and_lengths(rnn_graph, time, batch):
-    small = jax.tree.map(jnp.float32, ifjax.take(RNN, rnn_graph, {"x": kept(8)}))
-    x = jnp.float32(array(time, batch, 3, seed=1))
-    got = ifjax.shrink(rnn, rnn_graph.spec(0.5))(small, x)
-    assert distance(got, rnn(small, x)) < 1e-6
-
-
-def shapes(jaxpr):
-    """Shapes of all values of a jaxpr and those inside it."""
-    for equation in jaxpr.eqns:
-        yield from (v.aval.shape for v in equation.outvars)
-        for param in jax.tree.leaves(
-            dict(equation.params), is_leaf=lambda p: hasattr(getattr(p, "jaxpr", p), "eqns")
-        ):
-            inner = getattr(param, "jaxpr", param)
-            if hasattr(inner, "eqns"):
-                yield from shapes(inner)
-
-
-def test_no_value_is_computed_at_the_full_width(rnn_graph):
-    spec = rnn_graph.spec(keep=6)
-    small = spec.small_struct(jax.tree.map(jnp.float32, RNN))
-    apply = ifjax.shrink(rnn, spec)
-    for f in (apply, jax.grad(lambda p, x: apply(p, x)[0].sum())):
-        found = {
-            n for s in shapes(jax.make_jaxpr(f)(small, jnp.float32(SEQUENCE)).jaxpr) for n in s
-        }
-        assert 6 in found
-        assert 8 not in found
-
-
-def test_fusion_does_not_depend_on_the_order_of_the_state(rnn_graph):
-    """The two axes of the recurrent kernel are mapped together."""
-    with jax.enable_x64(True):
-        spec = rnn_graph.spec(0.5, solver="exact")
-        turned = ifjax.take(RNN, rnn_graph, {"x": np.roll(np.arange(8), 3)})
-        apply = ifjax.shrink(rnn, spec)
-        got = apply(ifjax.fuse_params(turned, spec), SEQUENCE)
-        want = apply(ifjax.fuse_params(RNN, spec), SEQUENCE)
-        assert distance(got, want) < 1e-9
-
-
-def stacked(p, x):
-    """Residual blocks with their parameters stacked along a leading axis."""
-
-    def block(h, layer):
-        return h + jnp.tanh(h @ layer["up"] + layer["b"]) @ layer["down"], (h**2).mean()
-
-    h, seen = lax.scan(block, x @ p["in"], p["layers"])
-    return h @ p["out"] + seen.sum()
-
-
-LAYERS = arrays(up=(3, 6, 8), b=(3, 8), down=(3, 8, 6))
-STACKED = {**arrays(**{"in": (4, 6), "out": (6, 2)}), "layers": LAYERS}
-
-
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
-def test_one_group_spans_all_stacked_layers():
-    graph = hold(jax.jit(stacked), STACKED, array(5, 4), groups={"in": 6, "layers/up": 8})
-    stream, hidden = (graph.structure.group[name] for name in ("in", "layers/up"))
-    assert {(m.path, m.axis): m.role for m in hidden.members} == {
-        ("layers/up", 2): "producer",
-        ("layers/b", 1): "additive",
-        ("layers/down", 1): "consumer",
-    }
-    assert [m.role for m in stream.members if m.path == "layers/down"] == ["producer"]
-    assert (hidden.exact, stream.exact) == (True, False)  # a mean over the stream
-    assert set(reasons(graph)) == {
-        *(("in", 0), ("out", 1), ("layers/up", 0), ("layers/b", 0), ("layers/down", 0))
-    }
-    assert reasons(graph)["layers/b", 0].startswith("scan: each step follows the one before at ")
-    flops = 2 * 5 * (4 * 6 + 3 * (6 * 8 + 8 * 6) + 6 * 2)
-    assert graph.spec(0.0).flops() == (flops, flops)
-
-
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
-def test_stacked_layers_are_the_same_function_as_their_unrolled_form():
-    def unrolled(p, x):
-        h, seen = x @ p["in"], 0
-        for i in range(3):
-            layer = jax.tree.map(lambda leaf, i=i: leaf[i], p["layers"])
-            seen += (h**2).mean()
-            h = h + jnp.tanh(h @ layer["up"] + layer["b"]) @ layer["down"]
-        return h @ p["out"] + seen
-
-    with jax.enable_x64(True):
-        spec = ifjax.trace(stacked, STACKED, array(5, 4)).spec(0.5, solver="exact")
-        small = ifjax.fuse_params(STACKED, spec)
-        got = ifjax.shrink(stacked, spec)(small, array(5, 4))
-        assert distance(got, unrolled(small, array(5, 4))) < 1e-9  # the mean follows the width
-
-
-def test_a_state_that_is_turned_every_step_ties_both_of_its_axes():
-    def f(p, x):
-        h = (x @ p["a"]).T @ p["b"]  # [6, 6]
-        return p["o"] @ lax.fori_loop(0, 3, lambda i, h: jnp.sin(h).T, h) @ p["q"]
-
-    p = arrays(a=(3, 6), b=(4, 6), o=(2, 6), q=(6, 2))
-    hold(jax.jit(f), p, array(4, 3), groups={"a": 6})
 
 
 UNSOUND = {
@@ -347,118 +202,6 @@ def test_roles_are_those_of_the_settled_carry():
     roles = {(m.path, m.axis): m.role for m in group.members}
     assert roles["h", 0] == "producer"
     assert roles["h", 1] == "consumer"
-
-
-def normalise(y, scale, offset, mean, variance):
-    return (y - mean) / jnp.sqrt(variance + 1e-3) * scale + offset
-
-
-NORM = ("scale", "offset", "mean", "variance")
-
-
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
-def test_batch_norms_with_stacked_statistics_are_not_folded():
-    def f(p, x):
-        def block(h, layer):
-            y = normalise(h @ layer["up"], *(layer[k] for k in NORM))
-            return h + jnp.tanh(y) @ layer["down"], None
-
-        return lax.scan(block, x @ p["in"], p["layers"])[0] @ p["out"]
-
-    vectors = {k: abs(array(3, 8, seed=i)) for i, k in enumerate(NORM)}
-    p = {**STACKED, "layers": {"up": LAYERS["up"], "down": LAYERS["down"], **vectors}}
-    graph = hold(jax.jit(f), p, array(5, 4), groups={"in": 6, "layers/up": 8}, inert=())
-    assert graph.structure.norms == ()
-    roles = {m.path: m.role for m in graph.structure.group["layers/up"].members}
-    assert (roles["layers/mean"], roles["layers/variance"]) == ("mean", "variance")
-
-
-@pytest.mark.parametrize("leak", [False, True])
-@pytest.mark.promotes(ranks="its networks add vectors to matrices")
-def test_a_batch_norm_of_a_shared_block_is_folded_unless_a_branch_reads_before_it(leak):
-    def f(p, x):
-        def step(h, _):
-            y = h @ p["up"]
-            z = normalise(y, *(p[k] for k in NORM))
-            z = lax.cond(h.sum() > 0, lambda: z, lambda: y) if leak else z
-            return h + jnp.tanh(z) @ p["down"], None
-
-        return lax.scan(step, x, None, length=3)[0]
-
-    p = arrays(up=(4, 8), down=(8, 4)) | {k: abs(array(8, seed=i)) for i, k in enumerate(NORM)}
-    graph = hold(jax.jit(f), p, array(5, 4), groups={"up": 8})
-    assert [n.kernel for n in graph.structure.norms] == ([] if leak else ["up"])
-    with jax.enable_x64(True):
-        folded = fold(jax.tree.map(jnp.asarray, p), graph.structure.norms)
-        if not leak:
-            folded |= {"scale": jnp.ones(8), "variance": jnp.full(8, 1 - 1e-3)}
-        assert distance(f(folded, array(5, 4)), f(p, array(5, 4))) < 1e-9
-
-
-class Recurrent(nn.Module):
-    cell: type[nn.RNNCellBase]
-
-    @nn.compact
-    def __call__(self, x):
-        dtype = jnp.result_type(float)
-        h = nn.RNN(self.cell(6, param_dtype=dtype), reverse=True, keep_order=True)(x)
-        return nn.Dense(2)(h)
-
-
-@pytest.mark.parametrize("cell", [nn.GRUCell, nn.OptimizedLSTMCell])
-@pytest.mark.promotes(dtypes="its functions mix dtypes")
-def test_recurrent_cells_of_flax(cell):
-    x = array(2, 4, 3)
-    with jax.enable_x64(True):
-        model = Recurrent(cell)
-        structs, tree = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(0), x))
-    p = jax.tree.unflatten(tree, [array(*s.shape, seed=i) for i, s in enumerate(structs)])
-    graph = hold(jax.jit(model.apply), p, x)
-    assert [g.size for g in graph.groups] == [6]
-    assert all(g.exact or cell is nn.GRUCell for g in graph.groups)
-    single = graph.verify(Recurrent(cell).apply, p, x)
-    assert single.ok
-    assert single.unverified == ()
-
-
-class Block(nn.Module):
-    @nn.compact
-    def __call__(self, h, _):
-        y = nn.LayerNorm()(h)
-        y = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=12)(y)
-        h = h + y
-        y = nn.LayerNorm()(h)
-        return h + nn.Dense(8)(nn.gelu(nn.Dense(10)(y))), None
-
-
-class Transformer(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        layers = nn.scan(
-            nn.remat(Block, prevent_cse=False),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=3,
-        )
-        return nn.Dense(2)(layers()(nn.Dense(8)(x), None)[0])
-
-
-def test_a_scanned_transformer_of_flax():
-    model, x = Transformer(), jnp.ones((2, 5, 3))
-    p = jax.eval_shape(model.init, jax.random.key(0), x)
-    graph = ifjax.trace(model.apply, p, x)
-    sizes = {g.size: g for g in graph.groups}
-    assert sizes[10].kind == "neuron"
-    assert sizes[8].exact is False
-    assert sizes[2].kind == "head"
-    assert all(g.kind == "head_dim" for g in graph.groups if g.size == 6)
-    assert graph.verify(model.apply, p, x).ok
-    spec = graph.spec(keep={sizes[10].name: 4, sizes[2].name: 1})
-    small = jax.tree.map(lambda s: jnp.ones(s.shape), spec.small_struct(p))
-    gradient = jax.jit(jax.grad(lambda p, x: ifjax.shrink(model.apply, spec)(p, x).sum()))
-    assert jax.tree.map(jnp.shape, gradient(small, jnp.ones((1, 7, 3)))) == jax.tree.map(
-        jnp.shape, small
-    )
 
 
 def test_printing_from_within_a_loop_runs_once_per_step(capfd):
