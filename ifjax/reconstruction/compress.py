@@ -75,7 +75,10 @@ def compress(
 
     Args:
       apply_fn: the *eval-mode* function ``apply_fn(params, *inputs)`` that was traced.
-      params: its full parameters.
+      params: its full parameters. Leaves that are arrays of numpy, memory maps too, stay on the
+        host: they are on the device for the stretch of the function that reads them, and come back
+        as arrays of numpy. What is on the device then is a layer's weights, what is read near both
+        ends (a tied embedding), and the frontier.
       spec: which groups, how many neurons. Neurons are chosen by what can be reconstructed where
         the spec was made without an importance, or with ``importance="reconstruction"``
         (``ifjax.importance.Reconstruction("forward")`` takes instead of removes); with another one,

@@ -25,6 +25,7 @@ from ifjax.jaxprs.evaluate import bind
 from ifjax.jaxprs.program import Step, flatten
 from ifjax.jaxprs.traits import traits_of
 from ifjax.jaxprs.walk import Axes
+from ifjax.namespace import namespace
 from ifjax.reconstruction.apart import Apart, Parts, by_leaf, copied, unstacked
 from ifjax.structure import axis as ex
 from ifjax.structure.batch_view import View, mentioned
@@ -210,9 +211,9 @@ def _parts(view: View, count: int, widths: Mapping[str, int]) -> Parts:
 
     def split(x: Any) -> list[Any]:
         is_full = tuple(x.shape) == tuple(map(ex.size, view.axes))
-        return list(view.front(jnp.asarray(x), {} if is_full else widths))
+        return list(view.front(x, {} if is_full else widths))
 
     def join(slices: Sequence[Any]) -> Any:
-        return view.back(jnp.stack(slices), widths)
+        return view.back(namespace(*slices).stack(slices), widths)
 
     return Parts(count, view.rest(), tuple(range(len(view.axes))), split, join)

@@ -24,6 +24,7 @@ from ifjax.jaxprs.normal import normalised
 from ifjax.jaxprs.program import Program, Step, flatten
 from ifjax.jaxprs.traits import traits_of
 from ifjax.jaxprs.walk import loop_parts
+from ifjax.namespace import namespace
 from ifjax.reconstruction.apart import Apart, Parts, by_leaf, copied, unstacked
 from ifjax.reconstruction.slices import numbered_slices, sliced
 from ifjax.structure import axis as ex
@@ -339,6 +340,6 @@ def _parts(leaf: Leaf, axis: int) -> Parts:
     """A stacked leaf as its layers, without the axis that numbers them."""
     rest = tuple(e for k, e in enumerate(leaf.axes) if k != axis)
     places = tuple(k - int(axis < k) for k in range(len(leaf.axes)))
-    n = ex.size(leaf.axes[axis])
-    split = lambda x: [jnp.take(x, i, axis) for i in range(n)]  # noqa: E731
-    return Parts(n, rest, places, split, lambda layers: jnp.stack(layers, axis))
+    split = lambda x: [*namespace(x).moveaxis(x, axis, 0)]  # noqa: E731
+    join = lambda layers: namespace(*layers).stack(layers, axis)  # noqa: E731
+    return Parts(ex.size(leaf.axes[axis]), rest, places, split, join)

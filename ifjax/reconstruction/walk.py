@@ -103,36 +103,61 @@ class Walk:
         return {e.group.name: e.index.shape[-1] for e in self.events}
 
     def last_use(self, deferred: Mapping[int, float]) -> dict[int, float]:
-        """By number, when it is used for the last time; deferred steps run after a place."""
+        """By number, when it is used for the last time; deferred steps run after a place.
+
+        Values of parameters alone are used where what is made of them is.
+        """
         last: dict[int, float] = {}
-        for place, step in enumerate(self.program.steps):
+        for place, step in reversed([*enumerate(self.program.steps)]):
+            used = float(deferred.get(place, place))
+            if not any(step.data):
+                used = max((last.get(n, -1.0) for n in step.outputs), default=-1.0)
             for n in (*step.inputs, *step.outputs):
-                last[n] = max(last.get(n, -1.0), float(deferred.get(place, place)))
+                last[n] = max(last.get(n, -1.0), used)
         return last
 
     # parameters
 
     def parameter(self, number: int, dense: bool) -> Any:
-        """A value of parameters alone, dense or at the present widths."""
+        """A value of parameters alone, dense or at the present widths.
+
+        Leaves of the host are brought to the device for it, until `forget`.
+        """
         memo = self.memo[dense]
         leaves = self.full if dense else self.leaves
         stack = [number]
         while stack:
             n = stack[-1]
-            if n in memo or n in leaves:
+            if n in leaves and n not in memo:
+                is_same = not dense and leaves[n] is self.full[n]
+                memo[n] = self.parameter(n, True) if is_same else jax.device_put(leaves[n])
+            if n in memo:
                 stack.pop()
             elif n in self.program.constants:
                 memo[n] = self._constant(n, dense)
             else:
                 step = self.program.steps[self.sites.made[n]]
-                missing = [k for k in step.inputs if k not in memo and k not in leaves]
+                missing = [k for k in step.inputs if k not in memo]
                 if missing:
                     stack += missing
                     continue
-                operands = [leaves[k] if k in leaves else memo[k] for k in step.inputs]
+                operands = [memo[k] for k in step.inputs]
                 results = bind(step, operands) if dense else self.resized.rebuild(step, operands)
                 memo |= zip(step.outputs, results, strict=True)
-        return leaves[number] if number in leaves else memo[number]
+        return memo[number]
+
+    def forget(self, end: float, last: Mapping[int, float]) -> None:
+        """Where leaves are on the host, frees what of the device's is not needed after a place."""
+        if not self.streams:
+            return
+        for memo in self.memo.values():
+            for n in [n for n in memo if last.get(n, -1.0) <= end]:
+                del memo[n]
+
+    @functools.cached_property
+    def streams(self) -> bool:
+        """Whether leaves are on the host."""
+        return any(isinstance(x, np.ndarray) for x in self.full.values())
 
     def _constant(self, number: int, dense: bool) -> Any:
         value = self.program.constants[number]
@@ -202,6 +227,7 @@ class Walk:
             for n in gone:
                 small.pop(n, None)
                 dense.pop(n, None)
+        self.forget(float(end), last)
 
     def _compiled(
         self, jobs: Sequence[Job], wanted: Sequence[Key]
@@ -254,6 +280,7 @@ class Walk:
             for n in gone:
                 small.pop(n, None)
                 self.dense[batch].pop(n, None)
+        self.forget(unit.stop + 0.5, last)
 
     def alone(self, beside: Callable[[dict[int, Any]], dict[int, Any]] = lambda dense: {}) -> Walk:
         """The dense function from here on; ``beside`` stands in the place of compressed values."""
@@ -269,8 +296,7 @@ class Walk:
         structure = self.resized.structure
         for n, leaf in zip(self.leaves, structure.leaves, strict=True):
             if any(group.name in ex.atoms(e) for e in leaf.axes):
-                self.leaves[n] = narrow(self.leaves[n], leaf.axes, event)
-                self.changed.add(n)
+                self.write(n, narrow(self.leaves[n], leaf.axes, event))
         for small in self.small:
             for n in list(small):
                 new = narrow(small[n], self.axes(n), event)
@@ -292,11 +318,12 @@ class Walk:
         return x
 
     def write(self, leaf: int, value: Any) -> None:
-        """Gives a leaf of the compressed function another value."""
-        self.leaves[leaf] = value
+        """Gives a leaf of the compressed function another value; it stays where it is."""
+        is_on_host = isinstance(self.leaves[leaf], np.ndarray)
+        self.leaves[leaf] = np.array(value) if is_on_host else value
         self.changed.add(leaf)
         memo = self.memo[False]
-        for n in [n for n in memo if leaf in self.sites.origins.get(n, ())]:
+        for n in [n for n in memo if n == leaf or leaf in self.sites.origins.get(n, ())]:
             del memo[n]
 
     # along views and paths
@@ -389,7 +416,8 @@ def start(resized: Resized, leaves: Sequence[Any], batches: Sequence[Sequence[An
     resized.parts.clear()
     inputs = len(resized.analysis.inputs)
     program = flatten(resized.analysis.frame, [False] * len(leaves) + [True] * inputs)
-    full = dict(zip(program.inputs, map(jax.device_put, leaves), strict=False))
+    leaves = [x if isinstance(x, np.ndarray) else jax.device_put(x) for x in leaves]
+    full = dict(zip(program.inputs, leaves, strict=False))
     numbers = program.inputs[len(leaves) :]
     values = [dict(zip(numbers, map(jax.device_put, b), strict=True)) for b in batches]
     sites = find_sites(program, len(leaves))
