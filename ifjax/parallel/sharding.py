@@ -54,6 +54,30 @@ def sharding_of(name: str, x: Shaped | Sharding) -> Sharding:
     return found
 
 
+def fitted(sharding: Sharding, shape: Sequence[int]) -> Sharding:
+    """The sharding without the mesh axes, from the last of an axis on, that do not divide it.
+
+    >>> mesh = jax.sharding.AbstractMesh((2, 4), ("x", "y"))
+    >>> fitted(NamedSharding(mesh, P(None, ("x", "y"))), (6, 10)).spec
+    P(None, 'x')
+    """
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    parts = []
+    for part, names, width in zip(sharding.spec, _names(sharding), shape, strict=False):
+        kept = names
+        while width % math.prod(sharding.mesh.shape[a] for a in kept):
+            kept = kept[:-1]
+        parts.append(part if kept == names else kept[0] if len(kept) == 1 else kept or None)
+    return NamedSharding(sharding.mesh, P(*parts), memory_kind=sharding.memory_kind)
+
+
+def _names(sharding: Sharding) -> list[tuple[str, ...]]:
+    """The mesh axes over which every axis is split; of shardings without a mesh none."""
+    spec = sharding.spec if isinstance(sharding, NamedSharding) else ()
+    return [() if p is None else p if isinstance(p, tuple) else (p,) for p in spec]
+
+
 def divided(
     full: Mapping[str, Sharding], shapes: Mapping[str, Sequence[int]], strict: bool = False
 ) -> dict[str, Sharding]:
@@ -63,27 +87,19 @@ def divided(
     """
     result, dropped = {}, []
     for name, sharding in full.items():
-        result[name] = sharding
-        if not isinstance(sharding, NamedSharding):
-            continue
-        mesh, parts = sharding.mesh, []
-        for axis, part in enumerate(sharding.spec):
-            names = () if part is None else part if isinstance(part, tuple) else (part,)
-            kept, width = names, shapes[name][axis]
-            while width % math.prod(mesh.shape[a] for a in kept):
-                kept = kept[:-1]
-            parts.append(part if kept == names else kept or None)
-            if kept != names:
-                count = math.prod(mesh.shape[a] for a in names)
-                place = f"{name}, axis {axis}: width {width} over {', '.join(names)} ({count} "
-                if strict:
-                    near = [x for x in (width // count * count, -(-width // count) * count) if x]
-                    raise ValueError(
-                        f"{place}devices) does not divide: keep {' or '.join(map(str, near))}, or "
-                        f"give round_to={count}"
-                    )
-                dropped.append(f"{place}devices), avoided by round_to={count}")
-        result[name] = NamedSharding(mesh, P(*parts), memory_kind=sharding.memory_kind)
+        result[name] = small = fitted(sharding, shapes[name])
+        for axis, (names, kept) in enumerate(zip(_names(sharding), _names(small), strict=True)):
+            if kept == names:
+                continue
+            width, count = shapes[name][axis], math.prod(sharding.mesh.shape[a] for a in names)
+            place = f"{name}, axis {axis}: width {width} over {', '.join(names)} ({count} "
+            if strict:
+                near = [x for x in (width // count * count, -(-width // count) * count) if x]
+                raise ValueError(
+                    f"{place}devices) does not divide: keep {' or '.join(map(str, near))}, or "
+                    f"give round_to={count}"
+                )
+            dropped.append(f"{place}devices), avoided by round_to={count}")
     if dropped:
         warnings.warn(
             f"{len(dropped)} axes of the small parameters do not divide by their mesh axes and are "

@@ -22,6 +22,7 @@ from ifjax.graph.resized import resized
 from ifjax.graph.shrink import shrink
 from ifjax.importance import Reconstruction
 from ifjax.jaxprs.arguments import Arguments, check_order
+from ifjax.parallel.sharding import laid_like
 from ifjax.promotion import with_promotion
 from ifjax.reconstruction.by_moments import sweep_moments
 from ifjax.reconstruction.calibration import Calibration, calibration
@@ -78,7 +79,8 @@ def compress(
       params: its full parameters. Leaves that are arrays of numpy, memory maps too, stay on the
         host: they are on the device for the stretch of the function that reads them, and come back
         as arrays of numpy. What is on the device then is a layer's weights, what is read near both
-        ends (a tied embedding), and the frontier.
+        ends (a tied embedding), and the frontier. On a mesh every small leaf lies as the full one
+        does, see `ifjax.small_shardings`.
       spec: which groups, how many neurons. Neurons are chosen by what can be reconstructed where
         the spec was made without an importance, or with ``importance="reconstruction"``
         (``ifjax.importance.Reconstruction("forward")`` takes instead of removes); with another one,
@@ -179,6 +181,7 @@ def compress(
         apply_small = functools.partial(shrink(apply_fn, spec), **static)
         small = refit_statistics(apply_small, small, data.batches)
         warn_of_little(result.solved)
+    small = laid_like(small, params)
     kept = flat.gathered({event.group.name: event.index for event in walk.events})
     sizes = {name: spec.structure.group[name].size for name in kept}
     found = tuple(result.chosen), tuple(result.solved), tuple(result.follows)

@@ -21,6 +21,7 @@ from ifjax.jaxprs.evaluate import bind
 from ifjax.jaxprs.program import Program, Step, flatten
 from ifjax.jaxprs.traits import traits_of
 from ifjax.namespace import namespace
+from ifjax.parallel.sharding import fitted
 from ifjax.reconstruction.events import Event, merge, narrow
 from ifjax.reconstruction.segments import Job, Key, compiled, job_of
 from ifjax.structure import axis as ex
@@ -319,8 +320,12 @@ class Walk:
 
     def write(self, leaf: int, value: Any) -> None:
         """Gives a leaf of the compressed function another value; it stays where it is."""
-        is_on_host = isinstance(self.leaves[leaf], np.ndarray)
-        self.leaves[leaf] = np.array(value) if is_on_host else value
+        full = self.full[leaf]
+        if isinstance(full, np.ndarray):
+            value = np.array(value)
+        elif len(full.sharding.device_set) > 1:
+            value = jax.device_put(value, fitted(full.sharding, value.shape))
+        self.leaves[leaf] = value
         self.changed.add(leaf)
         memo = self.memo[False]
         for n in [n for n in memo if n == leaf or leaf in self.sites.origins.get(n, ())]:

@@ -63,5 +63,8 @@ def test_sharded_batches_and_parameters(params_on, frontier):
     found, other = ifjax.compress(network, params, spec, batches, frontier=frontier)
     jax.tree.map(np.testing.assert_array_equal, report.kept, other.kept)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one, found)
+    if params_on != "host":
+        places = ifjax.small_shardings(spec, params)
+        assert jax.tree.map(lambda a: a.sharding, found) == places
     again, _ = ifjax.compress(network, params, spec, [jax.device_put(x, split)])  # cut anew
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one, again)
