@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from ifjax.activations.moments import NormalForm, kernel, results, weight
 from ifjax.graph.facts.sites import Site
 from ifjax.graph.facts.views import Path, views_of
+from ifjax.reconstruction.along import pull, push
 from ifjax.reconstruction.walk import Walk
 
 TINY = 1e-6  # of the largest slope: below it an output hardly depends on the weight
@@ -52,8 +53,8 @@ def write_weight(
     for view in site.views:
         leaf = np.array(walk.leaves[view.leaf])
         shape = leaf.shape
-        at = walk.push(np.arange(leaf.size).reshape(shape), view.spine, scaled=False)
-        factor = walk.push(np.ones(shape), view.spine)  # zero where other leaves stand
+        at = push(walk, np.arange(leaf.size).reshape(shape), view.spine, scaled=False)
+        factor = push(walk, np.ones(shape), view.spine)  # zero where other leaves stand
         flat = leaf.astype(np.float64).reshape(-1)
         used = np.abs(factor) > TINY * np.abs(factor).max(initial=0)
         flat[at[used]] += change[used] / factor[used]
@@ -96,12 +97,12 @@ def _write_normalised(walk: Walk, site: Site, wanted: Float[np.ndarray, "*shape"
     assert view.gain is not None
     number, path = view.gain
     leaf = np.array(walk.leaves[view.leaf])
-    at = walk.push(np.arange(leaf.size).reshape(leaf.shape), view.spine, scaled=False)
+    at = push(walk, np.arange(leaf.size).reshape(leaf.shape), view.spine, scaled=False)
     flat = leaf.astype(np.float64).reshape(-1)
     flat[at] = wanted
     walk.write(view.leaf, jnp.asarray(flat.reshape(leaf.shape), leaf.dtype))
     gain = np.asarray(walk.leaves[number])
-    index = walk.push(np.arange(gain.size).reshape(gain.shape), path, scaled=False).reshape(-1)
+    index = push(walk, np.arange(gain.size).reshape(gain.shape), path, scaled=False).reshape(-1)
     got = np.asarray(walk.parameter(site.weight, dense=False), np.float64)
     products, squares = (
         np.bincount(index, (got * x).reshape(-1), gain.size) for x in (wanted, got)
@@ -165,10 +166,10 @@ def _entries(
     for leaf, path in zip(offset.leaves, offset.paths, strict=True):
         shape = walk.leaves[leaf].shape
         index = np.arange(1, 1 + math.prod(shape)).reshape(shape) + before
-        at = at + walk.push(index, path, scaled=False)  # zero where other leaves stand
-        slope = slope + walk.push(np.ones(shape), path)
+        at = at + push(walk, index, path, scaled=False)  # zero where other leaves stand
+        slope = slope + push(walk, np.ones(shape), path)
         before += math.prod(shape)
-    return tuple(results(form, walk.pull(x, site.path)) for x in (at, slope))  # type: ignore
+    return tuple(results(form, pull(walk, x, site.path)) for x in (at, slope))  # type: ignore
 
 
 def write_offset(

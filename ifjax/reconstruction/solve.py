@@ -25,6 +25,7 @@ from ifjax.activations.moments import (
 from ifjax.graph.facts.sites import Site, Unit
 from ifjax.jaxprs import compat
 from ifjax.reconstruction import precision
+from ifjax.reconstruction.along import pull
 from ifjax.reconstruction.leaves import Offset, admits_any, find_offset, write_offset, write_weight
 from ifjax.reconstruction.ridge import Known, fit
 from ifjax.reconstruction.taps import form_of, is_even, slopes
@@ -323,7 +324,7 @@ def _agreeing(walk: Walk, unit: Unit) -> tuple[Site, ...]:
             continue
         if len(unit.sites) > 1:
             form = form_of(walk, site.step, site.side)
-            arranged = results(form, walk.pull(entries, site.path))
+            arranged = results(form, pull(walk, entries, site.path))
             pattern = arranged if pattern is None else pattern
             if not np.array_equal(arranged, pattern):
                 continue
@@ -347,7 +348,7 @@ def _target(
             [outputs[site.output]] = walk.resized.rebuild(site.step, operands)
     rest = promoted(dense) - promoted(walk.rest(batch, unit, outputs))
     form = form_of(walk, at.step, at.side)
-    return results(form, walk.pull(rest, at.path)), dense
+    return results(form, pull(walk, rest, at.path)), dense
 
 
 def _parts(

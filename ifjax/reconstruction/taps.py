@@ -18,6 +18,7 @@ from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.namespace import AnyArray
 from ifjax.reconstruction import precision
+from ifjax.reconstruction.along import pull, push
 from ifjax.reconstruction.ragged import (
     deals_out,
     form_of_kernels,
@@ -176,5 +177,5 @@ def _slopes(walk: Walk, site: Site) -> Float[np.ndarray, "B N O"]:
     if steps.isdisjoint(("mul", "div", "sub", "neg")):
         y = jax.eval_shape(functools.partial(results, form), jax.ShapeDtypeStruct(shape, float))
         return np.ones((y.shape[0], 1, y.shape[2]))
-    end = walk.push(np.ones(shape), site.path)
-    return results(form, walk.pull(end, site.path))
+    end = push(walk, np.ones(shape), site.path)
+    return results(form, pull(walk, end, site.path))

@@ -15,18 +15,15 @@ import jax
 import numpy as np
 
 from ifjax.graph.facts.sites import Sites, Unit, find_sites
-from ifjax.graph.facts.views import Path
 from ifjax.graph.resized import Resized
 from ifjax.jaxprs.evaluate import bind
 from ifjax.jaxprs.program import Program, Step, flatten
-from ifjax.jaxprs.traits import traits_of
 from ifjax.namespace import namespace
 from ifjax.parallel.sharding import fitted
 from ifjax.reconstruction.events import Event, merge, narrow
 from ifjax.reconstruction.segments import Job, Key, compiled, job_of
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Group
-from ifjax.tree import promoted
 
 
 @dataclasses.dataclass
@@ -331,65 +328,11 @@ class Walk:
         for n in [n for n in memo if n == leaf or leaf in self.sites.origins.get(n, ())]:
             del memo[n]
 
-    # along views and paths
+    # of a unit
 
     def shape(self, number: int) -> tuple[int, ...]:
         """The shape of a value at the present widths."""
         return tuple(map(self.resized.size, self._variables[number]))
-
-    def push(self, x: Any, path: Path, scaled: bool = True) -> Any:
-        """What an array becomes along a path, without what is added to it.
-
-        Args:
-          x: in the place of the value at the beginning; of numpy, or of jax.
-          path: of a site or view.
-          scaled: without it entries only move.
-        """
-        for place, k in path:
-            step = self.program.steps[place]
-            if traits_of(step.equation).kind != "elementwise":
-                x = self._moved(x, step, k)
-                continue
-            name = step.equation.primitive.name
-            if scaled and (name == "neg" or (name == "sub" and k == 1)):
-                x = -x
-            elif scaled and name in ("mul", "div"):
-                other = promoted(self.parameter(step.inputs[1 - k], dense=False))
-                other = other if isinstance(x, jax.Array) else np.asarray(other)
-                x = x * other if name == "mul" else x / other
-            x = namespace(x).broadcast_to(x, self.shape(step.outputs[0]))
-        return x
-
-    def _moved(self, x: Any, step: Step, k: int) -> Any:
-        """An array after a step that moves its entries; zeros where it joins others."""
-        match step.equation.primitive.name:
-            case "transpose":
-                return x.transpose(step.equation.params["permutation"])
-            case "reshape" | "squeeze" | "expand_dims":
-                return x.reshape(self.shape(step.outputs[0]))
-            case "broadcast_in_dim":
-                shape = self.shape(step.outputs[0])
-                at = step.equation.params["broadcast_dimensions"]
-                sizes = dict(zip(at, x.shape, strict=True))
-                x = x.reshape([sizes.get(i, 1) for i in range(len(shape))])
-                return namespace(x).broadcast_to(x, shape)
-            case "concatenate":
-                shapes = enumerate(map(self.shape, step.inputs))
-                parts = [x if i == k else np.zeros(shape, x.dtype) for i, shape in shapes]
-                return namespace(x).concatenate(parts, step.equation.params["dimension"])
-        if traits_of(step.equation).kind == "same":
-            return x
-        [moved] = self.resized.rebuild(step, [x])
-        return moved if isinstance(x, jax.Array) else np.asarray(moved)
-
-    def pull(self, z: Any, path: Path) -> Any:
-        """The entries of an array at the end of a site's path, arranged as at its beginning."""
-        for place, k in reversed(path):
-            step = self.program.steps[place]
-            if step.equation.primitive.name == "transpose":
-                z = z.transpose(np.argsort(step.equation.params["permutation"]))
-            z = z.reshape(self.shape(step.inputs[k]))
-        return z
 
     def rest(self, batch: int, unit: Unit, outputs: Mapping[int, Any]) -> Any:
         """The end of a unit where its sites give other outputs."""
@@ -421,9 +364,15 @@ def start(resized: Resized, leaves: Sequence[Any], batches: Sequence[Sequence[An
     resized.parts.clear()
     inputs = len(resized.analysis.inputs)
     program = flatten(resized.analysis.frame, [False] * len(leaves) + [True] * inputs)
-    leaves = [x if isinstance(x, np.ndarray) else jax.device_put(x) for x in leaves]
-    full = dict(zip(program.inputs, leaves, strict=False))
+    full = dict(zip(program.inputs, map(_laid, leaves), strict=False))
     numbers = program.inputs[len(leaves) :]
     values = [dict(zip(numbers, map(jax.device_put, b), strict=True)) for b in batches]
     sites = find_sites(program, len(leaves))
     return Walk(resized, program, sites, full, dict(full), values, [dict(v) for v in values])
+
+
+def _laid(leaf: Any) -> Any:
+    """A leaf on the device, or on the host where it is an array of numpy, in jax's dtype."""
+    if isinstance(leaf, np.ndarray):
+        return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+    return jax.device_put(leaf)
