@@ -88,6 +88,8 @@ def divided(
     result, dropped = {}, []
     for name, sharding in full.items():
         result[name] = small = fitted(sharding, shapes[name])
+        if not isinstance(sharding, NamedSharding):
+            continue
         for axis, (names, kept) in enumerate(zip(_names(sharding), _names(small), strict=True)):
             if kept == names:
                 continue
