@@ -134,10 +134,33 @@ ENCODER = {"layers": 24, "d": 1024, "heads": 16, "f": 4096, "inputs": 64, "class
 def encoder_with_ifjax() -> Iterator[dict[str, Any]]:
     """Seconds that every step takes with ifjax."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
 
     import ifjax
+
+    apply, params, x = jax_encoder()
+
+    def prune() -> Any:
+        spec = ifjax.trace(apply, params, x).spec(
+            0.5, include=["embed/kernel", "layers/*/up/kernel"], method="prune"
+        )
+        return spec, jax.block_until_ready(ifjax.fuse_params(params, spec))
+
+    *seconds, graph = timed(lambda: ifjax.trace(apply, params, x))
+    yield row("ifjax", "graph", seconds, graph.structure.weights())
+    *seconds, (spec, small) = timed(prune)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(small))
+    yield row("ifjax", "graph and prune", seconds, weights)
+    *seconds, _ = timed(prune)
+    yield row("ifjax", "graph and prune, second call", seconds, weights)
+    *seconds, _ = timed(lambda: jax.eval_shape(ifjax.shrink(apply, spec), small, x))
+    yield row("ifjax", "shrink, traced", seconds, weights)
+
+
+def jax_encoder() -> tuple[Callable[..., Any], Any, Any]:
+    """Function, parameters and an input."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
 
     layers, d, heads, f, inputs, classes, time = ENCODER.values()
     size, rng = d // heads, np.random.default_rng(0)
@@ -180,21 +203,7 @@ def encoder_with_ifjax() -> Iterator[dict[str, Any]]:
             x = layer_norm(p["norm2"], x + linear(p["down"], jax.nn.gelu(linear(p["up"], x))))
         return linear(params["head"], x)
 
-    def prune() -> Any:
-        spec = ifjax.trace(apply, params, x).spec(
-            0.5, include=["embed/kernel", "layers/*/up/kernel"], method="prune"
-        )
-        return spec, jax.block_until_ready(ifjax.fuse_params(params, spec))
-
-    *seconds, graph = timed(lambda: ifjax.trace(apply, params, x))
-    yield row("ifjax", "graph", seconds, graph.structure.weights())
-    *seconds, (spec, small) = timed(prune)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(small))
-    yield row("ifjax", "graph and prune", seconds, weights)
-    *seconds, _ = timed(prune)
-    yield row("ifjax", "graph and prune, second call", seconds, weights)
-    *seconds, _ = timed(lambda: jax.eval_shape(ifjax.shrink(apply, spec), small, x))
-    yield row("ifjax", "shrink, traced", seconds, weights)
+    return apply, params, x
 
 
 def encoder_with_torch_pruning() -> Iterator[dict[str, Any]]:

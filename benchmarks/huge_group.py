@@ -44,14 +44,7 @@ SIZES = {"full": (14336, 4096), "half": (7168, 2048), "small": (768, 256)}
 
 def main() -> None:
     """Makes the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    size = parser.add_mutually_exclusive_group(required=True)
-    for name in SIZES:
-        size.add_argument(f"--{name}", dest="size", action="store_const", const=name)
-    parser.add_argument("--solvers", nargs="+", default=["exact", "sinkhorn_kernel"])
-    parser.add_argument("--repeats", type=int, default=1, help="calls after the first one")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = arguments()
     n, model = SIZES[args.size]
     m, d = n // 2, 3 * model
     products, sums = ceilings()
@@ -108,6 +101,18 @@ def main() -> None:
         device=jax.devices()[0].device_kind, load_average=os.getloadavg()[0],
     )  # fmt: skip
     print(ceiling, path)
+
+
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    size = parser.add_mutually_exclusive_group(required=True)
+    for name in SIZES:
+        size.add_argument(f"--{name}", dest="size", action="store_const", const=name)
+    parser.add_argument("--solvers", nargs="+", default=["exact", "sinkhorn_kernel"])
+    parser.add_argument("--repeats", type=int, default=1, help="calls after the first one")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
 
 
 def ffn(params: dict[str, Any], x: Any) -> Any:

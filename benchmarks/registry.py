@@ -16,6 +16,7 @@ HELPERS = {
     *("corruptions", "cut_network", "hlo", "least_squares", "profile_fusion"),
     *("torch_architectures", "torch_fusion"),
     *("distilled", "language_baselines", "sampled_text"),  # of language_model
+    *("solver_pictures", "solver_variants"),  # of solvers
 }
 
 

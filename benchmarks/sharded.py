@@ -10,7 +10,8 @@ Per device, of the compiled program, in MiB: arguments and outputs; temporary me
 all-gathers hold, and the largest of them; what every collective receives, loops of known length
 unrolled (Sinkhorn's reductions of one number per target count once). Buffers are scheduled one
 after another, as on accelerators. So compiled, a CPU that plays eight devices may wait for itself:
-nothing is run, and `tests/spec/test_shardings.py` compares the results with those of one device.
+nothing is run, and `tests/spec/test_sharded_fusion.py` compares the results with those of one
+device.
 
     python benchmarks/sharded.py        # about 2 minutes on 2 cores
 """
@@ -38,7 +39,7 @@ os.environ["XLA_FLAGS"] = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.spec import test_shardings as network
+from tests.spec import sharded_transformer as network
 
 FFN = {"include": "*gate*", "order": "simultaneous"}
 CASES = [

@@ -23,25 +23,24 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import record
+from solver_pictures import draw
+from solver_variants import OwnMassStays, exact_but_own, variants
 from tqdm import tqdm
 
 import ifjax
 from ifjax import data, interop
-from ifjax.report import canvas
 from ifjax.transport import costs, solvers, transport
 
 EPSILONS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 NETWORKS = ("resnet20", "resnet56")
 SPARSITIES = (0.3, 0.5)
 SIZES = ((256, 128), (512, 256), (1024, 717), (1024, 512), (2048, 1024), (4096, 2048))
-NOT_DRAWN = ("512 x 256", "2048 x 1024")
 INNER = "params/layer*/conv1/kernel"
 PARTS = ("groups", "accuracy", "variants")
 SEED = 0
@@ -272,23 +271,6 @@ class KeepCost(solvers.Solver):
         return solvers.Nearest()(cost, a, b)._replace(map=cost)
 
 
-@dataclasses.dataclass(frozen=True)
-class OwnMassStays(solvers.Solver):
-    """A solver of what is left once every target has kept the mass of its own neuron."""
-
-    rest: solvers.Solver
-
-    def __call__(self, cost, a, b, init=None):
-        """Solves the rest."""
-        own = jnp.where(cost == 0, jnp.minimum(a[:, None], b), 0)
-        found = self.rest(cost, a - own.sum(1), b - own.sum(0), init)
-        return found._replace(map=own + found.map)
-
-
-# What `ifjax.transport_maps` does, since the costs are a metric.
-exact_but_own = OwnMassStays(solvers.Exact())
-
-
 def variant_jobs(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Callable]]:
     """The variants at two epsilons, on the group of 1,024 x 512."""
     del args
@@ -312,126 +294,6 @@ def measure_variant(variant: Callable) -> list[dict[str, Any]]:
         times.append(time.perf_counter() - start)
     solution = solvers.Solution(plan[None], plan[None, :, 0], converged[None], iterations[None])
     return [{"ms": rounded(1e3 * np.median(times))} | compared([solution], [stack], best)]
-
-
-def variants(epsilon: float) -> dict[str, Callable]:
-    """``(cost, a, b) -> plan, iterations, converged`` by name."""
-    from ott.geometry import epsilon_scheduler, geometry
-    from ott.problems.linear import linear_problem
-    from ott.solvers.linear import acceleration, sinkhorn, sinkhorn_lr
-
-    def ott(solver: Any, cost, a, b, decay: float = 1.0, **problem: Any):
-        unit = jnp.mean(cost)
-        schedule = epsilon_scheduler.Epsilon(
-            epsilon, init=1 / epsilon if decay < 1 else 1.0, decay=decay
-        )
-        geom = geometry.Geometry(cost / unit, epsilon=schedule)
-        out = solver(linear_problem.LinearProblem(geom, a, b, **problem))
-        return out.matrix, jnp.asarray(out.n_iters), jnp.asarray(out.converged)
-
-    def log(decay: float = 1.0, problem: Any = None, **options: Any) -> Callable:
-        solver = sinkhorn.Sinkhorn(threshold=5e-4, max_iterations=3000, **options)
-        return lambda *x: ott(solver, *x, decay=decay, **(problem or {}))
-
-    def relaxed(weight: float) -> Any:
-        return acceleration.Momentum(start=0, value=weight)
-
-    def ours(solver: solvers.Solver, after: Callable = lambda plan, a, b: plan) -> Callable:
-        def solve(cost, a, b):
-            found = solver(cost, a, b)
-            return after(found.map, a, b), found.iterations, found.converged
-
-        return solve
-
-    kernel = solvers.SinkhornKernel(epsilon)
-    found = {
-        "sinkhorn_kernel": ours(kernel),
-        "sinkhorn": ours(solvers.Sinkhorn(epsilon)),
-        "log, no schedule, relaxation 1": log(),
-        "log, no schedule, relaxation 1.5": log(momentum=relaxed(1.5)),
-        "log, schedule, relaxation 1": log(0.95),
-        "log, schedule, relaxation 1.8": log(0.95, momentum=relaxed(1.8)),
-        "log, no schedule, adaptive momentum": log(
-            momentum=acceleration.Momentum(start=100, value=1.0)
-        ),
-        "log, no schedule, Anderson 5": log(
-            anderson=acceleration.AndersonAcceleration(memory=5, refresh_every=1)
-        ),
-        "log, unbalanced 0.99, no schedule": log(problem={"tau_a": 0.99, "tau_b": 0.99}),
-        "ott-jax kernel mode, no schedule": log(lse_mode=False),
-        "feasible rounding of the plan": ours(kernel, feasible),
-        "largest target of each source": ours(kernel, largest),
-        "own mass stays": ours(OwnMassStays(kernel)),
-    }
-    for rank in (32, 128):
-        low = sinkhorn_lr.LRSinkhorn(rank=rank, epsilon=0.0, threshold=1e-4, max_iterations=1000)
-        found[f"low rank {rank}"] = functools.partial(ott, low)
-    return found
-
-
-def feasible(plan, a, b):
-    """Altschuler et al., arXiv 1705.09634, algorithm 2."""
-    plan = plan * jnp.minimum(1, a / plan.sum(1))[:, None]
-    plan = plan * jnp.minimum(1, b / plan.sum(0))
-    left, right = a - plan.sum(1), b - plan.sum(0)
-    return plan + left[:, None] * right / jnp.maximum(left.sum(), 1e-30)
-
-
-def largest(plan, a, b):
-    """A vertex of the problem without the constraint on the targets."""
-    return a[:, None] * jax.nn.one_hot(jnp.argmax(plan, 1), len(b))
-
-
-# Picture ----------------------------------------------------------------------------------------
-
-
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Cost gap and accuracy over epsilon; time over the number of costs."""
-    figure = canvas.new_figure(13.0, 4.6)
-    gap, right, fast = figure.subplots(1, 3)
-    groups = [row for row in rows if row["part"] == "groups"]
-    kernel = [row for row in groups if row["solver"] == "sinkhorn_kernel"]
-    names = dict.fromkeys(row["groups"] for row in kernel)
-    for k, name in enumerate(name for name in names if name not in NOT_DRAWN):
-        shown = [row for row in kernel if row["groups"] == name]
-        gap.plot(*_columns(shown, "epsilon", "cost, mean %"), label=name, **canvas.line_style(k))
-    gap.set(xscale="log", yscale="log", xlabel="epsilon", title="cost above exact, %")
-    found = [row for row in rows if row["part"] == "accuracy"]
-    for k, name in enumerate(dict.fromkeys(row["network"] for row in found)):
-        shown = [
-            row
-            for row in found
-            if row["network"] == name and row["solver"] == "sinkhorn_kernel" and row["50%"] != "-"
-        ]
-        style = canvas.line_style(k)
-        right.plot(*_columns(shown, "epsilon", "50%"), label=name, **style)
-        for solver, dash in (("exact", "--"), ("nearest", ":"), ("prune", "-.")):
-            for row in found:
-                if (row["network"], row["solver"]) == (name, solver):
-                    label = f"{name}, {solver}"
-                    right.axhline(row["50%"], color=style["color"], linestyle=dash, label=label)
-    right.set(xscale="log", xlabel="epsilon", title="accuracy at 50 %, 2,000 images, %")
-    dashes = {"exact": "--", "nearest": ":"}  # as in the panel before; colours are networks there
-    for k, name in enumerate(name for name in solvers.SOLVERS if name != "auto"):
-        shown = [
-            row | {"size": int(np.prod([int(x) for x in row["groups"].split(" x ")]))}
-            for row in groups
-            if row["solver"] == name and row["epsilon"] in (None, 0.01) and " x " in row["groups"]
-        ]
-        shown.sort(key=lambda row: row["size"])
-        style = canvas.line_style(k) | {"color": "black", "linestyle": dashes.get(name, "-")}
-        fast.plot(*_columns(shown, "size", "ms"), label=name, **style)
-    fast.set(xscale="log", yscale="log", xlabel="n x m", title="milliseconds, epsilon 0.01")
-    for axes in (gap, right, fast):
-        canvas.plain(axes)
-        axes.legend(
-            fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3
-        )
-    canvas.save(figure, path)
-
-
-def _columns(rows: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
-    return [row[x] for row in rows], [row[y] for row in rows]
 
 
 def rounded(x: Any) -> float:

@@ -130,6 +130,36 @@ def resnet(depth: int, width: float = 1.0) -> Any:
         101: ((3, 4, 23, 3), 4),
     }[depth]
 
+    Block = residual_block(expansion)
+
+    class ResNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            planes = channels = int(64 * width)
+            self.conv1 = nn.Conv2d(3, planes, 3, 1, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(planes)
+            for stage, count in enumerate(counts, start=1):
+                blocks = []
+                for i in range(count):
+                    blocks.append(Block(channels, planes, 2 if stage > 1 and i == 0 else 1))
+                    channels = expansion * planes
+                setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+                planes *= 2
+            self.linear = nn.Linear(channels, 10)
+
+        def forward(self, x: Any) -> Any:
+            x = self.bn1(self.conv1(x)).relu()
+            for stage in range(1, 5):
+                x = getattr(self, f"layer{stage}")(x)
+            return self.linear(x.mean((2, 3)))
+
+    return ResNet()
+
+
+def residual_block(expansion: int) -> Any:
+    """The class of a block: of two convolutions, or of three that end on more channels."""
+    from torch import nn
+
     class Block(nn.Module):
         def __init__(self, channels: int, planes: int, stride: int) -> None:
             super().__init__()
@@ -159,28 +189,7 @@ def resnet(depth: int, width: float = 1.0) -> Any:
                 y = y.relu() if i < self.count else y
             return (y + self.shortcut(x)).relu()
 
-    class ResNet(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            planes = channels = int(64 * width)
-            self.conv1 = nn.Conv2d(3, planes, 3, 1, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(planes)
-            for stage, count in enumerate(counts, start=1):
-                blocks = []
-                for i in range(count):
-                    blocks.append(Block(channels, planes, 2 if stage > 1 and i == 0 else 1))
-                    channels = expansion * planes
-                setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-                planes *= 2
-            self.linear = nn.Linear(channels, 10)
-
-        def forward(self, x: Any) -> Any:
-            x = self.bn1(self.conv1(x)).relu()
-            for stage in range(1, 5):
-                x = getattr(self, f"layer{stage}")(x)
-            return self.linear(x.mean((2, 3)))
-
-    return ResNet()
+    return Block
 
 
 def torch_logits(case: str) -> tuple[dict[str, tuple[int, ...]], np.ndarray]:

@@ -73,6 +73,14 @@ def unchecked():
         yield
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Compiled programs of what tests start stay out of the user's cache directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 # Packages whose tests run where a caller's code base promotes neither dtypes nor ranks.
 STRICT = {
     *("activations", "fusion", "graph", "importance"),

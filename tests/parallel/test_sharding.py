@@ -1,4 +1,4 @@
-"""Where arrays of other widths lie; see tests/spec/test_shardings.py for whole networks."""
+"""Where arrays of other widths lie; see tests/spec/test_sharded_fusion.py for whole networks."""
 
 import warnings
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,17 +39,10 @@ def job(folder: Path, forever: bool) -> int:
 
     pid = jax.process_index()
     print(f"process {pid} of {jax.process_count()} prints")
-    told = on_first(lambda: {"pid": pid, "array": np.full(3, -0.0)})
-    assert told["pid"] == 0
-    assert np.signbit(told["array"]).all(), "every bit of it"
-    with pytest.raises(KeyError, match="in process 0"):
-        on_first(lambda: {}[f"in process {pid}"])
-
+    hear_the_first(pid)
     config = Config(model="mlp", batch_size=32, checkpoint_every=5, log_every=5, progress=False)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (256, 8, 8, 1), np.uint8)
-    labels = rng.integers(0, 10, 256).astype(np.int32)
-    dataset = data.Dataset("noise", images, labels, images, labels, 10, (0.5,), (0.25,), 1)
+    dataset = noise()
+    images, labels = dataset.test_images, dataset.test_labels
     network = create(config, dataset)
     batch = data.Batch(images[:64], labels[:64], np.ones(64, bool))
     folder = folder / f"of-{pid}"  # no file system is shared
@@ -94,6 +88,25 @@ def job(folder: Path, forever: bool) -> int:
             journal.add(f"folds-{count}", [one.loss for one in found])
         journal.finish()
     return 0
+
+
+def hear_the_first(pid: int) -> None:
+    """What process 0 says, or raises, every process has."""
+    told = on_first(lambda: {"pid": pid, "array": np.full(3, -0.0)})
+    assert told["pid"] == 0
+    assert np.signbit(told["array"]).all(), "every bit of it"
+    with pytest.raises(KeyError, match="in process 0"):
+        on_first(lambda: {}[f"in process {pid}"])
+
+
+def noise() -> Any:
+    """A data set of 256 images, the same for training and test."""
+    from ifjax import data
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (256, 8, 8, 1), np.uint8)
+    labels = rng.integers(0, 10, 256).astype(np.int32)
+    return data.Dataset("noise", images, labels, images, labels, 10, (0.5,), (0.25,), 1)
 
 
 def start(folder: Path, process: int, processes: int, port: int, *words: str) -> subprocess.Popen:
