@@ -140,10 +140,9 @@ def compress(
     """
     check_order("compress(apply_fn, params, spec, batches)", apply_fn, params)
     check_spec(spec)
-    begin = params if altered is None else altered
     if frontier not in ("held", "recompute"):
         raise ValueError(f"frontier: expected 'held' or 'recompute', got {frontier!r}")
-    for tree in (params, begin):
+    for tree in (params, begin := params if altered is None else altered):
         checked_leaves(tree, spec.structure)
     if isinstance(batches, LayerMoments):
         if folder is not None or frontier != "held" or altered is not None:
@@ -181,11 +180,18 @@ def compress(
         apply_small = functools.partial(shrink(apply_fn, spec), **static)
         small = refit_statistics(apply_small, small, data.batches)
         warn_of_little(result.solved)
-    small = laid_like(small, params)
     kept = flat.gathered({event.group.name: event.index for event in walk.events})
     sizes = {name: spec.structure.group[name].size for name in kept}
     found = tuple(result.chosen), tuple(result.solved), tuple(result.follows)
-    return small, Report(*found, kept, sizes)
+    return _where(params, small), Report(*found, kept, sizes)
+
+
+def _where(params: PyTree, small: PyTree) -> PyTree:
+    """Small leaves where the full ones are: on the host, on a device, or as they lie on a mesh."""
+    small = laid_like(small, params)
+    return jax.tree.map(
+        lambda x, y: np.asarray(y) if isinstance(x, np.ndarray) else y, params, small
+    )
 
 
 def _fix(walk: Walk, leaves: Sequence[Any]) -> None:
