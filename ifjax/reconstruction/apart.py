@@ -135,7 +135,8 @@ def copied(
     of: dict[str, tuple[tuple[str, ...], int | None]] = {}
     for group in structure.groups:
         at = next((j for j, name in enumerate(group.along) if name in over), None)
-        names = [f"{group.name}[{i}]" for i in range(1 if at is None else group.batch[at])]
+        # No axis is called so, as "w[1]", the second axis of w, is.
+        names = [f"{group.name} #{i}" for i in range(1 if at is None else group.batch[at])]
         of[group.name] = ((group.name,) if at is None else tuple(names), at)
     groups = [g for group in structure.groups for g in _copies(group, of, parts)]
     leaves: list[Leaf] = []

@@ -32,7 +32,7 @@ from ifjax.reconstruction.report import Report, warn_of_little
 from ifjax.reconstruction.statistics import refit_statistics
 from ifjax.reconstruction.sweep import Given, sweep
 from ifjax.reconstruction.unroll import Unrolled, unrolled
-from ifjax.reconstruction.walk import Walk, start
+from ifjax.reconstruction.walk import Walk, laid, start
 from ifjax.spec.derived import given as given_option
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
@@ -197,8 +197,9 @@ def _where(params: PyTree, small: PyTree) -> PyTree:
 def _fix(walk: Walk, leaves: Sequence[Any]) -> None:
     """Gives the compressed function other leaves, of which those that differ stay."""
     for n, leaf in zip(walk.leaves, leaves, strict=True):
+        leaf = laid(leaf)
         if not np.array_equal(leaf, walk.full[n]):
-            walk.write(n, jax.device_put(leaf))
+            walk.write(n, leaf)
             walk.fixed.add(n)
 
 

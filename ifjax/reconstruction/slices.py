@@ -159,6 +159,11 @@ def _slice(step: Step, result: int, x: Any, rest: Sequence[Any]) -> Any:
     shape = compat.shape_of(step.equation.outvars[result])
     if x.size == math.prod(shape):
         return x.reshape(shape)
+    taken = positions(step.equation, step.note)[result]
+    single = {k: 0 if x.shape[k] == 1 else i for k, i in taken.items()}
+    ends = [(single[k], single[k] + 1) if k in single else (0, n) for k, n in enumerate(x.shape)]
+    if math.prod(end - begin for begin, end in ends) == math.prod(shape):
+        return jax.lax.slice(x, *zip(*ends, strict=True)).reshape(shape)
     stack = jnp.broadcast_to(x, compat.shape_of(step.equation.invars[0]))
     return bind(step, [stack, *rest])[result]
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ifjax.graph.resized import resized
 from ifjax.jaxprs.arguments import Arguments, path_name, struct
 from ifjax.jaxprs.compat import scan_counts
 from ifjax.jaxprs.evaluate import bind, evaluate
@@ -155,7 +156,17 @@ def _without_slices(now: Unrolled, arguments: Arguments, static: Mapping[str, An
         found = numbered_slices(now.apply_fn, now.params, now.structure, arguments, static)
         if found is None:
             return now
-        now = _after(now, sliced(*found, now.params))
+        new = _after(now, sliced(*found, now.params))
+        try:
+            resized(new.apply_fn, new.structure, new.params, arguments, static)
+        except ValueError as error:
+            names = ", ".join(g.name for g in now.structure.groups if found[1] in g.along)
+            raise ValueError(
+                f"{names}: its slices are read one by one, and as a whole too, where they meet; "
+                "compress solves for each by itself and cannot here: leave the group out, by "
+                "spec(..., exclude=...), or hold its slices in leaves of their own"
+            ) from error
+        now = new
 
 
 def _without_loops(now: Unrolled, arguments: Arguments, static: Mapping[str, Any]) -> Apart | None:

@@ -319,7 +319,7 @@ class Walk:
         """Gives a leaf of the compressed function another value; it stays where it is."""
         full = self.full[leaf]
         if isinstance(full, np.ndarray):
-            value = np.array(value)
+            value = value if isinstance(value, np.ndarray) else np.array(value)
         elif len(full.sharding.device_set) > 1:
             value = jax.device_put(value, fitted(full.sharding, value.shape))
         self.leaves[leaf] = value
@@ -364,14 +364,14 @@ def start(resized: Resized, leaves: Sequence[Any], batches: Sequence[Sequence[An
     resized.parts.clear()
     inputs = len(resized.analysis.inputs)
     program = flatten(resized.analysis.frame, [False] * len(leaves) + [True] * inputs)
-    full = dict(zip(program.inputs, map(_laid, leaves), strict=False))
+    full = dict(zip(program.inputs, map(laid, leaves), strict=False))
     numbers = program.inputs[len(leaves) :]
     values = [dict(zip(numbers, map(jax.device_put, b), strict=True)) for b in batches]
     sites = find_sites(program, len(leaves))
     return Walk(resized, program, sites, full, dict(full), values, [dict(v) for v in values])
 
 
-def _laid(leaf: Any) -> Any:
+def laid(leaf: Any) -> Any:
     """A leaf on the device, or on the host where it is an array of numpy, in jax's dtype."""
     if isinstance(leaf, np.ndarray):
         return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))

@@ -2,6 +2,7 @@
 
 A stacked leaf that is read as ``w[0]``, ``w[1]``, ... in a Python loop has one width along each of
 its other axes, but what lies along them in one slice need never meet what lies there in another.
+Axes that number slices are told apart by their size: of stacks of as many stacks, the outer count.
 """
 
 from __future__ import annotations
