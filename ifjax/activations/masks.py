@@ -95,7 +95,9 @@ def _entries(
             at = [m.axis if n == group.name else _axis_of(axes, n) for n in names]
             kept = tuple(sorted(set(at)))
             index = [
-                np.expand_dims(positions(axes[i], n), [j for j, k in enumerate(kept) if k != i])
+                np.expand_dims(
+                    positions(axes[i], n), tuple(j for j, k in enumerate(kept) if k != i)
+                )
                 for i, n in zip(at, names, strict=True)
             ]
             index = np.broadcast_arrays(*index)

@@ -89,7 +89,7 @@ class NormInputs:
         _, kept = _channels(norm, self.analysis)
         long = np.squeeze(np.asarray(statistic, np.float64))
         order = [kept.index(a) for a in sorted(kept)]
-        return np.expand_dims(long.transpose(order), [a for a in range(ndim) if a not in kept])
+        return np.expand_dims(long.transpose(order), tuple(a for a in range(ndim) if a not in kept))
 
 
 def find_norm_inputs(

@@ -17,6 +17,7 @@ from ifjax.parallel.threads import one_thread
 from ifjax.reconstruction.ridge_on_device import ridge_on_device, squared_error_on_device
 
 NARROW = 2048  # rows of a kernel up to which more threads of BLAS gain little
+WIDE = 0.3  # outputs per row from which on to diagonalise is faster than to solve five times
 SHRINKAGES = (0.001, 0.01, 0.1, 1.0, 10.0)
 Known = dict[Hashable, Any]
 T = TypeVar("T")
@@ -54,7 +55,7 @@ def fit(
     """The solution of `ridge` on all rows, with the shrinkage that is best for those held out.
 
     The family ends with the weights as they are. On the host the Gram matrix of the others is
-    diagonalised once for all shrinkages.
+    diagonalised once for all shrinkages where there are many outputs.
 
     Args:
       training: sums over the positions that shrinkages are compared on.
@@ -92,7 +93,7 @@ def _fit(
     whole = left if rest is None else added(left, rest)
     shrinkage, held = 0.01, (math.nan, math.nan)
     if rest is not None:
-        errors = _held_out(left, rest, intercept, known)
+        errors = held_out(left, rest, intercept, known)
         shrinkage, held = _best(errors, max(float(rest.square.sum()), 0.0))
     before = max(float(whole.square.sum()), 0.0)
     if shrinkage == math.inf and held[0] == held[1]:
@@ -185,8 +186,28 @@ def _once(known: Known, key: Hashable, make: Callable[[], T]) -> T:
     return known[key]
 
 
-def _held_out(training: Moments, test: Moments, intercept: bool, known: Known) -> list[float]:
-    r"""Errors on the test rows, with each of the shrinkages and an infinite one.
+def held_out(training: Moments, test: Moments, intercept: bool, known: Known) -> list[float]:
+    """Errors on the test rows, with each of the shrinkages and an infinite one.
+
+    Args:
+      training: sums over the other rows, of what the weights leave over.
+      test: sums over the rows.
+      intercept: whether there is an offset.
+      known: what was made of the same Gram matrices before, and will be.
+
+    Returns:
+      The errors.
+    """
+    rows, outputs = training.cross.shape[1:]
+    if outputs >= WIDE * rows or ("spectrum", intercept) in known:
+        return _by_spectrum(training, test, intercept, known)
+    own = _once(known, "training", dict)
+    family = (*SHRINKAGES, math.inf)
+    return [squared_error(test, *_change(training, s, intercept, own)[:2]) for s in family]
+
+
+def _by_spectrum(training: Moments, test: Moments, intercept: bool, known: Known) -> list[float]:
+    r"""The same for any shrinkages once the Gram matrix is diagonal.
 
     With :math:`U \Lambda U'` the Gram matrix of the training rows, G that of the test rows, and R,
     S their products with the targets, the change of the weights is

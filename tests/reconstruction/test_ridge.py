@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from ifjax.activations.moments import Moments
-from ifjax.reconstruction.ridge import SHRINKAGES, fit, ridge, squared_error
+from ifjax.reconstruction.ridge import (
+    SHRINKAGES,
+    WIDE,
+    _by_spectrum,
+    fit,
+    held_out,
+    ridge,
+    squared_error,
+)
 
 
 def sums(x, t):
@@ -116,3 +124,16 @@ def test_what_several_read_is_factored_once(monkeypatch):
         alone = fit(*parts, start[..., of], True)
         np.testing.assert_array_equal(found.weights, alone.weights)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+def test_errors_of_held_out_rows_are_the_same_both_ways(intercept):
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(60, 12)) + 1, rng.normal(size=(60, 3))
+    parts = sums(x[:40], t[:40]), sums(x[40:], t[40:])
+    assert WIDE * 12 > 3
+    solved = held_out(*parts, intercept, {})
+    known = {}
+    by_spectrum = _by_spectrum(*parts, intercept, known)
+    np.testing.assert_allclose(solved, by_spectrum, rtol=1e-9)
+    assert held_out(*parts, intercept, known) == by_spectrum, "where it is diagonal already"
