@@ -175,7 +175,9 @@ def _slopes(walk: Walk, site: Site) -> Float[np.ndarray, "B N O"]:
     form, shape = form_of(walk, site.step, site.side), walk.shape(site.output)
     steps = {walk.program.steps[place].equation.primitive.name for place, _ in site.path}
     if steps.isdisjoint(("mul", "div", "sub", "neg")):
-        y = jax.eval_shape(functools.partial(results, form), jax.ShapeDtypeStruct(shape, float))
+        y = jax.eval_shape(
+            functools.partial(results, form), jax.ShapeDtypeStruct(shape, np.float32)
+        )
         return np.ones((y.shape[0], 1, y.shape[2]))
     end = push(walk, np.ones(shape), site.path)
     return results(form, pull(walk, end, site.path))
