@@ -1,5 +1,6 @@
 """How XLA compiles in the tests: fast. Only values matter in them, and compiling takes longest."""
 
+import contextlib
 import os
 import threading
 from typing import Any
@@ -25,7 +26,8 @@ def platforms(asked: str) -> str:
 def reuse_contexts() -> None:
     """As later versions of jax do: ten programs of a thread are lowered in one context of MLIR.
 
-    Making one loads all dialects, two milliseconds: an eighth of the time of these tests.
+    Making one loads all dialects, two milliseconds: an eighth of the time of these tests. What is
+    lowered while another program is has one of its own.
     """
     from jax._src.interpreters import mlir
 
@@ -34,6 +36,9 @@ def reuse_contexts() -> None:
     made, last = mlir.make_ir_context, threading.local()
 
     def context() -> Any:
+        with contextlib.suppress(ValueError):
+            if mlir.ir.Context.current is not None:
+                return made()
         last.count = getattr(last, "count", 0) + 1
         if last.count % 10 == 1:
             last.context = made()
