@@ -1,31 +1,12 @@
 """Re-indexed neurons: permutations change nothing, subsets are zeroed neurons."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 
 import ifjax
 from tests import reference
-
-WIDTHS = {"mlp": (8, 6), "vgg": (6, 8), "res": (4, 6)}
-EPS = 1e-2
-SINGLE = 1e-5
-
-
-def init(model, seed=0, dtype=np.float32):
-    return reference.init(model, seed, WIDTHS[model], dtype)
-
-
-@functools.cache
-def traced(model):
-    return reference.trace(model, init(model), EPS)
-
-
-@functools.cache
-def function(model):
-    return jax.jit(reference.apply(model, EPS))
+from tests.fusion.tiny_networks import EPS, SINGLE, function, init, traced
 
 
 @pytest.mark.parametrize("model", ["mlp", "vgg", "res"])
