@@ -58,13 +58,13 @@ class Stats(TrainState):
     key: jax.Array
 
 
-def dataset_for(network: str) -> data.Dataset:
-    """The digits for the small network, noise of CIFAR-10's shape for the others."""
+def dataset_for(network: str, count: int = 2048) -> data.Dataset:
+    """The digits for the small network, so many images of CIFAR-10's shape for the others."""
     if network == "cnn":
         return data.load("digits")
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (2048, 32, 32, 3)).astype(np.uint8)
-    labels = rng.integers(0, 10, 2048).astype(np.int32)
+    images = rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+    labels = rng.integers(0, 10, count).astype(np.int32)
     constants = data.CIFAR10_MEAN, data.CIFAR10_STD
     return data.Dataset("noise", images, labels, images, labels, 10, *constants, 4, True)
 
