@@ -90,6 +90,7 @@ def reconstruct_state(
     network: Network,
     state: TrainState,
     spec: ifjax.FusionSpec,
+    stats: Stats | None,
 ) -> TrainState:
     """Compresses a training state by reconstruction on training images, without their labels.
 
@@ -99,13 +100,16 @@ def reconstruct_state(
         network: the functions at the widths that the spec begins with.
         state: at these widths.
         spec: what is cut.
+        stats: what the importance needs besides weights; labels may be among it.
 
     Returns:
         The state at the widths that the spec ends with.
     """
     images = [inputs for inputs, _ in calibration_batches(config, dataset)]
-    variables, report = ifjax.compress(network.apply_eval, state.variables, spec, images)
-    maps = ifjax.transport_maps(state.variables, spec, scores=report.scores)
+    variables, report = ifjax.compress(
+        network.apply_eval, state.variables, spec, images, stats=stats
+    )
+    maps = ifjax.transport_maps(state.variables, spec, scores=report.scores, stats=stats)
     opt_state = ifjax.fuse_tree(state.opt_state, spec, maps)
     return state._replace(variables=variables, opt_state=opt_state)
 

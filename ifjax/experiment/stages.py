@@ -172,7 +172,7 @@ def _cut(
 ) -> TrainState:
     """The state at the widths of one round, with moments for its optimizer."""
     if variant.method == "reconstruct":
-        given = job.config, job.dataset, origin.network, state, step
+        given = job.config, job.dataset, origin.network, state, step, origin.stats
         state = compression.reconstruct_state(*given)
     elif origin.models is None:
         state = compression.fuse_state(state, step, origin.stats)

@@ -62,7 +62,7 @@ def test_one_compiled_step_serves_every_importance_and_method(
             ifjax.iterated(variant.spec, CONFIG.rounds), rounds, strict=True
         ):
             if variant.method == "reconstruct":
-                state = reconstruct_state(CONFIG, digits, now, state, step)
+                state = reconstruct_state(CONFIG, digits, now, state, step, None)
             else:
                 state = fuse_state(state, step, None)
             now = stage.network
@@ -117,6 +117,24 @@ def test_statistics_are_those_of_so_many_images(
         jax.grad(loss)(network.variables),
     )
     assert calibrate(CONFIG, digits, network, spec, ("l1", "lamp")) is None
+
+
+@pytest.mark.parametrize("importance", ["taylor", "fisher", "chip"])
+def test_reconstruction_keeps_the_neurons_that_statistics_choose(
+    digits: data.Dataset, network: Network, graph: ifjax.DependencyGraph, importance: str
+) -> None:
+    config = dataclasses.replace(
+        CONFIG, importances=(importance,), methods=("reconstruct",), rounds=1
+    )
+    ((variant,),) = variants(config, graph)
+    stats = calibrate(config, digits, network, variant.spec, (importance,))
+    by = optimization(config, digits, 1, 0.01)
+    state = create_state(network.variables, by.optimizer)
+    small = reconstruct_state(config, digits, network, state, variant.spec, stats)
+    maps = ifjax.transport_maps(network.variables, variant.spec, stats=stats)
+    kept = maps["params/fc1/kernel"].targets
+    full = network.variables["params"]["fc1"]["bias"] + 0.0  # what is before the first cut stays
+    np.testing.assert_array_equal(small.variables["params"]["fc1"]["bias"], full[kept])
 
 
 def test_an_importance_without_what_it_reads_is_refused_before_training(
