@@ -151,11 +151,13 @@ class Cases:
         program = compiled(spec, given=scores)
         sources, found, transports = sources_of(program, leaves, scores, None), {}, {}
         for level in program.levels:
-            for p in level.problems:
-                whole = dataclasses.replace(p, staying=False)
+            # Mass that may stay is transported too: how many sources a target has is then unknown.
+            whole = [dataclasses.replace(p, staying=False, sources=None) for p in level.problems]
+            level = dataclasses.replace(level, problems=tuple(whole))
+            for p in whole:
                 entry, scored, given = sources.of(p)
                 given = None if given is None else given[0]
-                problem = problem_of(whole, entry, scored, given, None, distances)
+                problem = problem_of(p, entry, scored, given, None, distances)
                 problem = [
                     jnp.asarray(x) for x in (problem.cost, problem.a, problem.b, problem.targets)
                 ]
