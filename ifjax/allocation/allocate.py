@@ -26,10 +26,9 @@ from ifjax.reconstruction.calibration import calibration
 from ifjax.reconstruction.compress import direction_of, kept_by_importance, reconstructs
 from ifjax.reconstruction.unroll import unrolled
 from ifjax.reconstruction.walk import start
-from ifjax.spec.numbers import is_real, plain_number
+from ifjax.spec.options import is_real, plain_number
 from ifjax.spec.spec import FusionSpec
-from ifjax.spec.uniform import Uniform
-from ifjax.spec.widths import Selector
+from ifjax.spec.widths import Selector, Uniform
 from ifjax.structure.leaves import checked_leaves
 
 

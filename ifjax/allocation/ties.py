@@ -6,10 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from ifjax.spec.nearest import nearest_first
-from ifjax.spec.numbers import is_real, plain_number
-from ifjax.spec.uniform import Uniform, tied
-from ifjax.spec.widths import matching
+from ifjax.spec.options import is_real, nearest_first, plain_number
+from ifjax.spec.widths import Uniform, matching, tied
 from ifjax.structure.structure import Group
 
 Bound = float | int | Mapping[str, float | int]
@@ -51,7 +49,7 @@ def ties_of(
 
     Args:
       groups: those that may be cut.
-      uniform: see `ifjax.spec.uniform.tied`; a group belongs to the first that ties it.
+      uniform: see `ifjax.spec.widths.tied`; a group belongs to the first that ties it.
       floor: the fewest neurons that stay: a number of them, or a fraction of a group's; by glob.
       cap: the most.
       round_to: cut widths are multiples of it.

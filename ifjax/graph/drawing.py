@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from ifjax.graph.coupling import Coupling
-from ifjax.structure.account import savings
+from ifjax.spec.table import savings
 from ifjax.structure.structure import Group
 
 _NUMBER = re.compile(r"(\d+)")

@@ -17,13 +17,11 @@ from ifjax.graph.printing import graph_table
 from ifjax.graph.verify import Verification, verify
 from ifjax.graph.width_numbers import WidthNumber, renamed
 from ifjax.spec import widths as selecting
-from ifjax.spec.budget import UNITS, groups_for
 from ifjax.spec.method import Method
-from ifjax.spec.nearest import nearest_first
-from ifjax.spec.numbers import Number
+from ifjax.spec.options import Number, nearest_first
 from ifjax.spec.spec import FusionSpec
 from ifjax.spec.table import shortened
-from ifjax.spec.uniform import Uniform, check_uniform
+from ifjax.spec.widths import UNITS, Uniform, check_uniform, groups_for
 from ifjax.structure.structure import Group, Member, Structure
 
 

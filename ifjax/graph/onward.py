@@ -7,7 +7,7 @@ import dataclasses
 from ifjax.graph.trace import DependencyGraph
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure import axis as ex
-from ifjax.structure.resize import at_widths
+from ifjax.structure.structure import at_widths
 
 
 def onward(graph: DependencyGraph, spec: FusionSpec) -> DependencyGraph:

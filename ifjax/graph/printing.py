@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ifjax.graph.coupling import Coupling
-from ifjax.structure.account import align, savings
+from ifjax.spec.table import align, savings
 
 MOST_PINNED = 12
 

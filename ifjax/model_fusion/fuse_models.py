@@ -38,8 +38,7 @@ from ifjax.namespace import AnyArray, Arrays, jitted, namespace
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure.leaves import checked_leaves
-from ifjax.structure.resize import at_widths
-from ifjax.structure.structure import Structure
+from ifjax.structure.structure import Structure, at_widths
 from ifjax.transport.costs import Order
 from ifjax.transport.solvers import Solver
 from ifjax.transport.transport import Transport

@@ -33,7 +33,7 @@ from ifjax.reconstruction.statistics import refit_statistics
 from ifjax.reconstruction.sweep import Given, sweep
 from ifjax.reconstruction.unroll import Unrolled, unrolled
 from ifjax.reconstruction.walk import Walk, laid, start
-from ifjax.spec.derived import given as given_option
+from ifjax.spec.options import given as given_option
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.names import by_group

@@ -22,7 +22,7 @@ from ifjax.report.canvas import (
     save,
     set_title,
 )
-from ifjax.structure.account import savings
+from ifjax.spec.table import savings
 from ifjax.structure.structure import Group
 
 ON: dict[str, Any] = {"color": DENSE, "linewidth": 1.0}

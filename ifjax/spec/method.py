@@ -11,10 +11,15 @@ from typing import Literal, NamedTuple, TypeGuard
 
 from ifjax import importance as importances
 from ifjax.importance import GroupMetric
-from ifjax.spec import choices
-from ifjax.spec.derived import DerivedName, DerivedNumber, given
-from ifjax.spec.nearest import nearest_first
-from ifjax.spec.numbers import is_real, plain_number
+from ifjax.spec import options
+from ifjax.spec.options import (
+    DerivedName,
+    DerivedNumber,
+    given,
+    is_real,
+    nearest_first,
+    plain_number,
+)
 from ifjax.structure.structure import Kind
 from ifjax.transport import solvers
 from ifjax.transport import targets as targets_
@@ -161,7 +166,7 @@ class Method:
         """
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for option, (_, registry, where) in _VALUES.items():
-            found[option] = choices.to_json(option, found[option], registry, where)
+            found[option] = options.to_json(option, found[option], registry, where)
         return {key: "inf" if value == math.inf else value for key, value in found.items()}
 
     @classmethod
@@ -186,7 +191,7 @@ class Method:
         found = dict(fields)
         for option, (_, registry, _) in _VALUES.items():
             if option in found:
-                found[option] = choices.from_json(option, found[option], registry)
+                found[option] = options.from_json(option, found[option], registry)
         cost_p = found.get("cost_p")
         if cost_p == "inf" or is_real(cost_p):
             found["cost_p"] = float(cost_p)
@@ -210,7 +215,7 @@ class Method:
         self._keep_numbers()
         metric, targets, solver = self.importance, self.targets, self.solver
         if isinstance(metric, GroupMetric):
-            self._keep("importance", choices.plain_name(metric, importances.IMPORTANCES) or metric)
+            self._keep("importance", options.plain_name(metric, importances.IMPORTANCES) or metric)
         if isinstance(targets, str) and targets in targets_.centroid_names():
             targets = targets_.targets_of(targets)
         if isinstance(targets, Targets):
@@ -220,7 +225,7 @@ class Method:
         if isinstance(solver, Solver):
             epsilon = given(self.epsilon)
             value = solvers.solver_of(solver, epsilon)
-            self._keep("solver", choices.plain_name(solver, solvers.SOLVERS, "epsilon") or solver)
+            self._keep("solver", options.plain_name(solver, solvers.SOLVERS, "epsilon") or solver)
         else:
             epsilon = self.epsilon  # a name says nothing of it, so that a derived one stays
             value = solvers.solver_of(solver, epsilon)
@@ -231,7 +236,7 @@ class Method:
     def _keep_targets(self, targets: Targets) -> None:
         """Names them, or leaves them as they are."""
         names = (name for name, known in targets_.TARGETS.items() if type(targets) is known)
-        own, plain = next(names, None), choices.plain_name(targets, targets_.TARGETS)
+        own, plain = next(names, None), options.plain_name(targets, targets_.TARGETS)
         if isinstance(targets, Centroids):
             if given(self.centroids) not in (None, own):
                 raise ValueError(
@@ -265,7 +270,7 @@ class Method:
             raise ValueError(f"epsilon must be positive and finite; got {epsilon!r}")
 
     def _keep(self, option: str, value: object) -> None:
-        choices.check_hashable(option, value)
+        options.check_hashable(option, value)
         object.__setattr__(self, option, value)
 
     def _check_names(self) -> None:

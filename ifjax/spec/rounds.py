@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ifjax.spec.spec import FusionSpec, check_spec
-from ifjax.structure.resize import at_widths
-from ifjax.structure.structure import Structure
+from ifjax.structure.structure import Structure, at_widths
 
 
 class Round(NamedTuple):

@@ -1,4 +1,4 @@
-"""Patterns on group names, and the widths they ask for."""
+"""How many neurons of every group stay: by patterns on names, by a budget, alike in several."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import dataclasses
 import difflib
 import math
 import numbers
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias, TypeGuard, TypeVar
 
-from ifjax.spec.numbers import Number, is_real, plain_number
+from ifjax.spec.options import Number, is_real, plain_number
 from ifjax.structure.names import older_name
-from ifjax.structure.structure import Group, Member
+from ifjax.structure.structure import Group, Member, Structure
 
 Value = TypeVar("Value")
 Amount: TypeAlias = Number | Mapping[str, Number] | None
 Selector = str | Iterable[str] | Callable[[Group], bool] | None
+Uniform = bool | str | Iterable[str]
+
+UNITS = ("neurons", "weights", "flops")
+_STEPS = 30  # of bisection: the ratio to 1e-9
 
 
 def widths(
@@ -174,3 +180,126 @@ def kept_neurons(n: int, sparsity: float, round_to: int = 1) -> int:
         m = max(1, math.floor(m / round_to + 0.5)) * round_to
         m = min(m, n // round_to * round_to) or n
     return m
+
+
+def groups_for(
+    structure: Structure,
+    share: float,
+    of: str,
+    cut: Callable[[float], tuple[Group, ...]],
+) -> tuple[Group, ...]:
+    """The groups at the least uniform ratio that removes a share of the network's weights or FLOPs.
+
+    Half of the neurons of every group is about three quarters of the weights, for a kernel has
+    neurons on either side: a share of the weights asks for fewer neurons.
+
+    Args:
+      structure: leaves, groups, and the contractions that FLOPs are counted by.
+      share: of all weights, or of all FLOPs, to be removed; in [0, 1).
+      of: ``"weights"`` or ``"flops"``.
+      cut: from a ratio of neurons to the groups with the numbers to keep.
+
+    Returns:
+      The groups with the numbers to keep.
+
+    Raises:
+      ValueError: where the groups that may be cut do not hold so much.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = {"a": jnp.ones((8, 64)), "b": jnp.ones((64, 64)), "c": jnp.ones((64, 8))}
+      >>> apply = lambda p, x: x @ p["a"] @ p["b"] @ p["c"]
+      >>> graph = ifjax.trace(apply, params, jnp.ones((1, 8)))
+      >>> spec = graph.spec(0.5, of="weights")
+      >>> spec.structure.widths, spec.weights()
+      ({'a': 43, 'b': 43}, (5120, 2537))
+    """
+    total = {"weights": structure.weights, "flops": structure.flops}[of]
+    whole = total({})
+
+    def removed(groups: tuple[Group, ...]) -> float:
+        small = dataclasses.replace(structure, groups=groups)
+        count = small.weights() if of == "weights" else small.flops()
+        return 1 - count / whole if whole else 0.0
+
+    if removed(cut(0.0)) >= share - 1e-12:
+        return cut(0.0)
+    low, high = 0.0, 1 - 1e-9
+    found = cut(high)
+    if removed(found) < share - 1e-12:
+        raise ValueError(
+            f"no uniform ratio removes {share:.1%} of the {of}: with one neuron left in every "
+            f"group that may be cut {removed(found):.1%} would be gone; ask for less, or widen "
+            "include, exclude or protect"
+        )
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        groups = cut(middle)
+        if removed(groups) >= share - 1e-12:
+            high, found = middle, groups
+        else:
+            low = middle
+    return found
+
+
+def tied(groups: Sequence[Group], uniform: Uniform) -> dict[str, tuple[Group, ...]]:
+    """The groups that have to have one width, by what ties them.
+
+    Args:
+      groups: of a graph.
+      uniform: globs on group names, each of which ties what it matches; True for one tie for
+        groups whose names differ in numbers alone, as those of layers in a list do.
+
+    Returns:
+      Ties of at least one group.
+
+    Raises:
+      ValueError: for a glob that matches nothing.
+
+    Example:
+      >>> import ifjax, jax.numpy as jnp
+      >>> params = [jnp.ones((4, 8)), jnp.ones((8, 8)), jnp.ones((8, 2))]
+      >>> apply = lambda p, x: x @ p[0] @ p[1] @ p[2]
+      >>> found = tied(ifjax.trace(apply, params, jnp.ones((1, 4))).groups, True)
+      >>> {tie: [group.name for group in of] for tie, of in found.items()}
+      {'*': ['0', '1']}
+    """
+    if uniform is True:
+        by_name: dict[str, list[Group]] = defaultdict(list)
+        for group in groups:
+            by_name[re.sub(r"\d+", "*", group.name)].append(group)
+        return {tie: tuple(of) for tie, of in by_name.items()}
+    if uniform is False:
+        return {}
+    found = {}
+    for glob in [uniform] if isinstance(uniform, str) else uniform:
+        names = matching(groups, glob)
+        if not names:
+            some = ", ".join(repr(group.name) for group in groups[:3])
+            raise ValueError(f"uniform pattern {glob!r} matches none of the groups, such as {some}")
+        found[glob] = tuple(group for group in groups if group.name in names)
+    return found
+
+
+def check_uniform(groups: Sequence[Group], uniform: Uniform) -> None:
+    """Refuses widths that differ where one is wanted.
+
+    Args:
+      groups: with the numbers of neurons to keep.
+      uniform: see `tied`.
+
+    Raises:
+      ValueError: naming two groups of one tie that would have different widths, and the width
+        that all could have.
+    """
+    for tie, of in tied(groups, uniform).items():
+        widths: Mapping[int, str] = {group.kept: group.name for group in of}
+        if len(widths) < 2:
+            continue
+        (few, small), (many, large) = min(widths.items()), max(widths.items())
+        would = min(group.size for group in of)
+        raise ValueError(
+            f"uniform {tie!r}: expected one width, got {few} for {small} and {many} for {large}; "
+            f"give one sparsity for all of them where they are of one size, or "
+            f"keep={{{tie!r}: {min(few, would)}}}"
+        )

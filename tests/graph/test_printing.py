@@ -8,7 +8,7 @@ import numpy as np
 
 import ifjax
 from ifjax.graph import printing
-from ifjax.structure.account import savings
+from ifjax.spec.table import savings
 from tests.graph.laws import array, arrays
 
 X = array(4, 3)

@@ -12,7 +12,7 @@ import pytest
 import ifjax
 from ifjax.model_fusion import alignment
 from ifjax.structure import axis as ex
-from ifjax.structure.resize import at_widths
+from ifjax.structure.structure import at_widths
 from tests.graph.laws import array, arrays
 
 X = array(2, 3)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import ifjax
-from ifjax.structure.structure import Group, Member, Structure
+from ifjax.structure.structure import Group, Member, Structure, at_widths
 
 
 def network(p, x):
@@ -64,3 +64,24 @@ def test_kernels_are_what_produces_or_consumes_or_all_that_there_is():
     bias = Group("b", 4, 4, "free", (Member("b", 0, "additive", ()),))
     assert bias.kernels == [*bias.members]
     assert bias.position == -1
+
+
+def beside_its_input(p, x):
+    h = jax.nn.relu(x @ p["up"])
+    both = jnp.concatenate([h, x], axis=-1)  # h beside the input, which stays
+    return both @ p["mid"] @ p["down"]
+
+
+def shapes_of(n, m):
+    shapes = {"up": (3, n), "mid": (n + 3, m), "down": (m, 2)}
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+
+def test_the_structure_at_other_widths_is_the_one_that_is_traced_there():
+    x = jax.ShapeDtypeStruct((1, 3), jnp.float32)
+    full, small = (
+        ifjax.trace(beside_its_input, shapes_of(*widths), x).structure
+        for widths in ((8, 6), (5, 4))
+    )
+    assert at_widths(full, {"up": 5, "mid": 4}) == small
+    assert at_widths(full, {}) == full
