@@ -9,7 +9,14 @@ from jaxtyping import PyTree
 
 from ifjax.activations.statistics import Stats
 from ifjax.fusion.execution.merging import merged
-from ifjax.fusion.execution.place import fused_outputs, is_held, leaf_outputs, placed, run, to_host
+from ifjax.fusion.execution.place import (
+    fused_outputs,
+    held_by_host,
+    leaf_outputs,
+    placed,
+    run,
+    to_host,
+)
 from ifjax.fusion.execution.solve import solved
 from ifjax.fusion.inputs import Scores, check_converged, checked_maps
 from ifjax.fusion.program import Program, compiled
@@ -157,12 +164,12 @@ def apply_maps(
     structure = spec.structure
     if kind not in _APPLIED:
         raise ValueError(f"kind must be one of {', '.join(_APPLIED)}; got {kind!r}")
-    full = to_host(params) if is_held(params) else params
+    program = compiled(spec, keep_shape=keep_shape)
+    full = to_host(params) if held_by_host(program, params) else params
     leaves = checked_leaves(full, structure) if kind == "weights" else _some_leaves(full, structure)
     maps = checked_maps(maps, structure)
     if not structure.widths:
         return params
-    program = compiled(spec, keep_shape=keep_shape)
     _check_in_place(program, kind)
     read = {path: leaves[path] for path in program.read if path in leaves}
     rest = dict.fromkeys(Transport._fields[2:])

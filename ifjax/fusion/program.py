@@ -21,6 +21,12 @@ from ifjax.structure.structure import BatchNorm, Group, Structure
 from ifjax.transport.solvers import HostSolver, Solver
 from ifjax.transport.targets import Neurons
 
+LARGE = 2**36
+"""Multiplications that merging takes per group, from which on an accelerator compiles a program.
+
+A host of 16 cores makes 2**37 a second, and compiling takes half a second per group.
+"""
+
 # What the scores of a group are read from.
 Source = Literal["weights", "raw", "norm_scales", "gradients", "statistic", "given"]
 
@@ -160,6 +166,24 @@ class Program:
         structure = self.spec.structure
         groups = structure.in_order()
         return merges_of(structure, groups, {}, structure.leaf, self.keep_shape)
+
+    @functools.cached_property
+    def is_large(self) -> bool:
+        """Whether its groups are so large that an accelerator is worth compiling for.
+
+        None of them solved by the host, which a compiled program would wait for.
+        """
+        work = []
+        for group in self.spec.structure.in_order():
+            own, (n, m) = self.spec.method.of(group.kind), (group.size, group.kept)
+            if own.method != "fuse":
+                continue
+            solver = own.solver_value.at(n, m, uniform=own.uniform, backend=self.backend)
+            if isinstance(solver, HostSolver):
+                return False
+            read = layout_of(self.spec.structure, group, {}, group.kernels).features
+            work.append(math.prod(group.batch) * n * m * read)
+        return bool(work) and sum(work) >= LARGE * len(work)
 
     @functools.cached_property
     def refits(self) -> tuple[Refit, ...]:

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from ifjax.activations.statistics import Stats
-from ifjax.fusion.execution.place import is_held, map_outputs, run, to_host
+from ifjax.fusion.execution.place import held_by_host, is_held, map_outputs, run, to_host
 from ifjax.fusion.execution.solve import scored, solved
 from ifjax.fusion.inputs import (
     Scores,
@@ -92,15 +92,15 @@ def inputs_of(
     """The program of a spec; leaves that it reads, scores and statistics, checked."""
     check_spec(spec)
     spec.method.targets_value.require()
-    if is_held(params):
+    scores = checked_scores(scores, spec.structure)
+    program = compiled(spec, given=scores, keep_shape=keep_shape)
+    if held_by_host(program, params):
         params = to_host(params)
     leaves = checked_leaves(params, spec.structure)
-    scores = checked_scores(scores, spec.structure)
     stats = checked_stats(stats, spec.structure, spec.method, scores)
     chosen_elsewhere = isinstance(spec.method.importance_value, Reconstruction)
     if chosen_elsewhere and not spec.structure.widths.keys() <= scores.keys():
         raise ValueError(NO_SCORES)
-    program = compiled(spec, given=scores, keep_shape=keep_shape)
     warn_of_unsettled(leaves, program.norms)
     return program, {path: leaves[path] for path in program.read}, scores, stats
 
