@@ -11,7 +11,7 @@ import dataclasses
 import heapq
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import jax.numpy as jnp
@@ -60,7 +60,6 @@ def evaluate(
     observe: Observer = lambda seen: None,
     *,
     apply: Apply = bind,
-    steps: Sequence[Step] | None = None,
     keep: Iterable[int] | None = None,
     inside: Callable[[Step], bool] = lambda step: False,
 ) -> dict[int, ArrayLike]:
@@ -72,7 +71,6 @@ def evaluate(
       observe: gets every equation's operands and results; may return further values by number, for
         which others wait.
       apply: evaluates an equation.
-      steps: evaluate these alone, a part of the program in its order; see `Program.steps_to`.
       keep: numbers of the values to be returned; None for the outputs.
       inside: whether to take a loop or branch apart, so that the equations inside are seen turn by
         turn, but for the conditions of while loops. A scan is unrolled; where a traced value
@@ -98,11 +96,10 @@ def evaluate(
       >>> evaluate(program, {0: w}, keep=[kernel])[kernel].tolist()  # of parameters alone
       [[2.0, 2.0], [2.0, 2.0]]
     """
-    chosen = program.steps if steps is None else steps
     kept = frozenset(program.outputs if keep is None else keep)
     known = {**program.constants, **values}
-    left = Counter(itertools.chain.from_iterable(step.inputs for step in chosen))
-    unknown = [{n for n in step.inputs if n not in known} for step in chosen]
+    left = Counter(itertools.chain.from_iterable(step.inputs for step in program.steps))
+    unknown = [{n for n in step.inputs if n not in known} for step in program.steps]
     waiting: dict[int, list[int]] = defaultdict(list)
     for place, numbers in enumerate(unknown):
         for number in numbers:
@@ -119,7 +116,7 @@ def evaluate(
                     heapq.heappush(ready, place)
 
     while ready:
-        step = chosen[heapq.heappop(ready)]
+        step = program.steps[heapq.heappop(ready)]
         operands = [known[n] for n in step.inputs]
         results = _taken_apart(program, step, operands, observe, apply, inside)
         if results is None:

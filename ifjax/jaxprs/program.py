@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
@@ -41,12 +41,6 @@ class Step:
         """What the rule of its primitive noted when the function was walked."""
         return None if self.frame is None else self.frame.notes.get(self.index)
 
-    @property
-    def scope(self) -> str:
-        """The `jax.named_scope` it stands in, those of its callers included."""
-        around = (*reversed(self.callers), self.equation)
-        return "/".join(filter(None, (str(e.source_info.name_stack) for e in around)))
-
 
 @dataclasses.dataclass
 class Program:
@@ -69,15 +63,6 @@ class Program:
     data: list[bool] = dataclasses.field(default_factory=list)
     uses: list[int] = dataclasses.field(default_factory=list)
     numbers: dict[tuple[int, Var], int] = dataclasses.field(default_factory=dict)
-
-    def steps_to(self, numbers: Iterable[int]) -> list[Step]:
-        """The steps that some values take, and no others."""
-        wanted, found = set(numbers), []
-        for step in reversed(self.steps):
-            if wanted.intersection(step.outputs):
-                wanted.update(step.inputs)
-                found.append(step)
-        return found[::-1]
 
     def _fresh(self, data: bool) -> int:
         self.data.append(data)

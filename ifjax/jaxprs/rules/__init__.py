@@ -10,10 +10,8 @@ from ifjax.jaxprs.rules import (
     elementwise,
     indexing,
     linear,
-    matrices,
     ordered,
     random,
-    reductions,
     shapes,
 )
 from ifjax.jaxprs.rules.rule import Rule, rebind
@@ -24,9 +22,7 @@ RULES: dict[str, Rule] = {
     **linear.RULES,
     **shapes.RULES,
     **indexing.RULES,
-    **reductions.RULES,
     **ordered.RULES,
-    **matrices.RULES,
     **random.RULES,
     **calls.RULES,
     **control.RULES,

@@ -1,4 +1,4 @@
-"""Elementwise primitives: all operands of full rank share all their axes."""
+"""Elementwise primitives, whose operands share all their axes; reductions, where some go."""
 
 from __future__ import annotations
 
@@ -41,11 +41,20 @@ def rebuild_constraint(resize: Resize, equation: JaxprEqn, values: Values) -> Va
     return compat.bind(equation, values)
 
 
+def reduce(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
+    """Reduced axes go, for the order along them does not matter; the others pass on."""
+    del context
+    over = equation.params["axes"]
+    kept = tuple(a for i, a in enumerate(operands[0]) if i not in over)
+    return [kept for _ in equation.outvars]
+
+
 NUMBERED = ("mul", "div", "add", "add_any", "sub", "pow")  # where a number may follow the widths
 
 RULES = {
     **{name: Rule(share) for name, traits in TRAITS.items() if traits.kind == "elementwise"},
     **{name: Rule(each) for name, traits in TRAITS.items() if traits.kind == "same"},
     **dict.fromkeys(NUMBERED, Rule(share, rebuild_number)),
+    **{name: Rule(reduce) for name, traits in TRAITS.items() if traits.kind == "reduction"},
     "sharding_constraint": Rule(each, rebuild_constraint),
 }

@@ -1,4 +1,7 @@
-"""Everything in which the order along an axis matters, or its position: that axis is pinned."""
+"""Everything in which the order along an axis matters, or its position: that axis is pinned.
+
+So are the axes of matrices that are decomposed or solved.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,11 @@ from jax.extend.core import JaxprEqn
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.rules.rule import Flow, Resize, Rule
+from ifjax.jaxprs.traits import TRAITS, traits_of
 from ifjax.jaxprs.walk import Axes, Context
+
+LARGEST = "the largest along this axis are taken"
+SOLVED = "axis of a matrix that is decomposed or solved"
 
 
 def _over(equation: JaxprEqn, name: str) -> list[int]:
@@ -16,18 +23,14 @@ def _over(equation: JaxprEqn, name: str) -> list[int]:
     return [int(i) % rank for i in (value if isinstance(value, tuple | list) else (value,))]
 
 
-def ordered(name: str) -> Flow:
-    """A rule for primitives that depend on the order along ``params[name]``, of unchanged shape."""
-
-    def flow(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
-        for axes in operands:
-            for a, b in zip(operands[0], axes, strict=True):
-                context.unify(a, b)
-        over = _over(equation, name)
-        context.pin([operands[0][i] for i in over], "the order along this axis matters")
-        return [operands[0] for _ in equation.outvars]
-
-    return flow
+def ordered(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
+    """What depends on the order along some axes, of unchanged shape."""
+    for axes in operands:
+        for a, b in zip(operands[0], axes, strict=True):
+            context.unify(a, b)
+    over = _over(equation, traits_of(equation).over)
+    context.pin([operands[0][i] for i in over], "the order along this axis matters")
+    return [operands[0] for _ in equation.outvars]
 
 
 def search(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
@@ -40,17 +43,27 @@ def search(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[A
 def top_k(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """The k largest, and their positions: the axis is pinned unless these only choose there."""
     (axis,) = _over(equation, "axis")
-    reason = "the largest along this axis are taken"
     positions = equation.outvars[1]
     assert context.frame is not None
     read = (v for e in context.frame.jaxpr.eqns for v in e.invars)
     if any(v is positions for v in (*read, *context.frame.jaxpr.outvars)):
-        context.place(positions, operands[0][axis], reason)
+        context.place(positions, operands[0][axis], LARGEST)
     else:  # ranked, and nothing is chosen
-        context.pin([operands[0][axis]], reason)
-    out = list(operands[0])
-    out[axis] = context.pinned([compat.shape_of(equation.outvars[0])[axis]], reason)[0]
-    return [tuple(out) for _ in equation.outvars]
+        context.pin([operands[0][axis]], LARGEST)
+    return _largest(context, equation, operands[0], axis)
+
+
+def approx_top_k(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
+    """The k largest, and their positions, which pin the axis."""
+    (axis,) = _over(equation, "reduction_dimension")
+    context.pin([operands[0][axis]], LARGEST)
+    return _largest(context, equation, operands[0], axis)
+
+
+def _largest(context: Context, equation: JaxprEqn, axes: Axes, axis: int) -> list[Axes]:
+    """The axes with k entries in the place of one."""
+    k = context.pinned([compat.shape_of(equation.outvars[0])[axis]], LARGEST)
+    return [(*axes[:axis], *k, *axes[axis + 1 :]) for _ in equation.outvars]
 
 
 def rebuild_top_k(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
@@ -63,20 +76,6 @@ def rebuild_top_k(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
             f"spec cuts to {left}: keep at least {k} there"
         )
     return compat.bind(equation, values)
-
-
-def largest(name: str) -> Flow:
-    """A rule for the k largest along ``params[name]``, and their positions, which pin the axis."""
-
-    def flow(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
-        (axis,) = _over(equation, name)
-        reason = "the largest along this axis are taken"
-        context.pin([operands[0][axis]], reason)
-        out = list(operands[0])
-        out[axis] = context.pinned([compat.shape_of(equation.outvars[0])[axis]], reason)[0]
-        return [tuple(out) for _ in equation.outvars]
-
-    return flow
 
 
 def fourier(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
@@ -118,19 +117,47 @@ def fold(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axe
     return [kept for _ in equation.outvars]
 
 
+def decompose(rank: int) -> Flow:
+    """A rule where the first operand has ``rank`` axes of its own after the batch axes."""
+
+    def flow(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
+        batch = operands[0][: len(operands[0]) - rank]
+        for axes in operands:
+            for a, b in zip(batch, axes, strict=False):
+                context.unify(a, b)
+            context.pin(axes[len(batch) :], SOLVED)
+        shapes = [compat.shape_of(v)[len(batch) :] for v in equation.outvars]
+        return [(*batch, *context.pinned(shape, SOLVED)) for shape in shapes]
+
+    return flow
+
+
+def triangular_solve(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
+    """The other axis of the right-hand side passes on: every column is solved by itself."""
+    a, b = operands
+    for x, y in zip(a[:-2], b[:-2], strict=True):
+        context.unify(x, y)
+    solved = b[-2] if equation.params["left_side"] else b[-1]
+    context.pin([*a[-2:], solved], SOLVED)
+    return [b]
+
+
 STEPS = ("window_dimensions", "window_strides", "base_dilation")
 WINDOW = "reduce_window reduce_window_sum reduce_window_max reduce_window_min"
 GRADIENT = "select_and_scatter_add select_and_gather_add"
-CUMULATIVE = "cumsum cumprod cummax cummin cumlogsumexp"
+MATRIX = "cholesky cholesky_update eig eigh hessenberg lu qr schur svd tridiagonal"
+MATRIX += " householder_product symmetric_product"
+VECTOR = "tridiagonal_solve lu_pivots_to_permutation"
 
 RULES = {
     **dict.fromkeys(("argmax", "argmin"), Rule(search)),
     **dict.fromkeys(f"{WINDOW} {GRADIENT}".split(), Rule(window)),
-    **dict.fromkeys(CUMULATIVE.split(), Rule(ordered("axis"))),
-    "rev": Rule(ordered("dimensions")),
-    "sort": Rule(ordered("dimension")),
+    **{name: Rule(ordered) for name, traits in TRAITS.items() if traits.kind == "ordered"},
     "top_k": Rule(top_k, rebuild_top_k),
-    "approx_top_k": Rule(largest("reduction_dimension")),
+    "approx_top_k": Rule(approx_top_k),
     "fft": Rule(fourier),
     "reduce": Rule(fold),
+    **dict.fromkeys(MATRIX.split(), Rule(decompose(2))),
+    **dict.fromkeys(VECTOR.split(), Rule(decompose(1))),
+    "triangular_solve": Rule(triangular_solve),
 }
