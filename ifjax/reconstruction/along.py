@@ -40,6 +40,12 @@ def push(walk: Walk, x: Any, path: Path, scaled: bool = True) -> Any:
     return x
 
 
+def stands_still(walk: Walk, path: Path) -> bool:
+    """Whether an array is the same at the end of a path, but for its dtype."""
+    steps = (walk.program.steps[place] for place, _ in path)
+    return all(traits_of(step.equation).kind == "same" for step in steps)
+
+
 def _moved(walk: Walk, x: Any, step: Step, k: int) -> Any:
     """An array after a step that moves its entries; zeros where it joins others."""
     match step.equation.primitive.name:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from ifjax.activations.moments import NormalForm, kernel, results, weight
 from ifjax.graph.facts.sites import Site
 from ifjax.graph.facts.views import Path, views_of
-from ifjax.reconstruction.along import pull, push
+from ifjax.reconstruction.along import pull, push, stands_still
 from ifjax.reconstruction.walk import Walk
 
 TINY = 1e-6  # of the largest slope: below it an output hardly depends on the weight
@@ -51,8 +51,11 @@ def write_weight(
         _write_normalised(walk, site, np.asarray(w, np.float64) + change)
         return
     for view in site.views:
-        leaf = np.array(walk.leaves[view.leaf])
+        leaf = np.asarray(walk.leaves[view.leaf])
         shape = leaf.shape
+        if stands_still(walk, view.spine):
+            walk.write(view.leaf, jnp.asarray((leaf + change).astype(leaf.dtype)))
+            continue
         at = push(walk, np.arange(leaf.size).reshape(shape), view.spine, scaled=False)
         factor = push(walk, np.ones(shape), view.spine)  # zero where other leaves stand
         flat = leaf.astype(np.float64).reshape(-1)
