@@ -19,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
 from ifjax.jaxprs.traits import contraction_of
 from ifjax.namespace import AnyArray, namespace
+from ifjax.parallel.matrices import mesh_of, placed
 from ifjax.tree import wide_dtype
 
 PATCHES = 2**24  # numbers of a chunk of rows that are held at a time
@@ -172,14 +174,14 @@ def _grouped(form: NormalForm, x: AnyArray, axis: int) -> Shaped[AnyArray, "B N 
     return x.swapaxes(0, 1)
 
 
-def kernel(form: NormalForm, w: Array) -> Shaped[Array, "B K O"]:
+def kernel(form: NormalForm, w: AnyArray) -> Shaped[AnyArray, "B K O"]:
     """The weight in normal form."""
     if form.window:
         out, into, *space = form.numbers.rhs_spec
-        w = jnp.transpose(w, (into, *space, out))
+        w = w.transpose((into, *space, out))
         w = w.reshape(math.prod(w.shape[:-1]), form.groups, w.shape[-1] // form.groups)
         return w.swapaxes(0, 1)
-    w = jnp.transpose(w, _order(form))
+    w = w.transpose(_order(form))
     at = 1 - form.side
     b, k = len(form.batch[at]), len(form.contracted[at])
     return w.reshape([math.prod(w.shape[i:j]) for i, j in ((0, b), (b, b + k), (b + k, w.ndim))])
@@ -223,7 +225,6 @@ class Moments(NamedTuple):
     square: Any
 
 
-@functools.partial(jax.jit, static_argnames=("forms", "kernel_shapes", "gram"))
 def moments(
     forms: tuple[NormalForm, ...],
     kernel_shapes: tuple[tuple[int, ...], ...],
@@ -241,19 +242,33 @@ def moments(
       gram: whether sums of what is read alone are wanted, ``rows`` and ``gram``, else None.
 
     Returns:
-      Sums over the positions, in float32, or float64 where the inputs are.
+      Sums over the positions, in float32, or float64 where the inputs are. Those of inputs on a
+      mesh are spread over it, see `ifjax.parallel.matrices.spread`.
     """
+    mesh = mesh_of(*inputs, target)
+    return _moments(forms, kernel_shapes, inputs, target, gram, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("forms", "kernel_shapes", "gram", "mesh"))
+def _moments(
+    forms: tuple[NormalForm, ...],
+    kernel_shapes: tuple[tuple[int, ...], ...],
+    inputs: tuple[Array, ...],
+    target: Float[Array, "B N O"] | None,
+    gram: bool,
+    mesh: Mesh | None,
+) -> Moments:
     parts = [_wide(rows(*args)) for args in zip(forms, inputs, kernel_shapes, strict=True)]
     if target is not None and not parts:
         parts = [jnp.zeros((*target.shape[:2], 0), _wide(target).dtype)]
     x = jnp.concatenate(parts, -1) if len(parts) > 1 else parts[0]
     t = jnp.zeros((*x.shape[:2], 0), x.dtype) if target is None else _wide(target)
-    exact = lax.Precision.HIGHEST
+    exact, laid = lax.Precision.HIGHEST, functools.partial(placed, mesh=mesh)
     return Moments(
         jnp.asarray(x.shape[1], x.dtype),
         x.sum(1) if gram else None,
-        jnp.einsum("bnk,bnl->bkl", x, x, precision=exact) if gram else None,
-        jnp.einsum("bnk,bno->bko", x, t, precision=exact),
+        laid(jnp.einsum("bnk,bnl->bkl", x, x, precision=exact)) if gram else None,
+        laid(jnp.einsum("bnk,bno->bko", x, t, precision=exact)),
         t.sum(1),
         jnp.square(t).sum(1),
     )
@@ -263,11 +278,16 @@ def _wide(x: Array) -> Array:
     return x.astype(jax.dtypes.canonicalize_dtype(wide_dtype(x.dtype)))
 
 
-@functools.partial(jax.jit, static_argnames=("form",))
 def channel_moments(form: NormalForm, x: Array) -> Float[Array, "B K K"]:
-    """The uncentred Gram matrix of the channels that are read, over all pixels."""
+    """The uncentred Gram matrix of the channels that are read, over all pixels; see `moments`."""
+    return _channel_moments(form, x, mesh_of(x))
+
+
+@functools.partial(jax.jit, static_argnames=("form", "mesh"))
+def _channel_moments(form: NormalForm, x: Array, mesh: Mesh | None) -> Float[Array, "B K K"]:
     x = _wide(channels(form, x))
-    return jnp.einsum("bnk,bnl->bkl", x, x, precision=lax.Precision.HIGHEST)
+    found = jnp.einsum("bnk,bnl->bkl", x, x, precision=lax.Precision.HIGHEST)
+    return placed(found, mesh)
 
 
 def parts_of(

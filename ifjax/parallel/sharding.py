@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from ifjax.namespace import Shaped
+from ifjax.namespace import AnyArray, Shaped
 from ifjax.tree import is_concrete, leaves_by_path
 
 
@@ -70,6 +71,15 @@ def fitted(sharding: Sharding, shape: Sequence[int]) -> Sharding:
             kept = kept[:-1]
         parts.append(part if kept == names else kept[0] if len(kept) == 1 else kept or None)
     return NamedSharding(sharding.mesh, P(*parts), memory_kind=sharding.memory_kind)
+
+
+def on_host(x: AnyArray) -> np.ndarray:
+    """A copy on the host, put together there from its parts; the array itself keeps none.
+
+    >>> on_host(jax.numpy.ones(2)).tolist()
+    [1.0, 1.0]
+    """
+    return np.asarray(jax.numpy.array(x, copy=True) if isinstance(x, jax.Array) else x)
 
 
 def _names(sharding: Sharding) -> list[tuple[str, ...]]:

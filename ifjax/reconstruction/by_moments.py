@@ -20,6 +20,7 @@ from ifjax.activations.layer_names import layer_names
 from ifjax.activations.moments import Moments, NormalForm, kernel
 from ifjax.graph.facts.sites import Site
 from ifjax.jaxprs import compat
+from ifjax.parallel.sharding import on_host
 from ifjax.reconstruction.leaves import admits_any, find_offset, write_offset, write_weight
 from ifjax.reconstruction.ridge import ridge, squared_error
 from ifjax.reconstruction.select import Evidence, choose, combined
@@ -152,8 +153,8 @@ def _solve(
         return "its outputs are scaled from position to position, or its norm is none of its own"
     scale = slopes(walk, site)
     small = walk.parameter(site.weight, dense=False)
-    start = np.asarray(kernel(form, small), np.float64) * scale[:, None]
-    sums = _sums(found, np.asarray(kernel(full, dense), np.float64), kept, scale)
+    start = np.asarray(kernel(form, on_host(small)), np.float64) * scale[:, None]
+    sums = _sums(found, np.asarray(kernel(full, on_host(dense)), np.float64), kept, scale)
     mean = find_offset(walk, site, form, 1, of_norms=True)  # then it is that of the small network
     offset = mean or find_offset(walk, site, form, 1)
     solved, shifts = ridge(sums, start, SHRINKAGE, offset is not None)

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import linalg
@@ -228,8 +227,10 @@ def _on_device(
     if (units != units[0]).any() or not np.array_equal(units[0, order], np.arange(entries * n)):
         return None
     quota = np.full(entries, kept if forward else n - kept)
-    parts = gram[:, order[:, None], order], jnp.asarray(weights, gram.dtype)[:, order]
-    taken = eliminated(*parts, quota, forward, RIDGE, CANDIDATES)
+    weights = np.asarray(weights)
+    if not np.array_equal(order, np.arange(len(order))):
+        gram, weights = gram[:, order[:, None], order], weights[:, order]
+    taken = eliminated(gram, weights, quota, forward, RIDGE, CANDIDATES)
     if taken is None:
         return None
     return np.nonzero((taken == forward).reshape(entries, n))[1].reshape(entries, kept)

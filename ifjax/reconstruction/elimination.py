@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy import linalg
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-TIMES = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+from ifjax.namespace import AnyArray
+from ifjax.parallel.matrices import TIMES, inverse, mesh_of, placed
 
 
 def eliminated(
     gram: Float[Array, "B n n"],
-    weights: Float[Array, "B n O"],
+    weights: Float[AnyArray, "B n O"],
     quota: Int[np.ndarray, " E"],
     most: bool,
     ridge: float,
@@ -28,7 +30,8 @@ def eliminated(
     """Takes neuron after neuron, each of one column, that says most, or least.
 
     Args:
-      gram: of B problems whose errors add up; the neurons of one entry after the other.
+      gram: of B problems whose errors add up; the neurons of one entry after the other. Spread
+        over a mesh it stays so.
       weights: of the consumers.
       quota: how many neurons are taken of each entry.
       most: whether those are taken that say most and stay; else those go that say least.
@@ -45,34 +48,42 @@ def eliminated(
       >>> eliminated((x.T @ x)[None], weights, np.array([1]), True, 0.01, 256)
       array([False, False,  True])
     """
-    matrices, right = _begun(gram, weights, most, ridge)
+    mesh = mesh_of(gram)
+    weights = placed(np.asarray(weights, gram.dtype), mesh)
+    matrices, right = _begun(gram, weights, most, ridge, mesh)
     left, taken = jnp.asarray(quota), jnp.zeros(right.shape[1], bool)
     looked_at = min(candidates, right.shape[1])
     for _ in range(int(quota.sum())):  # every round takes one at least
-        matrices, right, left, taken = _round(matrices, right, left, taken, most, looked_at)
+        matrices, right, left, taken = _round(matrices, right, left, taken, most, looked_at, mesh)
         if not left.any():
             break
     done = not left.any() and bool(jnp.isfinite(right).all())
     return np.asarray(taken) if done else None
 
 
-@functools.partial(jax.jit, static_argnames="most")
-def _begun(gram: Array, weights: Array, most: bool, ridge: Array | float) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnames=("most", "mesh"))
+def _begun(
+    gram: Array, weights: Array, most: bool, ridge: Array | float, mesh: Mesh | None
+) -> tuple[Array, Array]:
     """M and Y."""
     n = gram.shape[1]
     unit = jnp.trace(gram, axis1=1, axis2=2) / n
     shift = ridge * jnp.where(unit > 0, unit, 1)
     gram = gram + shift[:, None, None] * jnp.eye(n, dtype=gram.dtype)
-    weights = weights.astype(gram.dtype)
     if most:
-        return gram, TIMES("bij,bjo->bio", gram, weights)
-    identity = jnp.eye(n, dtype=gram.dtype)
-    return jax.vmap(lambda x: linalg.cho_solve(linalg.cho_factor(x), identity))(gram), weights
+        return placed(gram, mesh), placed(TIMES("bij,bjo->bio", gram, weights), mesh)
+    return inverse(gram, mesh), weights
 
 
-@functools.partial(jax.jit, static_argnames=("most", "looked_at"), donate_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnames=("most", "looked_at", "mesh"), donate_argnums=(0, 1))
 def _round(
-    matrices: Array, right: Array, quota: Array, taken: Array, most: bool, looked_at: int
+    matrices: Array,
+    right: Array,
+    quota: Array,
+    taken: Array,
+    most: bool,
+    looked_at: int,
+    mesh: Mesh | None,
 ) -> tuple[Array, Array, Array, Array]:
     """Takes a quarter of the candidates, and what they say out of all others."""
     n = right.shape[1]
@@ -94,8 +105,9 @@ def _round(
     lower = jax.vmap(functools.partial(linalg.solve_triangular, lower=True))
     part = lower(factor, across.swapaxes(1, 2))  # [B, g, n]
     said = lower(factor, jnp.where(some[:, None], right[:, at[picks]], 0))
-    matrices = matrices - TIMES("bgi,bgj->bij", part, part)
-    return matrices, right - TIMES("bgi,bgo->bio", part, said), quota, taken
+    matrices = placed(matrices - TIMES("bgi,bgj->bij", part, part), mesh)
+    right = placed(right - TIMES("bgi,bgo->bio", part, said), mesh)
+    return matrices, right, quota, taken
 
 
 def _one_by_one(

@@ -10,7 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
+from ifjax.parallel.matrices import mesh_of
+from ifjax.parallel.sharding import fitted
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.batch_view import View, take_batched
@@ -88,6 +91,19 @@ def narrow(x: Any, axes: Sequence[ex.Expression], event: Event) -> Any:
         return take_batched(x, tuple(axes), event.group, index, event.sizes)
     for axis, e in enumerate(axes):
         x = axis_arrays.transform(
-            x, axis, e, name, lambda x, i: jnp.take(jnp.asarray(x), index, i), event.sizes
+            x, axis, e, name, lambda x, i: _taken(jnp.asarray(x), index, i), event.sizes
         )
     return x
+
+
+def _taken(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
+    """Some entries of an axis; on a mesh they lie along it as all of them do."""
+    if mesh_of(x) is None:
+        return jnp.take(x, index, axis)
+    shape = [len(index) if i == axis else n for i, n in enumerate(x.shape)]
+    return _taken_to(x, index, axis, fitted(x.sharding, shape))
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "place"))
+def _taken_to(x: jax.Array, index: jax.Array, axis: int, place: Sharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.take(x, index, axis), place)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from ifjax.activations.moments import NormalForm, kernel, results, weight
 from ifjax.graph.facts.sites import Site
 from ifjax.graph.facts.views import Path, views_of
+from ifjax.parallel.sharding import on_host
 from ifjax.reconstruction.along import pull, push, stands_still
 from ifjax.reconstruction.walk import Walk
 
@@ -42,26 +43,26 @@ def write_weight(
       scale: what the outputs are multiplied by along the path.
       solved: the weight times the scale.
     """
-    w = walk.parameter(site.weight, dense=False)
+    w = on_host(walk.parameter(site.weight, dense=False))
     tiny = np.abs(scale) <= TINY * np.abs(scale).max(initial=0)
     old = np.asarray(kernel(form, w), np.float64)
     new = np.where(tiny[:, None], old, solved / np.where(tiny, 1, scale)[:, None])
     change = np.asarray(weight(form, new - old, tuple(w.shape)))
     if site.gains:
-        _write_normalised(walk, site, np.asarray(w, np.float64) + change)
+        _write_normalised(walk, site, w.astype(np.float64) + change)
         return
     for view in site.views:
-        leaf = np.asarray(walk.leaves[view.leaf])
+        leaf = on_host(walk.leaves[view.leaf])
         shape = leaf.shape
         if stands_still(walk, view.spine):
-            walk.write(view.leaf, jnp.asarray((leaf + change).astype(leaf.dtype)))
+            walk.write(view.leaf, (leaf + change).astype(leaf.dtype))
             continue
         at = push(walk, np.arange(leaf.size).reshape(shape), view.spine, scaled=False)
         factor = push(walk, np.ones(shape), view.spine)  # zero where other leaves stand
         flat = leaf.astype(np.float64).reshape(-1)
         used = np.abs(factor) > TINY * np.abs(factor).max(initial=0)
         flat[at[used]] += change[used] / factor[used]
-        walk.write(view.leaf, jnp.asarray(flat.reshape(shape), leaf.dtype))
+        walk.write(view.leaf, flat.reshape(shape).astype(leaf.dtype))
 
 
 def admits_any(walk: Walk, site: Site) -> bool:

@@ -13,6 +13,7 @@ from ifjax.graph.facts.views import weight_views
 from ifjax.jaxprs.evaluate import bind
 from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of
+from ifjax.parallel.sharding import on_host
 from ifjax.reconstruction.leaves import write_weight
 from ifjax.reconstruction.ragged import bounds_of, form_of_kernels, kept_of
 from ifjax.reconstruction.ridge import fit
@@ -45,7 +46,7 @@ def solve_ragged(
     if walk.fixed.intersection(site.leaves):
         return None
     form = form_of_kernels(step)
-    start = np.asarray(kernel(form, walk.parameter(number, dense=False)), np.float64)
+    start = np.asarray(kernel(form, on_host(walk.parameter(number, dense=False))), np.float64)
     parts: dict[bool, Moments] = {}
     spread = 0.0
     for batch, is_held in enumerate(held):

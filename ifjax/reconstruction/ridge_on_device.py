@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.scipy import linalg
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ifjax.activations.moments import Moments
+from ifjax.parallel.matrices import TIMES, mesh_of, placed, solver
 
-TIMES = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 STEPS = 1  # of refinement
 
 
@@ -31,7 +31,7 @@ def ridge_on_device(
     """Weights and offsets, see `ifjax.reconstruction.ridge.ridge`.
 
     Args:
-      moments: sums over the positions, on the device.
+      moments: sums over the positions, on the device, or spread over a mesh.
       start: the weights that they are shrunk towards.
       shrinkage: how much; more where the precision asks for it.
       intercept: whether there is an offset.
@@ -47,38 +47,45 @@ def ridge_on_device(
       >>> v.round(3).item(), d.round(3).item()
       (2.0, 1.0)
     """
-    start = jnp.asarray(start, moments.gram.dtype)
+    mesh = mesh_of(moments.gram)
+    start = placed(_as(start, moments.gram.dtype), mesh)
     if shrinkage == math.inf:
         rest = moments.target - TIMES("bk,bko->bo", moments.rows, start)
         return start, rest / moments.count if intercept else jnp.zeros_like(rest)
     while True:
-        solved, offsets = _solved(moments, start, shrinkage, intercept)
+        solved, offsets = _solved(moments, start, shrinkage, intercept, mesh)
         if bool(jnp.isfinite(solved).all()):
             return solved, offsets
         shrinkage *= 10
 
 
-@functools.partial(jax.jit, static_argnames="intercept")
-def _solved(
-    moments: Moments, start: Array, shrinkage: Array | float, intercept: bool
-) -> tuple[Array, Array]:
-    def one(rows: Array, gram: Array, cross: Array, target: Array, v: Array) -> tuple[Array, Array]:
-        unit = jnp.trace(gram) / len(gram)
-        shift = shrinkage * jnp.where(unit > 0, unit, 1)  # of nothing: V stays
-        if intercept:  # eliminated: what remains is of centred rows
-            mean = rows / moments.count
-            gram, cross = gram - jnp.outer(rows, mean), cross - jnp.outer(mean, target)
-        factor = linalg.cho_factor(gram + shift * jnp.eye(len(gram), dtype=gram.dtype))
-        right = cross - TIMES("kl,lo->ko", gram, v)
-        found = linalg.cho_solve(factor, right)
-        for _ in range(STEPS):
-            rest = right - TIMES("kl,lo->ko", gram, found) - shift * found
-            found = found + linalg.cho_solve(factor, rest)
-        v = v + found
-        offset = (target - TIMES("k,ko->o", rows, v)) / moments.count
-        return v, offset if intercept else jnp.zeros_like(offset)
+def _as(x: Any, dtype: Any) -> Any:
+    """An array in a dtype, where it is."""
+    return x.astype(dtype) if isinstance(x, jax.Array) else np.asarray(x, dtype)
 
-    return jax.vmap(one)(moments.rows, moments.gram, moments.cross, moments.target, start)
+
+@functools.partial(jax.jit, static_argnames=("intercept", "mesh"))
+def _solved(
+    moments: Moments, start: Array, shrinkage: Array | float, intercept: bool, mesh: Mesh | None
+) -> tuple[Array, Array]:
+    rows, gram, cross, target, n = *moments[1:5], moments.gram.shape[1]
+    unit = jnp.trace(gram, axis1=1, axis2=2) / n
+    shift = (shrinkage * jnp.where(unit > 0, unit, 1))[:, None, None]  # of nothing: V stays
+    if intercept:  # eliminated: what remains is of centred rows
+        mean = rows / moments.count
+        gram = gram - rows[:, :, None] * mean[:, None]
+        cross = cross - mean[:, :, None] * target[:, None]
+    gram = placed(gram, mesh)
+    solve = solver(gram + shift * jnp.eye(n, dtype=gram.dtype), mesh)
+    right = placed(cross - TIMES("bkl,blo->bko", gram, start), mesh)
+    found = solve(right)
+    for _ in range(STEPS):
+        found = found + solve(
+            right - placed(TIMES("bkl,blo->bko", gram, found), mesh) - shift * found
+        )
+    v = placed(start + found, mesh)
+    offset = (target - TIMES("bk,bko->bo", rows, v)) / moments.count
+    return v, offset if intercept else jnp.zeros_like(offset)
 
 
 def squared_error_on_device(
@@ -87,15 +94,18 @@ def squared_error_on_device(
     offsets: Float[Array | np.ndarray, "B O"],
 ) -> float:
     """The squared error, see `ifjax.reconstruction.ridge.squared_error`."""
-    dtype = moments.gram.dtype
-    found = _errors(moments, jnp.asarray(weights, dtype), jnp.asarray(offsets, dtype))
+    dtype, mesh = moments.gram.dtype, mesh_of(moments.gram)
+    weights = placed(_as(weights, dtype), mesh)
+    found = _errors(moments, weights, jnp.asarray(offsets, dtype), mesh)
     return max(float(np.asarray(found, np.float64).sum()), 0.0)
 
 
-@jax.jit
-def _errors(moments: Moments, weights: Array, offsets: Array) -> Float[Array, "B O"]:
+@functools.partial(jax.jit, static_argnames="mesh")
+def _errors(
+    moments: Moments, weights: Array, offsets: Array, mesh: Mesh | None
+) -> Float[Array, "B O"]:
     """By output; centred where there is an offset, as far as the sums can be."""
-    read = TIMES("bkl,blo->bko", moments.gram, weights)
+    read = placed(TIMES("bkl,blo->bko", moments.gram, weights), mesh)
     found = moments.square + (weights * (read - 2 * moments.cross)).sum(1)
     shifted = moments.count * offsets - 2 * moments.target
     shifted = shifted + 2 * TIMES("bk,bko->bo", moments.rows, weights)

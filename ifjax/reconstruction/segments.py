@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
@@ -16,9 +17,10 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
+from ifjax.graph.facts.sites import Sites
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Values
-from ifjax.jaxprs.program import Step
+from ifjax.jaxprs.program import Program, Step
 
 Key = tuple[int, bool]  # a value's number, and whether the dense function's is meant
 
@@ -47,6 +49,26 @@ def job_of(
     """A step of one of the two functions; some of what the small one reads is the dense one's."""
     inputs = tuple((n, dense or n in same) for n in step.inputs)
     return Job(evaluate, inputs, tuple((n, dense) for n in step.outputs))
+
+
+def expanded(program: Program, sites: Sites) -> set[int]:
+    """Values of constants alone, or larger than the parameters that they are made of.
+
+    A mask for every example is as large as a value of the function. They are made where they are
+    read, each time anew, and not kept.
+    """
+    found: set[int] = set()
+    for step in program.steps:
+        if any(step.data) or not step.outputs:
+            continue
+        made, read = (
+            max((math.prod(compat.shape_of(v)) for v in variables), default=0)
+            for variables in (step.equation.outvars, step.equation.invars)
+        )
+        has_leaves = any(sites.origins.get(n) for n in step.outputs)
+        if not has_leaves or made > read or not found.isdisjoint(step.inputs):
+            found.update(step.outputs)
+    return found
 
 
 def compiled(

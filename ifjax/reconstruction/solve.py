@@ -24,6 +24,7 @@ from ifjax.activations.moments import (
 )
 from ifjax.graph.facts.sites import Site, Unit
 from ifjax.jaxprs import compat
+from ifjax.parallel.sharding import on_host
 from ifjax.reconstruction import precision
 from ifjax.reconstruction.along import pull
 from ifjax.reconstruction.leaves import Offset, admits_any, find_offset, write_offset, write_weight
@@ -180,7 +181,7 @@ def _posed(walk: Walk, unit: Unit, uses: int) -> _Problem | None:
     weights = [walk.parameter(s.weight, dense=False) for s in sites]
     scales = tuple(slopes(walk, s) for s in sites)
     starts = tuple(
-        np.asarray(kernel(f, w), np.float64) * s[:, None]
+        np.asarray(kernel(f, on_host(w)), np.float64) * s[:, None]
         for f, w, s in zip(forms, weights, scales, strict=True)
     )
     shapes = tuple(tuple(w.shape) for w in weights)

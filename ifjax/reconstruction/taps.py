@@ -17,6 +17,7 @@ from ifjax.graph.facts.sites import Site
 from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.namespace import AnyArray
+from ifjax.parallel.sharding import on_host
 from ifjax.reconstruction import precision
 from ifjax.reconstruction.along import pull, push
 from ifjax.reconstruction.ragged import (
@@ -149,7 +150,7 @@ def kernel_of(walk: Walk, tap: Tap) -> Float[np.ndarray, "B K O"]:
     """The weights of a tap by channel, each output scaled as it is at the end of its path."""
     form = form_of(walk, tap.step, tap.side)
     w = walk.parameter(tap.step.inputs[1 - tap.side], dense=False)
-    found = np.asarray(kernel(form, w), np.float64)
+    found = np.asarray(kernel(form, on_host(w)), np.float64)
     if tap.site is not None:
         found = found * slopes(walk, tap.site)[:, None, :]
     if form.window:  # K is channels x window: the window goes to the outputs

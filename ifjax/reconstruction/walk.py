@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ifjax.graph.facts.sites import Sites, Unit, find_sites
@@ -21,7 +22,7 @@ from ifjax.jaxprs.program import Program, Step, flatten
 from ifjax.namespace import namespace
 from ifjax.parallel.sharding import fitted
 from ifjax.reconstruction.events import Event, merge, narrow
-from ifjax.reconstruction.segments import Job, Key, compiled, job_of
+from ifjax.reconstruction.segments import Job, Key, compiled, expanded, job_of
 from ifjax.structure import axis as ex
 from ifjax.structure.structure import Group
 
@@ -234,11 +235,29 @@ class Walk:
         if not wanted:
             return lambda value: {}
         return compiled(
-            jobs,
+            [*self._expansions(jobs), *jobs],
             lambda key: self.parameter(*key) if key[0] in self.program.constants else None,
             lambda key: self.value(0, *key),
             wanted,
         )
+
+    @functools.cached_property
+    def _expanded(self) -> set[int]:
+        return expanded(self.program, self.sites)
+
+    def _expansions(self, jobs: Sequence[Job]) -> list[Job]:
+        """What makes the large values that jobs read, such as masks for every example: in place."""
+        found: dict[tuple[int, bool], Job] = {}
+        keys = [key for job in jobs for key in job.inputs]
+        while keys:
+            n, dense = keys.pop()
+            if n not in self._expanded or (place := self.sites.made[n], dense) in found:
+                continue
+            step = self.program.steps[place]
+            evaluate = functools.partial(bind if dense else self.resized.rebuild, step)
+            found[place, dense] = job = job_of(step, dense, evaluate)
+            keys += job.inputs
+        return [found[key] for key in sorted(found)]
 
     def _differs(self, step: Step) -> bool:
         """Whether operands differ from the dense ones, or results are of a width that is cut."""
@@ -322,6 +341,8 @@ class Walk:
             value = value if isinstance(value, np.ndarray) else np.array(value)
         elif len(full.sharding.device_set) > 1:
             value = jax.device_put(value, fitted(full.sharding, value.shape))
+        elif not isinstance(value, jax.Array):
+            value = jnp.asarray(value)
         self.leaves[leaf] = value
         self.changed.add(leaf)
         memo = self.memo[False]
