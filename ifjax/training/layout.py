@@ -26,7 +26,7 @@ class Layout:
 
     Attributes:
         folds: the number of folds.
-        lanes: folds per device, trained side by side by ``jax.vmap``.
+        lanes: folds per device, trained in one program.
         replicas: devices per fold, which share each of its batches; 1 where ``lanes`` is more.
         devices: those in use, on all hosts, as many on each, in the order of ``jax.pmap``'s axis.
     """
