@@ -94,6 +94,11 @@ class How:
     test_windows: int = option(24, "Windows of text to measure.", "NUMBER")
     length: int = option(512, "Tokens of a window.", "NUMBER")
     dtype: Literal["float32", "bfloat16"] = option("float32", "What is computed with and written.")
+    mapped: bool = option(
+        False,
+        "Weights stay in the files, a layer at a time is in memory; small ones are in files of the "
+        "work folder. The dtype must be that of the files.",
+    )
     wikitext: bool = option(False, "The text is tokenised WikiText: spaces are set right.")
 
 
@@ -175,7 +180,11 @@ def prepare(options: Options) -> Job:
             raise ValueError(f"{options.checkpoint}: no such file or folder")
         is_gguf = options.checkpoint.suffix == ".gguf"
         with told("read", "tensors") as tell:
-            read = load_gguf if is_gguf else load_huggingface
+            read: Any = load_gguf if is_gguf else load_huggingface
+            if options.mapped:
+                if is_gguf:
+                    raise ValueError("--mapped: expected a folder of safetensors, got a GGUF file")
+                read = functools.partial(load_huggingface, scan=False, mapped=True)
             network = read(options.checkpoint, dtype=options.dtype, progress=tell)
     with user_error("--tokenizer"):
         tokenizer = load_tokenizer(tokenizer_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ifjax.models.decoder import DecoderConfig, hidden_states, logits
+from ifjax.models.decoder import DecoderConfig, decoder_layer, hidden_states, logits
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -31,7 +31,11 @@ def token_losses(
     Returns:
       One number per predicted token.
     """
-    streams = hidden_states(config, params, tokens)[-1]
+    return _losses(config, params, hidden_states(config, params, tokens)[-1], tokens)
+
+
+def _losses(config: DecoderConfig, params: Any, streams: Any, tokens: Any) -> Array:
+    """The same, from the streams behind the last layer."""
 
     def one(window: tuple[Array, Array]) -> Array:
         stream, wanted = window
@@ -54,7 +58,8 @@ def perplexity(
 
     Args:
       config: of the decoder.
-      params: its tree.
+      params: its tree. Where leaves are memory maps a layer at a time is held, and the streams of
+        all windows.
       windows: of tokens, see `ifjax.data.text.windows`.
       batch: windows computed at once.
       progress: told how many windows of how many are done.
@@ -71,10 +76,50 @@ def perplexity(
             f"expected tokens below {vocabulary}, the size of the vocabulary, got "
             f"{int(windows.max())}: tokenizer and network are not of one checkpoint"
         )
-    params, total = jax.tree.map(jnp.asarray, dict(params)), 0.0
-    for start in range(0, len(windows), batch):
-        found = token_losses(config, params, windows[start : start + batch])
+    total = 0.0
+    if is_mapped(params):
+        losses = _streamed(
+            config, params, [windows[i : i + batch] for i in _starts(windows, batch)]
+        )
+    else:
+        params = jax.tree.map(jnp.asarray, dict(params))
+        parts = (windows[i : i + batch] for i in _starts(windows, batch))
+        losses = (token_losses(config, params, tokens) for tokens in parts)
+    for start, found in zip(_starts(windows, batch), losses, strict=True):
         total += float(np.asarray(found, np.float64).sum())
         if progress is not None:
             progress(min(start + batch, len(windows)), len(windows))
     return math.exp(total / (windows.shape[0] * (windows.shape[1] - 1)))
+
+
+def is_mapped(params: Mapping[str, Any]) -> bool:
+    """Whether the layers are a list, and parts of files."""
+    layers = params["layers"]
+    return isinstance(layers, list) and any(
+        isinstance(x, np.memmap) for x in jax.tree.leaves(params)
+    )
+
+
+def _starts(windows: np.ndarray, batch: int) -> range:
+    return range(0, len(windows), batch)
+
+
+_layer = jax.jit(decoder_layer, static_argnames=("config", "local"))
+_last = jax.jit(_losses, static_argnames="config")
+
+
+def _streamed(
+    config: DecoderConfig, params: Mapping[str, Any], parts: list[np.ndarray]
+) -> Iterator[Array]:
+    """The losses of all batches of windows, layer after layer."""
+    table = params["embedding"]
+    streams = [jnp.asarray(table[tokens]) for tokens in parts]
+    if config.embedding_scale != 1.0:
+        streams = [x * jnp.asarray(config.embedding_scale, x.dtype) for x in streams]
+    for number, layer in enumerate(params["layers"]):
+        there = jax.tree.map(jnp.asarray, layer)
+        local = bool(config.windowed[number]) if config.windowed else False
+        streams = [_layer(config, there, x, local) for x in streams]
+    ends = {name: jnp.asarray(x) for name, x in params.items() if name != "layers"}
+    for x, tokens in zip(streams, parts, strict=True):
+        yield _last(config, ends, x, tokens)

@@ -5,7 +5,7 @@ names follow a fixed rule for each family of networks. Batch norm agrees but for
 variance in training, where torch takes the unbiased estimate of a batch and flax the biased one.
 """
 
-from ifjax.interop.files import load_safetensors
+from ifjax.interop.files import load_safetensors, map_safetensors
 from ifjax.interop.gguf import load_gguf
 from ifjax.interop.huggingface import (
     Checkpoint,
@@ -38,6 +38,7 @@ __all__ = [
     "load_huggingface",
     "load_safetensors",
     "load_tokenizer",
+    "map_safetensors",
     "maxtext_config",
     "maxtext_overrides",
     "overrides_for",

@@ -152,7 +152,7 @@ def read_tree(
 ) -> dict[str, Any]:
     """The parameters of a decoder on the host, tensor by tensor.
 
-    Beside the tree one tensor is held at a time.
+    Beside the tree one tensor is held at a time. Tensors that are memory maps stay what they are.
 
     Args:
       tensors: of the checkpoint.
@@ -180,10 +180,15 @@ def read_tree(
         tensor = tensors.read(known[name])
         _check_tensor(known[name], tensor, torch_shape(leaf, shape))
         array, kept = from_torch(leaf, tensor, shape), dtype or tensor.dtype
-        if number is None:
-            tree[leaf] = np.array(array, kept, order="C")
-        elif not scan:
-            layers[number][leaf] = np.array(array, kept, order="C")
+        if isinstance(tensor, np.memmap) and kept != tensor.dtype:
+            raise ValueError(
+                f"{known[name]}: expected the dtype of the file, {tensor.dtype}, for it is mapped, "
+                f"got {kept}"
+            )
+        if number is None or not scan:
+            place = tree if number is None else layers[number]
+            is_map = isinstance(tensor, np.memmap)
+            place[leaf] = array if is_map else np.array(array, kept, order="C")
         else:
             if leaf not in layers:
                 layers[leaf] = np.empty((widths.layers, *shape), kept)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ifjax.interop import huggingface_config as hf
 from ifjax.interop.decoder_leaves import HEAD, Place, places, read_tree, to_torch
+from ifjax.interop.files import map_safetensors
 from ifjax.models.decoder import DecoderConfig
 from ifjax.models.decoder_widths import DecoderWidths, layer_widths
 
@@ -42,6 +43,7 @@ def load_huggingface(
     *,
     scan: bool = True,
     dtype: Any = None,
+    mapped: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Checkpoint:
     """Reads a Llama, Mistral, Qwen2, Qwen3, Gemma2 or Gemma3 checkpoint.
@@ -52,6 +54,8 @@ def load_huggingface(
       folder: with config.json and ``*.safetensors``, sharded with an index or not.
       scan: layers stacked on axis 0, to be scanned; else a list of layers.
       dtype: of the parameters; None for that of the files.
+      mapped: leaves are memory maps of the files, which are read when they are used. `compress`
+        then holds a layer at a time. Layers are a list, and the dtype that of the files.
       progress: told how many tensors of how many have been read.
 
     Returns:
@@ -59,12 +63,15 @@ def load_huggingface(
 
     Raises:
       ValueError: for a file that is missing, damaged, or of another network, naming it; an
-        architecture that is not known; quantised weights.
+        architecture that is not known; quantised weights; a dtype that is not that of the files, or
+        a scan, where they are mapped.
       ImportError: without safetensors.
     """
+    if mapped and scan:
+        raise ValueError("mapped: stacked layers are no part of a file; give scan=False")
     folder = Path(folder)
     source = hf.text_config(_json(folder / "config.json"))
-    tensors = SafeTensors(folder)
+    tensors = SafeTensors(folder, mapped)
     with contextlib.closing(tensors):
         return read_checkpoint(tensors, source, scan=scan, dtype=dtype, progress=progress)
 
@@ -228,8 +235,12 @@ def uniform_widths(params: Mapping[str, Any]) -> DecoderWidths:
 class SafeTensors:
     """The tensors of a folder of safetensors files, read one at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mapped: bool = False) -> None:
         """Opens what the index lists, or the one file.
+
+        Args:
+          folder: of the files.
+          mapped: arrays are parts of memory maps.
 
         Raises:
           ValueError: for a file that is missing or damaged.
@@ -247,6 +258,7 @@ class SafeTensors:
             files = ["model.safetensors"]
         self._open: list[Any] = []
         self._where: dict[str, Any] = {}
+        self._maps: dict[str, np.memmap] = {}
         for name in files:
             if not (folder / name).is_file():
                 raise ValueError(f"{folder / name}: expected this file, found none")
@@ -256,6 +268,7 @@ class SafeTensors:
                 raise ValueError(f"{folder / name}: damaged or not complete ({error})") from error
             self._open.append(file)
             self._where |= dict.fromkeys(file.keys(), file)
+            self._maps |= map_safetensors(folder / name) if mapped else {}
 
     def names(self) -> Collection[str]:
         """All names."""
@@ -263,7 +276,7 @@ class SafeTensors:
 
     def read(self, name: str) -> np.ndarray:
         """The array of a name."""
-        return self._where[name].get_tensor(name)
+        return self._maps[name] if self._maps else self._where[name].get_tensor(name)
 
     def close(self) -> None:
         """Closes the files."""

@@ -27,6 +27,7 @@ from ifjax.promotion import with_promotion
 from ifjax.reconstruction.by_moments import sweep_moments
 from ifjax.reconstruction.calibration import Calibration, calibration
 from ifjax.reconstruction.journal import Journal
+from ifjax.reconstruction.on_disk import OnDisk
 from ifjax.reconstruction.recompute import recomputing
 from ifjax.reconstruction.report import Report, warn_of_little
 from ifjax.reconstruction.statistics import refit_statistics
@@ -95,7 +96,8 @@ def compress(
       scores: by group name, scores that choose the neurons of these groups.
       stats: for importances that need them.
       folder: where finished choices and solutions are kept, of this call alone: a run that was
-        killed and is called again in the same way goes on with the next, to the same bits.
+        killed and is called again in the same way goes on with the next, to the same bits. Where
+        leaves are memory maps, those that change become memory maps of unnamed files in it.
       frontier: what is kept from one solve to the next. ``"held"``: all values of both functions
         that are still to be read, of all inputs, about two activations of a layer each. Every layer
         is then evaluated once. ``"recompute"``: the inputs alone; each choice and each solve
@@ -156,6 +158,8 @@ def compress(
     walked = resized(flat.apply_fn, flat.structure, flat.params, arguments, static)
     arrays = [Arguments.split(inputs, static).arrays for inputs in data.batches]
     walk = start(walked, jax.tree.leaves(flat.params), arrays)
+    if folder is not None and any(isinstance(x, np.memmap) for x in jax.tree.leaves(params)):
+        walk.leaves = OnDisk(walk.leaves, folder)
     if altered is not None:
         _fix(walk, jax.tree.leaves(flat.unstacked(altered)))
     if frontier == "recompute":
@@ -189,9 +193,8 @@ def compress(
 def _where(params: PyTree, small: PyTree) -> PyTree:
     """Small leaves where the full ones are: on the host, on a device, or as they lie on a mesh."""
     small = laid_like(small, params)
-    return jax.tree.map(
-        lambda x, y: np.asarray(y) if isinstance(x, np.ndarray) else y, params, small
-    )
+    host = lambda y: y if isinstance(y, np.ndarray) else np.asarray(y)  # noqa: E731
+    return jax.tree.map(lambda x, y: host(y) if isinstance(x, np.ndarray) else y, params, small)
 
 
 def _fix(walk: Walk, leaves: Sequence[Any]) -> None:

@@ -342,8 +342,8 @@ def _target(
     outputs = {}
     for site in unit.sites:
         if site.place in solved:
-            shape = walk.shape(site.output)
-            outputs[site.output] = jnp.zeros(shape, dense.dtype)
+            dtype = compat.dtype_of(site.step.equation.outvars[0])  # the path may convert
+            outputs[site.output] = jnp.zeros(walk.shape(site.output), dtype)
         else:
             operands = [walk.value(batch, n, False) for n in site.step.inputs]
             [outputs[site.output]] = walk.resized.rebuild(site.step, operands)

@@ -395,5 +395,5 @@ def start(resized: Resized, leaves: Sequence[Any], batches: Sequence[Sequence[An
 def laid(leaf: Any) -> Any:
     """A leaf on the device, or on the host where it is an array of numpy, in jax's dtype."""
     if isinstance(leaf, np.ndarray):
-        return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+        return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
     return jax.device_put(leaf)

@@ -77,6 +77,21 @@ def test_checkpoint_and_text_in_checkpoint_and_table_out(method, dense, tmp_path
     assert math.isfinite(rows[0]["perplexity"])
 
 
+def test_weights_that_stay_in_the_files_give_the_same_checkpoint(dense, tmp_path, capsys):
+    for name, options in (("plain", []), ("mapped", ["--mapped"])):
+        assert run(dense, tmp_path / name, "--ffn", "0.5", *options) == 0
+    one, two = (tmp_path / name / "model.safetensors" for name in ("plain", "mapped"))
+    assert one.read_bytes() == two.read_bytes()
+    rows = [
+        json.loads((file.parent / "compression.json").read_text())["rows"] for file in (one, two)
+    ]
+    for a, b in zip(*rows, strict=True):
+        assert a["perplexity"] == pytest.approx(b["perplexity"], rel=1e-5)
+    options = ["--mapped", "--dtype", "bfloat16"]
+    assert run(dense, tmp_path / "other", *options) == 2
+    assert "expected the dtype of the file, float32" in capsys.readouterr().err
+
+
 def test_layers_alone(dense, tmp_path):
     assert run(dense, tmp_path / "small", "--ffn", "0", "--layers", "1") == 0
     small, whole = load_huggingface(tmp_path / "small"), load_huggingface(dense)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ifjax.interop import load_safetensors
+from ifjax.interop import load_safetensors, map_safetensors
 
 
 def test_arrays_keep_names_values_and_dtypes(tmp_path):
@@ -17,11 +17,13 @@ def test_arrays_keep_names_values_and_dtypes(tmp_path):
         "c": np.arange(4).astype(jnp.bfloat16),
     }
     save_file(arrays, tmp_path / "x.safetensors")
-    found = load_safetensors(tmp_path / "x.safetensors")
-    assert found.keys() == arrays.keys()
-    for name, value in arrays.items():
-        assert found[name].dtype == value.dtype
-        np.testing.assert_array_equal(found[name], value)
+    for read in (load_safetensors, map_safetensors):
+        found = read(tmp_path / "x.safetensors")
+        assert found.keys() == arrays.keys()
+        for name, value in arrays.items():
+            assert found[name].dtype == value.dtype
+            np.testing.assert_array_equal(found[name], value)
+    assert all(isinstance(x, np.memmap) and not x.flags.writeable for x in found.values())
 
 
 def test_missing_and_truncated_files_are_told_apart(tmp_path):
@@ -33,6 +35,9 @@ def test_missing_and_truncated_files_are_told_apart(tmp_path):
     half.write_bytes(whole.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"complete safetensors file at .*half.*200 bytes"):
         load_safetensors(half)
+    half.write_bytes(whole.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"half.*does not read as a safetensors file"):
+        map_safetensors(half)
 
 
 def test_missing_package_is_named(monkeypatch, tmp_path):

@@ -223,3 +223,28 @@ def test_prefixes_of_multimodal_checkpoints(tmp_path):
         found = load_huggingface(folder)
         jax.tree.map(np.testing.assert_array_equal, found.params, load_huggingface(plain).params)
         assert found.config == load_huggingface(plain).config
+
+
+def test_mapped_leaves_are_read_when_they_are_used(dense, tmp_path):
+    """And give what those in memory do, in files again; shards, bfloat16."""
+    plain = load_huggingface(dense, scan=False, dtype=jnp.bfloat16)
+    hf.save_huggingface(
+        tmp_path / "shards", plain.config, plain.params, plain.source, shard_bytes=4000
+    )
+    mapped = load_huggingface(tmp_path / "shards", scan=False, mapped=True)
+    assert mapped.config == plain.config
+    leaves = jax.tree.leaves(mapped.params)
+    assert all(isinstance(x, np.memmap) and not x.flags.owndata for x in leaves)
+    jax.tree.map(np.testing.assert_array_equal, mapped.params, plain.params)
+    apply_fn = functools.partial(decoder, plain.config)
+    graph = ifjax.trace(apply_fn, plain.params, decoder_logits.TOKENS)
+    spec = graph.spec({"layers/1/gate": 0.5}, include="layers/1/gate")
+    batches = [np.roll(decoder_logits.TOKENS, i, 1) for i in range(4)]
+    small, _ = ifjax.compress(apply_fn, plain.params, spec, batches)
+    again, _ = ifjax.compress(apply_fn, mapped.params, spec, batches, folder=tmp_path / "work")
+    jax.tree.map(np.testing.assert_array_equal, small, again)
+    assert not any(isinstance(x, np.memmap) for x in jax.tree.leaves(small))
+    assert all(isinstance(x, np.memmap) for x in jax.tree.leaves(again["layers"][1]))
+    for wrong, words in (({"scan": True}, "scan=False"), ({"dtype": jnp.float32}, "bfloat16")):
+        with pytest.raises(ValueError, match=words):
+            load_huggingface(tmp_path / "shards", **{"scan": False, "mapped": True, **wrong})
