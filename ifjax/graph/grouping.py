@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from ifjax.graph.coupling import Coupling, PinnedAxis
 from ifjax.graph.facts.norms import Norm
 from ifjax.graph.facts.roles import Roles
+from ifjax.graph.facts.slices import Slices
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
 from ifjax.structure import axis as ex
@@ -35,6 +36,7 @@ class Facts:
       norms: batch norms; those with a kernel are recorded.
       inexact: classes that a reduction sees.
       batches: axes that number independent copies of a class.
+      shared: of those of slices that share copies, what every leaf holds.
       kind_at: kind of a class, given the leaf axes that hold it, by number and as expressions.
     """
 
@@ -42,6 +44,7 @@ class Facts:
     norms: Sequence[Norm]
     inexact: Collection[int]
     batches: Mapping[int, Sequence[int]]
+    shared: Mapping[int, Slices]
     kind_at: Callable[[int, Sequence[tuple[int, int]], Sequence[ex.Expression]], Kind]
 
 
@@ -92,7 +95,10 @@ def build(
         return tuple(_freeze(e, live) for e in axes)
 
     structure = Structure(
-        leaves=tuple(Leaf(*x, frozen(axes)) for x, axes in zip(leaves, exprs, strict=True)),
+        leaves=tuple(
+            Leaf(*x, frozen(_marked(axes, i, facts, known)))
+            for i, (x, axes) in enumerate(zip(leaves, exprs, strict=True))
+        ),
         groups=tuple(groups),
         norms=tuple(_record(n, paths) for n in facts.norms if n.kernel is not None),
         products=tuple(frozen(resolved(axes)) for axes in macs),
@@ -144,7 +150,7 @@ def _group(
         kept=size,
         kind=kind,
         members=members,
-        batch=tuple(store.size(b) for b in along),
+        batch=tuple(facts.shared[b].batch if b in facts.shared else store.size(b) for b in along),
         along=tuple(known[str(b)] for b in along),
         exact=int(root) not in facts.inexact,
     )
@@ -172,6 +178,24 @@ def _marks(
                 if root in wanted:
                     marks.setdefault(root, f"{path}[{j}]")
     return marks
+
+
+def _marked(
+    axes: tuple[ex.Expression, ...], leaf: int, facts: Facts, known: Mapping[str, str]
+) -> tuple[ex.Expression, ...]:
+    """A leaf's axes with the entries of the batch that slices hold, where they share these."""
+    for root, slices in facts.shared.items():
+        entries, name = slices.entries.get(leaf, ()), known[str(root)]
+        if len(entries) > 1:
+            axes = tuple(ex.shared(e, name, entries, slices.batch) for e in axes)
+        elif entries:  # a factor of the first axis of a class that the batch is one of
+            classes = {str(c) for c, found in facts.batches.items() if root in found}
+            at = next(i for i, e in enumerate(axes) if classes & {*ex.atoms(e)})
+            one = ex.Pinned(1, name, entries, slices.batch)
+            e = axes[at]
+            product = ex.Product((one, *(e.factors if isinstance(e, ex.Product) else (e,))))
+            axes = (*axes[:at], product, *axes[at + 1 :])
+    return axes
 
 
 def _freeze(axis: ex.Expression, live: Container[str]) -> ex.Expression:

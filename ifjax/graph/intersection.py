@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ifjax.graph.coupling import Coupling
 from ifjax.graph.facts.batching import batch_axes
 from ifjax.graph.facts.kinds import joint_kind
 from ifjax.graph.facts.roles import Roles
+from ifjax.graph.facts.slices import Slices
 from ifjax.graph.grouping import Facts, build
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.walk import Axes
 from ifjax.structure import axis as ex
-from ifjax.structure.structure import BatchNorm, Group, Kind, Leaf, Role
+from ifjax.structure.structure import BatchNorm, Group, Kind, Leaf, Role, Structure
 
 
 def intersect(a: Coupling, b: Coupling) -> Coupling:
@@ -124,26 +125,49 @@ class _Joint:
                     held[root].append((side, group))
         return held
 
-    def along(self, groups: Sequence[tuple[str, Group]]) -> set[int]:
-        """What batches a class in both functions."""
-        each = [{self.store.find(self.atoms[side + x]) for x in g.along} for side, g in groups]
-        return set.intersection(*each)
+    def along(
+        self, groups: Sequence[tuple[str, Group]], structures: Mapping[str, Structure]
+    ) -> dict[int, Slices | None]:
+        """What batches a class in both functions, and what leaves hold where entries are shared."""
+        each = [
+            {self.store.find(self.atoms[side + x]): _shared(structures[side], x) for x in g.along}
+            for side, g in groups
+        ]
+        first = each[0]
+        return {b: x for b, x in first.items() if all(b in o and o[b] == x for o in each)}
+
+
+def _shared(structure: Structure, name: str) -> Slices | None:
+    """What leaves hold of a batch whose entries positions share; None of another batch axis."""
+    found = {
+        i: e
+        for i, leaf in enumerate(structure.leaves)
+        for e in ex.numbering(leaf.axes, name)
+        if e.entries
+    }
+    if not found:
+        return None
+    [batch] = {e.batch for e in found.values()}
+    return Slices(frozenset(), {i: e.entries for i, e in found.items()}, batch)
 
 
 def _facts(a: Coupling, b: Coupling, joint: _Joint, leaf_axes: Sequence[Axes]) -> Facts:
     """What is known of both functions."""
     held = joint.classes(a, b)
-    known = {root: joint.along(groups) for root, groups in held.items()}
+    structures = {"a:": a.structure, "b:": b.structure}
+    known = {root: joint.along(groups, structures) for root, groups in held.items()}
 
     def kind_at(root: int, at: object, axes: object) -> Kind:
         del at, axes
         return joint_kind([group.kind for _, group in held[root]])
 
+    batches, shared = batch_axes(joint.store, leaf_axes, known=known)
     return Facts(
         roles=_roles(a, b),
         norms=[],
         inexact={root for root, groups in held.items() if not all(g.exact for _, g in groups)},
-        batches=batch_axes(joint.store, leaf_axes, known=known),
+        batches=batches,
+        shared=shared,
         kind_at=kind_at,
     )
 

@@ -207,7 +207,7 @@ def _facts(analysis: Analysis, products: Products) -> Facts:
         found = {roles.of.get(key, "additive") for key in at}
         return kind_of(root, found, bool(roles.both & {*at}), products, inexact, axes)
 
-    return Facts(roles, norms, inexact, batch_axes(store, leaves, frame), kind_at)
+    return Facts(roles, norms, inexact, *batch_axes(store, leaves, frame), kind_at)
 
 
 def _predicate(state: State) -> Callable[[str], bool]:

@@ -387,7 +387,7 @@ class AxisStore:
         """
         match expression:
             case ex.Pinned(n, name):
-                if name is None or named is None:
+                if name is None or named is None or n == 1:
                     return self.pinned(n, reason)
                 return named.setdefault(name, self.pinned(n, reason))
             case ex.Atom():

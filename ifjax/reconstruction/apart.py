@@ -24,6 +24,7 @@ class Parts:
       places: by axis of the stacked leaf, which of theirs it is.
       split: takes the leaf apart.
       join: inverse of ``split``.
+      entries: where arrays share entries of the batch that told them apart, the one of each.
     """
 
     count: int
@@ -31,6 +32,11 @@ class Parts:
     places: tuple[int, ...]
     split: Callable[[Any], list[Any]]
     join: Callable[[Sequence[Any]], Any]
+    entries: tuple[int, ...] = ()
+
+    def entry(self, i: int) -> int:
+        """Of the batch that told the arrays apart, what the i-th holds."""
+        return self.entries[i] if self.entries else i
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,16 +144,23 @@ def copied(
         # No axis is called so, as "w[1]", the second axis of w, is.
         names = [f"{group.name} #{i}" for i in range(1 if at is None else group.batch[at])]
         of[group.name] = ((group.name,) if at is None else tuple(names), at)
-    groups = [g for group in structure.groups for g in _copies(group, of, parts)]
+    single = {leaf.path: entry for leaf in structure.leaves for entry in _single(leaf, over)}
+    groups = [g for group in structure.groups for g in _copies(group, of, parts, single)]
+
+    def copies_of(entry: int) -> dict[str, str]:
+        return {n: copies[entry] for n, (copies, at) in of.items() if at is not None}
+
     leaves: list[Leaf] = []
     for path in paths:
         leaf, part = structure.leaf[path], parts.get(path)
         if part is None:
+            if path in single:
+                plain = (ex.rename(ex.whole(e), copies_of(single[path])) for e in leaf.axes)
+                leaf = dataclasses.replace(leaf, axes=tuple(plain))
             leaves.append(leaf)
             continue
         for i in range(part.count):
-            names = {n: copies[i] for n, (copies, at) in of.items() if at is not None}
-            axes = tuple(ex.rename(e, names) for e in part.axes)
+            axes = tuple(ex.rename(e, copies_of(part.entry(i))) for e in part.axes)
             leaves.append(Leaf(f"{path}/{i}", tuple(map(ex.size, axes)), leaf.dtype, axes))
     new = dataclasses.replace(
         structure,
@@ -159,10 +172,17 @@ def copied(
     return new, Copies(of)
 
 
+def _single(leaf: Leaf, over: Collection[str]) -> list[int]:
+    """The one entry of a batch that a leaf holds which has no axis for it."""
+    found = (e for name in over for e in ex.numbering(leaf.axes, name))
+    return [e.entries[0] for e in found if e.size == 1]
+
+
 def _copies(
     group: Group,
     of: Mapping[str, tuple[tuple[str, ...], int | None]],
     parts: Mapping[str, Parts],
+    single: Mapping[str, int],
 ) -> list[Group]:
     """A group for each copy, of the members that it has; batched by copies of what batched it."""
     names, at = of[group.name]
@@ -171,10 +191,11 @@ def _copies(
         members: list[Member] = []
         for m in group.members:
             if m.path not in parts:
-                members.append(m)
+                if at is None or single.get(m.path, i) == i:
+                    members.append(m)
                 continue
             part = parts[m.path]
-            for k in range(part.count) if at is None else [i]:
+            for k in (k for k in range(part.count) if at is None or part.entry(k) == i):
                 axis = part.places[m.axis]
                 members.append(dataclasses.replace(m, path=f"{m.path}/{k}", axis=axis))
         kept = [j for j in range(len(group.along)) if j != at]

@@ -186,9 +186,9 @@ def sliced(walked: Resized, name: str, params: PyTree) -> Apart:
     evaluation = _Evaluation(one, name, root)
     count = analysis.store.size(root)
     parts = {
-        leaf.path: _parts(View(leaf.axes, (name,)), count, structure.widths)
+        leaf.path: _parts(leaf.axes, name, count, structure.widths)
         for leaf in structure.leaves
-        if name in {m for e in leaf.axes for m in mentioned(e)}
+        if any(e.size > 1 for e in ex.numbering(leaf.axes, name))
     }
     found = tuple(map(parts.get, paths))
     program = flatten(analysis.frame, [False] * len(paths) + [True] * len(analysis.inputs))
@@ -211,8 +211,12 @@ def sliced(walked: Resized, name: str, params: PyTree) -> Apart:
     return Apart(straight, unstacked(params, found), new, copies, tree, (*paths,), found)
 
 
-def _parts(view: View, count: int, widths: Mapping[str, int]) -> Parts:
+def _parts(
+    axes: Sequence[ex.Expression], name: str, count: int, widths: Mapping[str, int]
+) -> Parts:
     """A stack as its slices, each of length one along the axis that numbers them."""
+    entries = next(ex.numbering(axes, name)).entries
+    view = View(tuple(ex.shared(e, name, (), 0) for e in axes), (name,))
 
     def split(x: Any) -> list[Any]:
         is_full = tuple(x.shape) == tuple(map(ex.size, view.axes))
@@ -221,4 +225,4 @@ def _parts(view: View, count: int, widths: Mapping[str, int]) -> Parts:
     def join(slices: Sequence[Any]) -> Any:
         return view.back(namespace(*slices).stack(slices), widths)
 
-    return Parts(count, view.rest(), tuple(range(len(view.axes))), split, join)
+    return Parts(count, view.rest(), tuple(range(len(view.axes))), split, join, entries)

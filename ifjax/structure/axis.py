@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -19,10 +19,21 @@ Sizes = Mapping[str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Pinned:
-    """An axis, or a part of one, whose size is fixed; with a name where it batches a group."""
+    """An axis, or a part of one, whose size is fixed; with a name where it batches a group.
+
+    Attributes:
+      size: number of positions.
+      name: of the batch axis that the positions number, each entry by one position.
+      entries: where positions share entries, the one that each holds: queries, keys and values
+        along an axis of three are of the entries 0, 0 and 1. An array that holds one entry of a
+        batch without an axis for it has a factor of size 1.
+      batch: with ``entries``, how many entries there are.
+    """
 
     size: int
     name: str | None = None
+    entries: tuple[int, ...] = ()
+    batch: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +59,18 @@ class Sum:
 
 
 Expression = Pinned | Atom | Product | Sum
+
+
+def whole(expression: Expression) -> Expression:
+    """The axis without factors of one.
+
+    >>> whole(Product((Pinned(1, "qkv[1]", (1,), 2), Atom("dims", 4))))
+    Atom(name='dims', size=4)
+    """
+    if not isinstance(expression, Product):
+        return expression
+    factors = tuple(f for f in expression.factors if not (isinstance(f, Pinned) and f.size == 1))
+    return factors[0] if len(factors) == 1 else Product(factors)
 
 
 def size(expression: Expression, sizes: Sizes | None = None) -> int:
@@ -83,6 +106,7 @@ def places(expression: Expression, name: str, offset: int = 0) -> Iterator[str]:
     >>> list(places(Sum((Pinned(8), Atom("a", 4))), "a"))
     ['8:12']
     """
+    expression = whole(expression)
     match expression:
         case Atom(found, n) if found == name:
             yield f"{offset}:{offset + n}"
@@ -94,8 +118,8 @@ def places(expression: Expression, name: str, offset: int = 0) -> Iterator[str]:
                     shape = "x".join(str(size(f)) for f in factors)
                     base = f"{offset}:{offset + size(expression)}={shape}"
                     inner = list(places(factor, name))
-                    whole = isinstance(factor, Atom)
-                    yield from ([f"{base}.{i}"] if whole else [f"{base}.{i}[{p}]" for p in inner])
+                    alone = isinstance(factor, Atom)
+                    yield from ([f"{base}.{i}"] if alone else [f"{base}.{i}[{p}]" for p in inner])
         case Sum(segments):
             for segment in segments:
                 yield from places(segment, name, offset)
@@ -105,8 +129,8 @@ def places(expression: Expression, name: str, offset: int = 0) -> Iterator[str]:
 def mapped(expression: Expression, atom: Callable[[Atom], Expression]) -> Expression:
     """The same expression with something else in the place of every atom.
 
-    >>> mapped(Sum((Atom("a", 4), Pinned(2))), lambda a: Pinned(a.size)).segments
-    (Pinned(size=4, name=None), Pinned(size=2, name=None))
+    >>> mapped(Sum((Atom("a", 4), Pinned(2))), lambda a: Atom("b", a.size)).segments[0]
+    Atom(name='b', size=4)
     """
     match expression:
         case Atom():
@@ -115,6 +139,35 @@ def mapped(expression: Expression, atom: Callable[[Atom], Expression]) -> Expres
             return Product(tuple(mapped(p, atom) for p in parts))
         case Sum(parts):
             return Sum(tuple(mapped(p, atom) for p in parts))
+    return expression
+
+
+def numbering(axes: Sequence[Expression], name: str) -> Iterator[Pinned]:
+    """Where a pinned axis of a name lies along an array."""
+    for e in axes:
+        match e:
+            case Pinned(_, found) if found == name:
+                yield e
+            case Product(parts) | Sum(parts):
+                yield from numbering(parts, name)
+
+
+def shared(expression: Expression, name: str, entries: tuple[int, ...], batch: int) -> Expression:
+    """The same axis where the positions of a named one hold some entries of a batch.
+
+    Args:
+      expression: what lies along the axis.
+      name: of a pinned axis.
+      entries: that its positions hold; where there are none, each has one of its own.
+      batch: how many there are.
+    """
+    match expression:
+        case Pinned(n, found) if found == name:
+            return Pinned(n, name, entries, batch)
+        case Product(parts):
+            return Product(tuple(shared(p, name, entries, batch) for p in parts))
+        case Sum(parts):
+            return Sum(tuple(shared(p, name, entries, batch) for p in parts))
     return expression
 
 
@@ -128,8 +181,10 @@ def to_json(expression: Expression) -> list[object]:
     match expression:
         case Pinned(n, None):
             return ["pinned", n]
-        case Pinned(n, name):
+        case Pinned(n, name, ()):
             return ["pinned", n, name]
+        case Pinned(n, name, entries, batch):
+            return ["pinned", n, name, list(entries), batch]
         case Atom(name, n):
             return ["atom", name, n]
         case Product(parts):
@@ -145,6 +200,8 @@ def from_json(value: object) -> Expression:
             return Pinned(n)
         case ["pinned", int(n), str(name)]:
             return Pinned(n, name)
+        case ["pinned", int(n), str(name), list(entries), int(batch)]:
+            return Pinned(n, name, tuple(entries), batch)
         case ["atom", str(name), int(n)]:
             return Atom(name, n)
         case ["product", list(parts)]:

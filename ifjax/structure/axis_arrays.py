@@ -172,7 +172,7 @@ def positions(expression: Expression, name: str, sizes: Sizes | None = None) -> 
 
     Args:
       expression: what lies along the axis.
-      name: the group, or the name of a pinned axis.
+      name: the group, or the name of a pinned axis; its entries where positions share these.
       sizes: present widths of groups.
 
     Returns:
@@ -184,6 +184,8 @@ def positions(expression: Expression, name: str, sizes: Sizes | None = None) -> 
     """
     n = size(expression, sizes)
     match expression:
+        case Pinned(_, found, entries) if entries and found == name:
+            return np.array(entries)
         case Atom(found, _) | Pinned(_, found) if found == name:
             return np.arange(n)
         case Product(factors):

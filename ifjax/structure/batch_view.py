@@ -23,6 +23,9 @@ ONE = Pinned(1)
 class View:
     """How the axes of a leaf that batch a group are brought to the front, as one axis.
 
+    Of an axis whose positions share entries, an entry has an axis of the positions that hold it:
+    as many as of the entry that the most do, with zeros for those that an entry lacks.
+
     Attributes:
       axes: what lies along the leaf's axes.
       names: the batch axes, outermost first; each lies along exactly one axis of the leaf.
@@ -119,10 +122,14 @@ def mentioned(expression: Expression) -> list[str]:
 def without(expression: Expression, name: str) -> Expression:
     """The axis at one position of the named one; unchanged where that does not lie along it.
 
+    Of an axis whose positions share entries, the positions that hold one are left.
+
     >>> without(Product((Atom("heads", 4), Atom("dim", 8))), "heads")
     Atom(name='dim', size=8)
     """
     match expression:
+        case Pinned(_, found, entries) if entries and found == name:
+            return Pinned(max(map(entries.count, entries)))
         case Atom(found, _) | Pinned(_, found) if found == name:
             return ONE
         case Product(parts) if name in mentioned(expression):
@@ -138,8 +145,8 @@ def _size_of(axes: Sequence[Expression], name: str, sizes: Mapping[str, int]) ->
         match e:
             case Atom(found, n) if found == name:
                 return sizes.get(name, n)
-            case Pinned(n, found) if found == name:
-                return n
+            case Pinned(n, found, entries, batch) if found == name:
+                return batch if entries else n
             case Product(parts) | Sum(parts) if name in mentioned(e):
                 return _size_of(parts, name, sizes)
     raise ValueError(f"expected an axis {name} among {axes}")
@@ -162,6 +169,12 @@ def _front(x: AnyArray, axis: int, e: Expression, name: str, sizes: Mapping[str,
             pairs = zip(pieces, parts, strict=True)
             done = [_front(y, axis, p, name, sizes) for y, p in pairs]
             return namespace(x).concatenate(done, axis + 1)
+        case Pinned(n, _, entries, batch) if entries:
+            x = namespace(x).moveaxis(x, axis, 0)
+            place = np.full((batch, max(map(entries.count, entries))), n)
+            place[entries, _turns(entries)] = np.arange(n)
+            x = namespace(x).concatenate([x, namespace(x).zeros_like(x[:1])])
+            return namespace(x).moveaxis(x[place], 1, axis + 1)
     xp = namespace(x)
     return xp.expand_dims(xp.moveaxis(x, axis, 0), axis + 1)
 
@@ -183,5 +196,13 @@ def _back(x: AnyArray, axis: int, e: Expression, name: str, sizes: Mapping[str, 
             pairs = zip(pieces, parts, strict=True)
             done = [_back(y, axis, p, name, sizes) for y, p in pairs]
             return namespace(x).concatenate(done, axis)
+        case Pinned(_, _, entries) if entries:
+            found = namespace(x).moveaxis(x, axis + 1, 1)[np.array(entries), _turns(entries)]
+            return namespace(x).moveaxis(found, 0, axis)
     xp = namespace(x)
     return xp.moveaxis(xp.squeeze(x, axis + 1), 0, axis)
+
+
+def _turns(entries: tuple[int, ...]) -> np.ndarray:
+    """By position, how many before it hold the same entry."""
+    return np.array([entries[:i].count(e) for i, e in enumerate(entries)])

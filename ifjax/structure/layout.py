@@ -124,7 +124,7 @@ def localised(
 
     >>> e = ex.Sum((ex.Atom("a", 4), ex.Atom("b", 3), ex.Pinned(2), ex.Atom("c", 5)))
     >>> localised([e], {"c"}, {"a": 2})[0].segments
-    (Pinned(size=7, name=None), Atom(name='c', size=5))
+    (Pinned(size=7, name=None, entries=(), batch=0), Atom(name='c', size=5))
     """
     return tuple(_localised(e, names, sizes) for e in axes)
 

@@ -70,3 +70,31 @@ def test_names_along_an_axis():
     assert mentioned(e) == ["h", "layers", "h", "d"]
     assert without(e, "h") == Sum((L, D))
     assert without(D, "h") == D
+
+
+def test_positions_that_share_entries():
+    """Queries and keys of entry 0, values of entry 1, and a leaf that holds these alone."""
+    x, slots = numbers(7, 3, 4), Pinned(3, "slots", (0, 0, 1), 2)
+    view = View((Pinned(7), slots, E), ("slots",))
+    assert view.rest() == (Pinned(7), Pinned(2), E)
+    got = view.front(x, {})
+    np.testing.assert_array_equal(got[0], x[:, :2])
+    np.testing.assert_array_equal(got[1], np.stack([x[:, 2], 0 * x[:, 2]], 1))
+    np.testing.assert_array_equal(view.back(got[..., 1:], {"e": 3}), x[..., 1:])
+    one = View((Product((Pinned(1, "slots", (1,), 2), E)), Pinned(7)), ("slots",))
+    y = numbers(4, 7)
+    np.testing.assert_array_equal(one.front(y, {}), np.stack([0 * y, y]))
+    np.testing.assert_array_equal(one.back(one.front(y, {}), {}), y)
+
+
+def test_factors_that_share_entries_beside_heads():
+    """In any order, from an axis that is flat, as what is merged by entry comes back."""
+    x = np.asarray(numbers(5, 2 * 3 * 3))
+    axes = (Pinned(5), Product((H, Pinned(3, "slots", (1, 0, 1), 2), D)))
+    for names in (("slots", "h"), ("h", "slots")):
+        view = View(axes, names)
+        got = view.front(x, {})
+        each = x.reshape(5, 2, 3, 3)
+        at = got.reshape(2, 2, 5, -1)[(1, 0) if names[0] == "slots" else (0, 1)]
+        np.testing.assert_array_equal(at, each[:, 0, [0, 2]].reshape(5, -1))
+        np.testing.assert_array_equal(view.back(got, {}), x)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.extend.core import JaxprEqn
 
-from ifjax.graph.facts.slices import positions, sliced
+from ifjax.graph.facts.slices import Slices, positions, sliced
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_store import AxisStore, Factors, Segments
 from ifjax.jaxprs.traits import contraction_of, traits_of
@@ -20,12 +20,26 @@ PASSING = {
 RAGGED = "ragged_dot_general"
 
 
+class Batches(NamedTuple):
+    """What numbers independent copies of classes.
+
+    Attributes:
+      axes: representatives of the batch axes by representative of the class, outermost first as in
+        the first leaf that holds it; classes without are left out.
+      shared: of the axes of slices that share copies, or of which a leaf holds one alone, what
+        every leaf holds.
+    """
+
+    axes: dict[int, list[int]]
+    shared: dict[int, Slices]
+
+
 def batch_axes(
     store: AxisStore,
     leaves: Sequence[Axes],
     frame: Frame | None = None,
-    known: Mapping[int, Collection[int]] | None = None,
-) -> dict[int, list[int]]:
+    known: Mapping[int, Mapping[int, Slices | None]] | None = None,
+) -> Batches:
     """Axes that accompany a class exactly once in every array that holds it.
 
     The neurons of such a class can be permuted and cut at every position of these axes by
@@ -33,19 +47,20 @@ def batch_axes(
     class, or where data moves along it. What a scan stacks is accompanied by its steps; its
     constants and carries are not. Rows that ragged products deal out to the kernels of a class
     (tokens to experts), all by the same sizes, stand for the kernels; slices of stacks that are
-    read one by one stand for their places in these (`ifjax.graph.facts.slices`).
+    read one by one stand for their places in these, or for one that they share
+    (`ifjax.graph.facts.slices`).
 
     Args:
       store: the axis store.
       leaves: axes of the parameter leaves.
       frame: the frame of the function.
-      known: without a frame, what is known to accompany the classes in all arrays but the leaves.
+      known: without a frame, what is known to accompany the classes in all arrays but the leaves,
+        and what the leaves hold where slices share entries.
 
     Returns:
-      Representatives of the batch axes by representative of the class, outermost first as in the
-      first leaf that holds it; classes without are left out.
+      The axes, and what shares entries along them.
     """
-    slices = {} if frame is None else _slices(store, leaves, frame)
+    slices = _known(known or {}) if frame is None else _slices(store, leaves, frame)
     search = _Search(store, slices)
     if frame is not None:
         search.deal(frame)
@@ -61,7 +76,7 @@ def batch_axes(
         for root in search.held(axes):
             first.setdefault(root, search.order(axes))
     result = {
-        root: sorted(found, key=first[root].index)
+        root: sorted(found, key=lambda b, order=first[root]: order.index(b) if b in order else -1)
         for root, found in search.found.items()
         if found and root in first
     }
@@ -71,26 +86,65 @@ def batch_axes(
             for b in found
             if root not in result.get(b, ()) or first[b].index(b) < first[b].index(root)
         ]
-    return {root: found for root, found in result.items() if found}
+    shared = _agreed(result, slices)
+    return Batches({root: found for root, found in result.items() if found}, shared)
 
 
-def _slices(store: AxisStore, leaves: Sequence[Axes], frame: Frame) -> dict[int, set[int]]:
-    """By class, the axes that number slices which hold copies of it; one node for several stacks.
+def _slices(store: AxisStore, leaves: Sequence[Axes], frame: Frame) -> dict[int, dict[int, Slices]]:
+    """By class, the slices which hold copies of it, by their axis; one node for several stacks.
 
     Such an axis is pinned, or cut into single positions, which can be told from no others.
     """
     found = sliced(store, leaves, frame)
-    for first, *others in (axes for several in found.values() for axes in several):
+    for first, *others in (x.axes for several in found.values() for x in several):
         for other in others:
             store.unify(first, other)
         store.seal(first, "read slice by slice")
-    return {root: {store.find(min(axes)) for axes in several} for root, several in found.items()}
+    return {root: {store.find(min(x.axes)): x for x in several} for root, several in found.items()}
+
+
+def _known(known: Mapping[int, Mapping[int, Slices | None]]) -> dict[int, dict[int, Slices]]:
+    return {
+        root: {b: x for b, x in several.items() if x is not None} for root, several in known.items()
+    }
+
+
+def _agreed(
+    axes: Mapping[int, list[int]], slices: Mapping[int, Mapping[int, Slices]]
+) -> dict[int, Slices]:
+    """What leaves hold along the axes of slices that share entries, by axis.
+
+    A class that would have it otherwise than one before, or every slice for itself, is not batched.
+    """
+    found: dict[int, Slices] = {}
+    alone = {
+        b for root, several in axes.items() for b in several if _of(slices, root, b).batch == 0
+    }
+    for root, several in axes.items():
+        for b in [b for b in several if _of(slices, root, b).batch]:
+            one, known = _of(slices, root, b), found.get(b)
+            same = known is None or (
+                known.batch == one.batch
+                and all(known.entries.get(i, x) == x for i, x in one.entries.items())
+            )
+            if b in alone or not same:
+                several.remove(b)
+            elif known is None:
+                found[b] = one
+            else:
+                both = {**known.entries, **one.entries}
+                found[b] = Slices(known.axes | one.axes, both, one.batch)
+    return found
+
+
+def _of(slices: Mapping[int, Mapping[int, Slices]], root: int, axis: int) -> Slices:
+    return slices.get(root, {}).get(axis, Slices(frozenset()))
 
 
 class _Search:
     """Companions that remain possible for every class seen so far."""
 
-    def __init__(self, store: AxisStore, slices: Mapping[int, set[int]]) -> None:
+    def __init__(self, store: AxisStore, slices: Mapping[int, Collection[int]]) -> None:
         self.store, self.slices = store, slices
         self.found: dict[int, set[int]] = {}
         self._divisors: dict[int, frozenset[int]] = {}

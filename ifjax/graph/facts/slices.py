@@ -2,11 +2,14 @@
 
 A stacked leaf that is read as ``w[0]``, ``w[1]``, ... in a Python loop has one width along each of
 its other axes, but what lies along them in one slice need never meet what lies there in another.
+Of queries, keys and values in one array, the first two meet, and the values meet neither.
 Axes that number slices are told apart by their size: of stacks of as many stacks, the outer count.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,17 +21,44 @@ from ifjax.jaxprs.walk import Axes, Frame, frames_of
 
 Key = tuple[int, int]  # a class, and the number of slices
 Entries = tuple[int, ...]  # a copy of the class for every slice, or one
+PADDING = 4  # of what holds a class, how much may be filled up to have the same of every copy
 Value = Mapping[Key, Entries]
 
 
-def sliced(
-    store: AxisStore, leaves: Sequence[Axes], frame: Frame
-) -> dict[int, list[frozenset[int]]]:
-    """The classes that lie in stacks alone and never meet from one slice to another.
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """Slices of stacks that hold copies of a class, not all of them the same one.
 
-    Every array that holds such a class is a stack or one slice of it, so that its neurons can be
-    permuted and cut in every slice by themselves, the same number everywhere. Data that moves along
-    the stacks' axes, where they are still whole, is not looked at.
+    Attributes:
+      axes: that number the slices, together one batch axis.
+      entries: where slices share copies, or a leaf holds one without an axis for it: by leaf, the
+        number of the copy that each slice holds; empty where every slice has one of its own.
+      batch: with ``entries``, how many copies there are.
+    """
+
+    axes: frozenset[int]
+    entries: Mapping[int, Entries] = dataclasses.field(default_factory=dict)
+    batch: int = 0
+
+    def padded(self, sizes: Mapping[int, int]) -> int:
+        """The size of all leaves where every copy has as many slices in each.
+
+        Args:
+          sizes: of the leaves.
+        """
+        return sum(
+            sizes[i] // len(one) * max(map(one.count, one)) * self.batch
+            for i, one in self.entries.items()
+        )
+
+
+def sliced(store: AxisStore, leaves: Sequence[Axes], frame: Frame) -> dict[int, list[Slices]]:
+    """The classes that lie in stacks and never meet from one slice to another, or not in all.
+
+    Every array that holds such a class is a stack or holds what one slice of it does, so that its
+    neurons can be permuted and cut by themselves in slices that do not meet, the same number
+    everywhere. Data that moves along the stacks' axes, where they are still whole, is not looked
+    at.
 
     Args:
       store: the axis store.
@@ -36,7 +66,7 @@ def sliced(
       frame: the frame of the function.
 
     Returns:
-      By representative of the class, the axes that number the slices, together one batch axis.
+      By representative of the class, the slices.
     """
     search = _Search(store, _read_axes(store, frame))
     keys = search.keys(leaves, but=_found_at(store, frame))
@@ -47,15 +77,40 @@ def sliced(
     outputs = interpret(
         frame, store, values, search.transfer, lambda _: {}, visit=search.visit, control=control
     )
-    found: dict[int, list[frozenset[int]]] = {}
+    read = {id(v) for equation in frame.jaxpr.eqns for v in equation.invars}
+    unread = {i for i, v in enumerate(frame.jaxpr.invars) if id(v) not in read}
+    found: dict[int, list[Slices]] = {}
     for key in keys:
+        numbers = {
+            i: search.stack(x, key) for i, x in enumerate(leaves) if key[0] in search.held(x)
+        }
+        if key in search.dead:
+            continue
+        axes = frozenset(number for number in numbers.values() if number is not None)
         held = [x[key] for x in (*values, *outputs) if len(x.get(key, ())) > 1]
         vectors = {search.settled(entries) for entries in held}
-        if len(vectors) == 1 and len({*vectors.pop()}) == key[1]:
-            numbers = (search.stack(x, key) for x in leaves if key[0] in search.held(x))
-            axes = frozenset(number for number in numbers if number is not None)
-            found.setdefault(key[0], []).append(axes)
+        if None not in numbers.values() and len(vectors) == 1 and len({*vectors.pop()}) == key[1]:
+            found.setdefault(key[0], []).append(Slices(axes))
+            continue
+        state = any(key in x for x in (*values[len(leaves) :], *outputs))
+        if state or key in search.nested or not unread.isdisjoint(numbers):
+            continue
+        shared = _shared({i: search.settled(values[i][key]) for i in numbers}, axes)
+        sizes = {i: math.prod(map(store.size, leaves[i])) for i in numbers}
+        slices = [copy for one in shared.entries.values() for copy in one]
+        if shared.batch == 1 or any(slices.count(copy) == 1 for copy in range(shared.batch)):
+            continue  # what one slice alone holds meets nothing that it could be cut with
+        if shared.padded(sizes) <= PADDING * sum(sizes.values()):
+            found.setdefault(key[0], []).append(shared)
     return found
+
+
+def _shared(copies: Mapping[int, Entries], axes: frozenset[int]) -> Slices:
+    """Slices by the copies that leaves hold, those of stacks numbered first."""
+    stacks_first = sorted(copies.values(), key=lambda one: len(one) == 1)
+    order = [*dict.fromkeys(copy for one in stacks_first for copy in one)]
+    entries = {i: tuple(map(order.index, one)) for i, one in copies.items()}
+    return Slices(axes, entries, len(order))
 
 
 class _Search:
@@ -64,6 +119,8 @@ class _Search:
     def __init__(self, store: AxisStore, read: Mapping[int, int]) -> None:
         self.store, self.read = store, read
         self.note: Any = None
+        self.dead: set[Key] = set()  # all copies of a stack are one
+        self.nested: set[Key] = set()  # some array has two axes of the number of slices
         self._parent: list[int] = []
         self._held: dict[int, frozenset[int]] = {}
         self._mentioned: dict[int, tuple[int, ...]] = {}
@@ -96,16 +153,18 @@ class _Search:
 
     def stack(self, axes: Axes, key: Key) -> int | None:
         """The axis that numbers the slices of an array, the outermost of several."""
-        found = (m for node in axes for m in self._numbers(node) if self.read[m] == key[1])
-        return next(found, None)
+        found = [m for node in axes for m in self._numbers(node) if self.read[m] == key[1]]
+        if len(found) > 1:
+            self.nested.add(key)
+        return next(iter(found), None)
 
     def keys(self, leaves: Sequence[Axes], but: Collection[int]) -> list[Key]:
-        """Classes that lie in stacks alone, with the numbers of slices of these."""
+        """Classes that lie in stacks, with the numbers of slices of these."""
         found: dict[int, set[int]] = {}
         for axes in leaves:
             sizes = {self.read[m] for node in axes for m in self._numbers(node)}
-            for root in self.held(axes) - {*but}:
-                found[root] = found.get(root, sizes) & sizes
+            for root in self.held(axes) - {*but} if sizes else ():
+                found.setdefault(root, set()).update(sizes)
         return [(root, size) for root, sizes in found.items() for size in sorted(sizes)]
 
     # copies of classes
@@ -144,8 +203,14 @@ class _Search:
         """One of several values of the same form."""
         found: dict[Key, Entries] = {}
         for key in dict.fromkeys(key for value in values for key in value):
-            found[key] = self.met((v[key] for v in values if key in v), whole=True)
+            if key not in self.dead:
+                found[key] = self.met((v[key] for v in values if key in v), whole=True)
+                self._note(key, found[key])
         return found
+
+    def _note(self, key: Key, entries: Entries) -> None:
+        if len(entries) > 1 and len({*self.settled(entries)}) == 1:
+            self.dead.add(key)
 
     # equations
 
@@ -158,7 +223,7 @@ class _Search:
     ) -> list[Value]:
         """The copies that the results hold: those of the operands, or a slice of them."""
         results: list[Value] = [{} for _ in outs]
-        for key in dict.fromkeys(key for value in values for key in value):
+        for key in dict.fromkeys(key for value in values for key in value if key not in self.dead):
             has = [k for k, value in enumerate(values) if key in value]
             stacks = [self.stack(ins[k], key) is not None for k in has]
             given = [values[k][key] for k in has]  # of a stack that came apart otherwise, one
@@ -173,6 +238,8 @@ class _Search:
                 if len(every) > 1 and not all(w for w, t in zip(whole, there, strict=True) if t):
                     every = self.met([every], whole=False)
                 found = [every for _ in outs]
+                for entries in (every, *given):
+                    self._note(key, entries)
             for result, entries, is_there in zip(results, found, there, strict=True):
                 if is_there:
                     result[key] = entries  # type: ignore[index]

@@ -150,12 +150,17 @@ def scanned_too(p, x):
     return looped(each(lambda w, i: w[(i + 1) % 3]))(p, x)
 
 
-@pytest.mark.parametrize(
-    "f", [shared_scale, crossed, rolled, cumulated, mixed, summed, compared, chosen, scanned_too]
-)
+@pytest.mark.parametrize("f", [shared_scale, rolled, cumulated, mixed, summed, chosen, scanned_too])
 def test_slices_that_meet_are_tied(f):
     (group,) = (g for g in hold(f, P, X).groups if g.size == 7)
     assert group.batch == ()
+
+
+@pytest.mark.parametrize(("f", "batch"), [(crossed, (3,)), (compared, (2,))])
+def test_slices_of_which_some_meet(f, batch):
+    """Other places in other stacks; two of three that are compared."""
+    (group,) = (g for g in hold(f, P, X).groups if g.size == 7)
+    assert group.batch == batch
 
 
 def test_positions_that_are_values_tie():
