@@ -191,3 +191,38 @@ def test_compress_solves_as_for_separate_ones(scan):
     np.testing.assert_array_equal(kept.reshape(-1, N, D // 2), np.stack(each))
     small = [jax.tree.map(lambda w, i=i: w[i], got) for i in range(2)] if scan else [got]
     close([split(w) for w in small], want if scan else [want], 1e-5)
+
+
+def test_compress_where_data_moves_along_other_axes():
+    """Of all three at once: sums over time, and a convolution of every channel by itself."""
+
+    def moved(z, w):
+        numbers = ("NWC", "WIO", "NWC")
+        z = lax.conv_general_dilated(
+            z[None], w, (1,), "SAME", dimension_numbers=numbers, feature_group_count=z.shape[-1]
+        )
+        return jnp.cumsum(z[0], 0) / 8
+
+    def together(p, x):
+        z = moved(jnp.einsum("tc,cknd->tknd", x, p["qkv"]).reshape(len(x), -1), p["conv"])
+        z = z.reshape(-1, 3, N, D)
+        return attend(z[:, 0], z[:, 1], z[:, 2], p["out"])
+
+    def alone(p, x):
+        z = (moved((x @ p[n]["w"].reshape(C, -1)), p[n]["b"]) for n in "qkv")
+        return attend(*(y.reshape(-1, N, D) for y in z), p["out"])
+
+    p = parameters(qkv=(C, 3, N, D), conv=(3, 1, 3 * N * D), out=(N, D, C))
+    q = split(p | {"bias": jnp.moveaxis(p["conv"].reshape(3, 1, 3, N * D), 2, 0)[:, None]})
+    q = {k: v if k == "out" else {"w": v["w"], "b": v["b"][0]} for k, v in q.items()}
+    inputs = [jnp.asarray(array(24, C, seed=i), jnp.float32) for i in range(3)]
+    found = []
+    for f, tree in ((together, p), (alone, q)):
+        graph = ifjax.trace(f, tree, inputs[0])
+        dims = [g.name for g in graph.groups if g.size == D]
+        spec = graph.spec(dict.fromkeys(dims, 0.5), method="prune", importance="l1")
+        small, _ = ifjax.compress(f, tree, spec, inputs)
+        found.append((small, ifjax.shrink(f, spec)(small, X)))
+    (got, outputs), (want, each) = found
+    close(jnp.split(got["qkv"], 3, 1), [want[n]["w"][:, None] for n in "qkv"], 1e-4)
+    close(outputs, each, 1e-4)

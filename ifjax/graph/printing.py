@@ -27,7 +27,9 @@ def graph_table(
         *align(rows),
     ]
     if any(group.batch for group in structure.groups):
-        lines.append("L x n: every one of L (layers, experts, heads) has n neurons of its own")
+        lines.append(
+            "L x n: every one of L (layers, experts, heads, slices) has n neurons of its own"
+        )
     if not all(group.exact for group in structure.groups):
         lines.append("~: cutting is not zeroing, for a norm, a softmax or a mean runs over them")
     if graph.pinned:

@@ -32,7 +32,10 @@ from ifjax.structure.batch_view import View, mentioned
 from ifjax.structure.structure import Structure
 
 # Kinds of primitives that do to every slice what they do to the stack.
-SLICE_BY_SLICE = {"elementwise", "same", "layout", "reduction", "search", "move", "join"}
+SLICE_BY_SLICE = {
+    *("elementwise", "same", "layout", "reduction", "search", "move", "join", "ordered", "window")
+}
+PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 class _Stack(list):
@@ -151,7 +154,23 @@ class _Evaluation:
             return False
         if kind == "lookup":
             return not any(counts[1:])
-        return kind in SLICE_BY_SLICE or step.equation.primitive.name == "dot_general"
+        if self._moves_along(step, ins):
+            return False
+        return kind in SLICE_BY_SLICE or step.equation.primitive.name in PRODUCTS
+
+    def _moves_along(self, step: Step, ins: Sequence[Axes]) -> bool:
+        """Whether data moves along the axis that numbers the slices."""
+        p, traits, over = step.equation.params, traits_of(step.equation), list[list[int]]()
+        if step.equation.primitive.name == "conv_general_dilated":
+            numbers = p["dimension_numbers"]
+            over = [[*numbers.lhs_spec[2:]], [*numbers.rhs_spec[2:]]]
+        elif traits.kind == "window":
+            over = [[i for i, n in enumerate(p["window_dimensions"]) if n != 1]] * len(ins)
+        elif traits.kind == "ordered":
+            moved = p[traits.over]
+            over = [[moved] if isinstance(moved, int) else [*moved]] * len(ins)
+        pairs = zip(ins, over, strict=False)
+        return any(axes and self.count(tuple(axes[i] for i in moved)) for axes, moved in pairs)
 
 
 def _slice(step: Step, result: int, x: Any, rest: Sequence[Any]) -> Any:

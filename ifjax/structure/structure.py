@@ -75,6 +75,7 @@ class Group:
       members: the axes that hold it.
       batch: sizes of the axes that number independent copies of the neurons (layers of a scan,
         experts, heads of a head_dim): a choice and a map of its own for each, `[*batch, n, m]`.
+        Queries and keys in one array with values are one copy, the values another.
       along: names of these axes in the leaves' axes: groups, or pinned axes that carry a name.
       exact: whether cutting neurons equals setting them to zero; not so where a norm, a softmax or
         a mean runs over them, or a weight is normalised over them.
