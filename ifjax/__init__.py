@@ -32,8 +32,7 @@ from ifjax.spec.method import Method
 from ifjax.spec.rounds import Round, iterated
 from ifjax.spec.shardings import small_shardings
 from ifjax.spec.spec import FusionSpec
-from ifjax.transport.compose import compose_maps
-from ifjax.transport.transport import Transport
+from ifjax.transport.transport import Transport, compose_maps
 
 __all__ = [
     "DependencyGraph",

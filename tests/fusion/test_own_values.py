@@ -47,7 +47,6 @@ class OwnExact(HostSolver):
     """SciPy's assignment, or POT's network simplex, by another class."""
 
     optimal: ClassVar[bool] = True
-    sparse: ClassVar[bool] = True
 
     def __call__(self, cost, a, b, init=None):
         return Exact()(cost, a, b)

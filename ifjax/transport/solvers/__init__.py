@@ -6,14 +6,13 @@ solver that needs no start. See `Solver` for what all of them promise, and for o
 entry in `SOLVERS` gives it a name, and the JSON of a spec that holds it.
 """
 
-from ifjax.transport.solvers.base import HostSolver, Solver
+from ifjax.transport.solvers.base import HostSolver, Solution, Solver, marginal_error
 from ifjax.transport.solvers.choice import SOLVERS, Auto, choose, name_of, solver_of
 from ifjax.transport.solvers.entropic import EPSILON, Entropic
 from ifjax.transport.solvers.host import Exact, exact_many
 from ifjax.transport.solvers.kernel_domain import SinkhornKernel
 from ifjax.transport.solvers.log_domain import Sinkhorn
 from ifjax.transport.solvers.semi_relaxed import Nearest
-from ifjax.transport.solvers.solution import Solution, marginal_error
 
 __all__ = [
     "EPSILON",

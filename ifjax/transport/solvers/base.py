@@ -1,14 +1,27 @@
-"""What a solver of the transport problem is: a value with its options."""
+"""What a solver of the transport problem is, a value with its options, and what it returns."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from ifjax.transport.solvers.solution import Cost, Solution, Source, Target
+Cost: TypeAlias = Float[Array, "n m"]
+Source: TypeAlias = Float[Array, " n"]  # one number per source
+Target: TypeAlias = Float[Array, " m"]
+
+
+class Solution(NamedTuple):
+    """What a solver returns: plan, source potential, convergence flag and iteration count."""
+
+    map: Float[Array, "*batch n m"]
+    potential: Float[Array, "*batch n"]
+    converged: Bool[Array, "*batch"]
+    iterations: Int[Array, "*batch"]
 
 
 class Solver(abc.ABC):
@@ -25,8 +38,6 @@ class Solver(abc.ABC):
     Attributes:
       optimal: the plan is one of least cost, so that mass may be left out of the problem where an
         optimal plan leaves it in its place.
-      sparse: a plan has few positive entries, at most ``n + m - 1``, as a vertex of the transport
-        polytope; or may turn out to have so few.
       balanced: every target receives its mass; else only the sources' marginal is met.
 
     Example:
@@ -45,7 +56,6 @@ class Solver(abc.ABC):
     """
 
     optimal: ClassVar[bool] = False
-    sparse: ClassVar[bool] = False
     balanced: ClassVar[bool] = True
 
     @abc.abstractmethod
@@ -92,3 +102,13 @@ class HostSolver(Solver):
         self, costs: Sequence[np.ndarray], a: Sequence[np.ndarray], b: Sequence[np.ndarray]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """The plans ``[..., n, m]`` of stacked problems in numpy, and whether each was solved."""
+
+
+def marginal_error(plan: Array, a: Array, b: Array) -> Array:
+    """The L1 error of both marginals."""
+    return jnp.sum(jnp.abs(plan.sum(1) - a)) + jnp.sum(jnp.abs(plan.sum(0) - b))
+
+
+def nearest_cost(cost: Array, a: Array, b: Array) -> Array:
+    """What a source pays for its nearest target: a feasible dual potential; 0 for absent ones."""
+    return jnp.where(a > 0, jnp.min(jnp.where(b[..., None, :] > 0, cost, jnp.inf), axis=-1), 0)

@@ -6,17 +6,15 @@ import dataclasses
 import importlib.util
 import logging
 import numbers
-from typing import ClassVar
 
 import jax
 
-from ifjax.transport.solvers.base import Solver
+from ifjax.transport.solvers.base import Cost, Solution, Solver, Source, Target
 from ifjax.transport.solvers.entropic import Entropic
 from ifjax.transport.solvers.host import Exact, divides
 from ifjax.transport.solvers.kernel_domain import SinkhornKernel
 from ifjax.transport.solvers.log_domain import Sinkhorn
 from ifjax.transport.solvers.semi_relaxed import Nearest
-from ifjax.transport.solvers.solution import Cost, Solution, Source, Target
 
 # Up to this many costs the network simplex takes a fraction of a second (benchmarks/solvers.py).
 _SIMPLEX = 2**19
@@ -39,8 +37,6 @@ class Auto(SinkhornKernel):
       >>> Auto(epsilon=0.02).at(512, 256, uniform=True, backend="gpu").epsilon
       0.02
     """
-
-    sparse: ClassVar[bool] = True
 
     def __call__(self, cost: Cost, a: Source, b: Target, init: Source | None = None) -> Solution:
         """Solves a problem, whose marginals are taken for any."""

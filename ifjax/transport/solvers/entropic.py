@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from ifjax.promotion import with_promotion
-from ifjax.transport.solvers.base import Solver
-from ifjax.transport.solvers.solution import Cost, Solution, Source, Target, marginal_error
+from ifjax.transport.solvers.base import Cost, Solution, Solver, Source, Target, marginal_error
 
 EPSILON = 0.01
 TOLERANCE = 1e-3

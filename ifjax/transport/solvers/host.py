@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ifjax.parallel.callback import called
-from ifjax.transport.solvers.base import HostSolver
-from ifjax.transport.solvers.solution import Cost, Solution, Source, Target, nearest_cost
+from ifjax.transport.solvers.base import Cost, HostSolver, Solution, Source, Target, nearest_cost
 
 # Costs that one thread solves before a second one could have started.
 _SMALL = 2**15
@@ -36,7 +35,6 @@ class Exact(HostSolver):
     """
 
     optimal: ClassVar[bool] = True
-    sparse: ClassVar[bool] = True
 
     def __call__(self, cost: Cost, a: Source, b: Target, init: Source | None = None) -> Solution:
         """Solves a problem, without a start.
@@ -59,8 +57,20 @@ class Exact(HostSolver):
     def solve_all(
         self, costs: Sequence[np.ndarray], a: Sequence[np.ndarray], b: Sequence[np.ndarray]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Plans and flags of stacked problems, of numpy arrays, in threads."""
-        return solve_all(costs, a, b)
+        """Plans and flags of stacked problems, of numpy arrays, in threads; see `exact_many`."""
+        found = [(np.zeros_like(cost), np.zeros(cost.shape[:-2], np.bool_)) for cost in costs]
+        jobs = [
+            (flags, i, plans[i], *(x[i] for x in problem))
+            for (plans, flags), problem in zip(found, zip(costs, a, b, strict=True), strict=True)
+            for i in np.ndindex(flags.shape)
+        ]
+        jobs.sort(key=lambda job: -job[2].size)
+        if len(jobs) < 2 or sum(job[2].size for job in jobs) < _SMALL:
+            _ = [_solve_one(*job) for job in jobs]
+        else:
+            with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
+                _ = list(pool.map(lambda job: _solve_one(*job), jobs))
+        return found
 
 
 def exact_many(costs: Sequence[Array], a: Sequence[Array], b: Sequence[Array]) -> list[Solution]:
@@ -112,7 +122,7 @@ def exact_many(costs: Sequence[Array], a: Sequence[Array], b: Sequence[Array]) -
         )
         for cost in costs
     ]
-    found = called(solve_all, shapes, *problems)
+    found = called(Exact().solve_all, shapes, *problems)
     return [
         Solution(plan, nearest_cost(*problem), converged, jnp.zeros(converged.shape, jnp.int32))
         for (plan, converged), problem in zip(found, zip(costs, a, b, strict=True), strict=True)
@@ -122,25 +132,6 @@ def exact_many(costs: Sequence[Array], a: Sequence[Array], b: Sequence[Array]) -
 def divides(n: int, m: int) -> bool:
     """Whether uniform marginals of these sizes are an assignment."""
     return n % m == 0 or m % n == 0
-
-
-def solve_all(
-    costs: Sequence[np.ndarray], a: Sequence[np.ndarray], b: Sequence[np.ndarray]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Plans and flags of stacked problems, of numpy arrays; see `exact_many`."""
-    found = [(np.zeros_like(cost), np.zeros(cost.shape[:-2], np.bool_)) for cost in costs]
-    jobs = [
-        (flags, i, plans[i], *(x[i] for x in problem))
-        for (plans, flags), problem in zip(found, zip(costs, a, b, strict=True), strict=True)
-        for i in np.ndindex(flags.shape)
-    ]
-    jobs.sort(key=lambda job: -job[2].size)
-    if len(jobs) < 2 or sum(job[2].size for job in jobs) < _SMALL:
-        _ = [_solve_one(*job) for job in jobs]
-    else:
-        with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
-            _ = list(pool.map(lambda job: _solve_one(*job), jobs))
-    return found
 
 
 def _solve_one(

@@ -6,8 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from ifjax.transport.solvers.base import Solver
-from ifjax.transport.solvers.solution import Cost, Solution, Source, Target, nearest_cost
+from ifjax.transport.solvers.base import Cost, Solution, Solver, Source, Target, nearest_cost
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ def test_a_solver_is_itself_at_any_size_and_needs_nothing():
     assert one.at(5, 3, uniform=True) is one
     assert one.sources(5, 3) is None
     one.require(5, 3, uniform=False)
-    assert (one.optimal, one.sparse, one.balanced) == (False, False, True)
+    assert (one.optimal, one.balanced) == (False, True)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
