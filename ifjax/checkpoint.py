@@ -20,9 +20,9 @@ from jax.experimental import multihost_utils
 from jax.tree_util import KeyPath
 from jaxtyping import PyTree
 
-from ifjax.graph.shrink import check_small
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
+from ifjax.structure.leaves import check_small
 from ifjax.tree import check_finite, leaves_by_path, path_name
 
 if TYPE_CHECKING:

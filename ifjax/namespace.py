@@ -85,6 +85,15 @@ def total(x: AnyArray, axes: int | Sequence[int]) -> AnyArray:
     return np.sum(x, axes, dtype=np.promote_types(x.dtype, np.float64)).astype(x.dtype)
 
 
+def others(x: AnyArray, axis: int) -> tuple[int, ...]:
+    """All axes of an array but one.
+
+    >>> others(np.ones((2, 3, 4)), 1)
+    (0, 2)
+    """
+    return tuple(i for i in range(x.ndim) if i != axis)
+
+
 def as_reals(x: AnyArray) -> AnyArray:
     """Complex numbers as real and imaginary part, along a new last axis; the rest as it is.
 

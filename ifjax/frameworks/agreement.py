@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from ifjax.jaxprs.arguments import Arguments
 from ifjax.namespace import AnyArray
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
+from ifjax.structure.structure import Structure
 from ifjax.tree import leaves_by_path
 
 
@@ -49,6 +50,12 @@ def outer(axis: ex.Expression, n: int, widths: Mapping[str, int]) -> int:
         case ex.Sum(segments) if all(n * ex.size(s) % total == 0 for s in segments):
             return sum(outer(s, n * ex.size(s) // total, widths) for s in segments)
     return n
+
+
+def holds_cut(structure: Structure, paths: Iterable[str]) -> bool:
+    """Whether one of some leaves becomes narrower; paths of no leaf are passed over."""
+    axes = (e for path in paths if path in structure.leaf for e in structure.leaf[path].axes)
+    return any(name in structure.widths for e in axes for name in ex.atoms(e))
 
 
 def blank_small(arrays: PyTree, spec: FusionSpec) -> PyTree:

@@ -10,7 +10,7 @@ from types import ModuleType
 import jax
 from jaxtyping import Array, PyTree
 
-from ifjax.frameworks.agreement import blank_small, outer, require_agreement
+from ifjax.frameworks.agreement import blank_small, holds_cut, outer, require_agreement
 from ifjax.fusion.fuse import apply_maps
 from ifjax.fusion.fuse_tree import fuse_tree
 from ifjax.fusion.transport_maps import transport_maps
@@ -220,10 +220,7 @@ def _with_sizes(
         return structure.leaf[f"{at}/{name}" if at else name].axes
 
     sizes = _sizes(eqx.nn, tree, axes, structure.widths)
-    held = [
-        ex.atoms(e) for name in names if name in structure.leaf for e in structure.leaf[name].axes
-    ]
-    if not sizes and any(name in structure.widths for names in held for name in names):
+    if not sizes and holds_cut(structure, names):
         unknown.append(f"{at or 'the module'} ({type(tree).__name__})")
     if isinstance(tree, eqx.nn.MultiheadAttention) and sizes["qk_size"] != tree.qk_size:
         unknown.append(

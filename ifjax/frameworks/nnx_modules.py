@@ -11,7 +11,7 @@ from fractions import Fraction
 from flax import nnx
 from jaxtyping import Array, PyTree
 
-from ifjax.frameworks.agreement import blank_small, outer, require_agreement
+from ifjax.frameworks.agreement import blank_small, holds_cut, outer, require_agreement
 from ifjax.fusion.fuse import apply_maps
 from ifjax.fusion.fuse_tree import carry_parts
 from ifjax.fusion.part_kinds import initial_kinds
@@ -150,10 +150,9 @@ def _declare_sizes(module: nnx.Module, structure: Structure) -> list[str]:
         sizes = _sizes(layer, axes, structure.widths)
         for name, size in sizes.items():
             setattr(layer, name, size)
-        own = ["/".join([*prefix, name, "value"]) for name in vars(layer)]
-        held = [ex.atoms(e) for p in own if p in structure.leaf for e in structure.leaf[p].axes]
-        if not sizes and any(name in structure.widths for names in held for name in names):
-            unknown.append(f"{'/'.join(prefix) or 'the module'} ({type(layer).__name__})")
+        own = ("/".join([*prefix, name, "value"]) for name in vars(layer))
+        if not sizes and holds_cut(structure, own):
+            unknown.append(f"{where} ({type(layer).__name__})")
     return unknown
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from ifjax.namespace import AnyArray, Arrays, along, namespace, total
+from ifjax.namespace import AnyArray, Arrays, along, namespace, others, total
 from ifjax.structure.structure import BatchNorm
 
 
@@ -156,7 +156,6 @@ def refit(
 
 def row_norms(kernel: Float[AnyArray, "*shape"], axis: int) -> Float[AnyArray, " n"]:
     """The 2-norms of the rows that lie along an axis; derivatives are finite, also at zero."""
-    rest = tuple(i for i in range(kernel.ndim) if i != axis)
-    xp, squares = namespace(kernel), total(kernel * kernel, rest)
+    xp, squares = namespace(kernel), total(kernel * kernel, others(kernel, axis))
     # Two choices, for the derivative of a root at zero is infinite.
     return xp.where(squares > 0, xp.sqrt(xp.where(squares > 0, squares, 1)), 0)

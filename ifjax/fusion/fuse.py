@@ -25,10 +25,8 @@ from ifjax.namespace import AnyArray, Arrays
 from ifjax.parallel import placement
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec, check_spec
-from ifjax.structure.leaves import checked_leaves
-from ifjax.structure.structure import Structure
+from ifjax.structure.leaves import checked_leaves, some_leaves
 from ifjax.transport.transport import Transport
-from ifjax.tree import leaves_by_path
 
 
 @with_promotion
@@ -166,7 +164,7 @@ def apply_maps(
         raise ValueError(f"kind must be one of {', '.join(_APPLIED)}; got {kind!r}")
     program = compiled(spec, keep_shape=keep_shape)
     full = to_host(params) if held_by_host(program, params) else params
-    leaves = checked_leaves(full, structure) if kind == "weights" else _some_leaves(full, structure)
+    leaves = checked_leaves(full, structure) if kind == "weights" else some_leaves(full, structure)
     maps = checked_maps(maps, structure)
     if not structure.widths:
         return params
@@ -196,15 +194,3 @@ def _check_in_place(program: Program, kind: str) -> None:
                 f"places of its own, so that the entries cannot be merged with keep_shape=True; "
                 "leave one of the two groups whole, keep heads='prune', or fuse without keep_shape"
             )
-
-
-def _some_leaves(tree: PyTree, structure: Structure) -> dict[str, AnyArray]:
-    """Leaves by path, if they are leaves of the structure at full shape."""
-    leaves = leaves_by_path(tree)
-    for path, x in leaves.items():
-        if path not in structure.leaf:
-            raise ValueError(f"{path}: not a leaf of the network this spec was made for")
-        got = getattr(x, "shape", type(x).__name__)
-        if got != structure.leaf[path].shape:
-            raise ValueError(f"{path}: expected shape {structure.leaf[path].shape}, got {got}")
-    return leaves

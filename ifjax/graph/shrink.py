@@ -15,8 +15,8 @@ from ifjax.jaxprs.arguments import Arguments, struct
 from ifjax.jaxprs.compat import Values
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec, check_spec
-from ifjax.structure.structure import Structure
-from ifjax.tree import is_concrete, named_leaves
+from ifjax.structure.leaves import check_small
+from ifjax.tree import is_concrete
 
 Evaluate: TypeAlias = Callable[[Values, Values], PyTree]
 
@@ -96,24 +96,3 @@ def shrink(apply_fn: Callable[..., PyTree], spec: FusionSpec) -> Callable[..., P
         return evaluate(leaves, arguments.arrays)
 
     return apply_small
-
-
-def check_small(params: PyTree, structure: Structure) -> None:
-    """Raises ValueError at the first leaf whose shape is not the structure's small one."""
-    found = {path: tuple(x.shape) for path, x in named_leaves(params)}
-    for path in structure.leaf:
-        if path not in found:
-            roles = {m.path: m.role for g in structure.groups for m in g.members}
-            hint = ""
-            if roles.get(path) in ("mean", "variance"):
-                hint = '; pass the whole tree, for flax.linen {"params": ..., "batch_stats": ...}'
-            raise ValueError(f"{path}: the spec has this leaf, the parameters do not{hint}")
-    for path, shape in found.items():
-        if path not in structure.leaf:
-            raise ValueError(f"{path}: not a leaf of the network this spec was made for")
-        if shape != structure.shape(path):
-            full = " (the full shape: call ifjax.fuse_params first)"
-            raise ValueError(
-                f"{path}: expected shape {structure.shape(path)} at the widths of the spec, got "
-                f"{shape}" + (full if shape == structure.leaf[path].shape else "")
-            )

@@ -198,8 +198,3 @@ def check_shape(metric: GroupMetric, scores: Any, n: int) -> None:
     raise ValueError(
         f"importance {metric!r}: expected one score for each of {n} neurons, got {got}"
     )
-
-
-def others(x: Float[AnyArray, ...], axis: int) -> tuple[int, ...]:
-    """All axes of an array but one."""
-    return tuple(i for i in range(x.ndim) if i != axis)

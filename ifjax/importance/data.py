@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from jaxtyping import Float
 
-from ifjax.importance.base import GroupMetric, Metric, Reads, others
-from ifjax.namespace import AnyArray, namespace, total
+from ifjax.importance.base import GroupMetric, Metric, Reads
+from ifjax.namespace import AnyArray, namespace, others, total
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
-from ifjax.importance.base import GroupMetric, Members, Metric, Reads, others
-from ifjax.namespace import AnyArray, namespace, total, wide
+from ifjax.importance.base import GroupMetric, Members, Metric, Reads
+from ifjax.namespace import AnyArray, namespace, others, total, wide
 
 
 @dataclasses.dataclass(frozen=True)

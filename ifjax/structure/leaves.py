@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ifjax.namespace import AnyArray
-from ifjax.structure.structure import Structure
-from ifjax.tree import check_finite, leaves_by_path, lowest, numbers_of
+from ifjax.structure.structure import Leaf, Structure
+from ifjax.tree import check_finite, leaves_by_path, lowest, named_leaves, numbers_of
 
 
 def checked_leaves(params: PyTree, structure: Structure) -> dict[str, AnyArray]:
@@ -43,12 +43,7 @@ def checked_leaves(params: PyTree, structure: Structure) -> dict[str, AnyArray]:
             f"({len(missing)} of the spec's {len(structure.leaves)} leaves are missing); {hint}"
         )
     for path, leaf in leaves.items():
-        if path not in structure.leaf:
-            raise ValueError(f"{path}: not a leaf of the network this spec was made for")
-        want = structure.leaf[path]
-        if not hasattr(leaf, "shape") or tuple(leaf.shape) != want.shape:
-            got = getattr(leaf, "shape", type(leaf).__name__)
-            raise ValueError(f"{path}: expected shape {want.shape}, got {got}")
+        want = _check_leaf(path, leaf, structure)
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise TypeError(
                 f"{path}: expected an array, got a ShapeDtypeStruct, which has no values; "
@@ -59,6 +54,49 @@ def checked_leaves(params: PyTree, structure: Structure) -> dict[str, AnyArray]:
     check_finite(leaves)
     _check_variances(leaves, structure)
     return leaves
+
+
+def some_leaves(tree: PyTree, structure: Structure) -> dict[str, AnyArray]:
+    """Leaves by path, if they are leaves of the structure at full shape.
+
+    Raises:
+      ValueError: naming the first leaf that is unexpected, or of another shape.
+    """
+    leaves = leaves_by_path(tree)
+    for path, leaf in leaves.items():
+        _check_leaf(path, leaf, structure)
+    return leaves
+
+
+def _check_leaf(path: str, leaf: object, structure: Structure) -> Leaf:
+    """What the structure has at the path of a leaf, if it is of that shape."""
+    if path not in structure.leaf:
+        raise ValueError(f"{path}: not a leaf of the network this spec was made for")
+    want, got = structure.leaf[path], getattr(leaf, "shape", type(leaf).__name__)
+    if got != want.shape:
+        raise ValueError(f"{path}: expected shape {want.shape}, got {got}")
+    return want
+
+
+def check_small(params: PyTree, structure: Structure) -> None:
+    """Raises ValueError at the first leaf whose shape is not the structure's small one."""
+    found = {path: tuple(x.shape) for path, x in named_leaves(params)}
+    for path in structure.leaf:
+        if path not in found:
+            roles = {m.path: m.role for g in structure.groups for m in g.members}
+            hint = ""
+            if roles.get(path) in ("mean", "variance"):
+                hint = '; pass the whole tree, for flax.linen {"params": ..., "batch_stats": ...}'
+            raise ValueError(f"{path}: the spec has this leaf, the parameters do not{hint}")
+    for path, shape in found.items():
+        if path not in structure.leaf:
+            raise ValueError(f"{path}: not a leaf of the network this spec was made for")
+        if shape != structure.shape(path):
+            full = " (the full shape: call ifjax.fuse_params first)"
+            raise ValueError(
+                f"{path}: expected shape {structure.shape(path)} at the widths of the spec, got "
+                f"{shape}" + (full if shape == structure.leaf[path].shape else "")
+            )
 
 
 def _kind(dtype: str) -> str:

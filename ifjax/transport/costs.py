@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float
 
-from ifjax.namespace import AnyArray, fixed, namespace, total
+from ifjax.namespace import AnyArray, fixed, namespace, others, total
 from ifjax.promotion import with_promotion
 
 # Of a norm.
@@ -85,18 +85,18 @@ def factors(parts: Sequence[tuple[Float[AnyArray, "..."], int]]) -> Float[AnyArr
 
 def _norms(x: Float[AnyArray, "..."], axis: int) -> Float[AnyArray, " n"]:
     """The 2-norm of what lies at each position of an axis."""
-    others = tuple(i for i in range(x.ndim) if i != axis)
+    rest = others(x, axis)
     if isinstance(x, np.ndarray) and x.dtype == np.float32:  # in double nothing vanishes
-        return np.sqrt(np.sum(np.square(x, dtype=np.float64), others)).astype(x.dtype)
+        return np.sqrt(np.sum(np.square(x, dtype=np.float64), rest)).astype(x.dtype)
     xp = namespace(x)
     # The result does not depend on the scale, so neither does the gradient; squares of tiny or huge
     # weights then neither vanish nor overflow. The sum is what importance l1 reads too.
     tiny = xp.finfo(x.dtype).tiny
-    scale = fixed(xp.minimum(total(xp.abs(x), others), 1 / tiny))
+    scale = fixed(xp.minimum(total(xp.abs(x), rest), 1 / tiny))
     scale = xp.where(scale >= tiny, scale, 1)
-    by = xp.expand_dims(1 / scale, others)
+    by = xp.expand_dims(1 / scale, rest)
     # In this order no factor is shared, and XLA keeps no scaled copy of x.
-    square = total(x * by * x * by, others)
+    square = total(x * by * x * by, rest)
     return xp.where(square > 0, scale * xp.sqrt(xp.where(square > 0, square, 1)), 0)
 
 

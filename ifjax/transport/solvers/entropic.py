@@ -16,8 +16,6 @@ from ifjax.promotion import with_promotion
 from ifjax.transport.solvers.base import Cost, Solution, Solver, Source, Target, marginal_error
 
 EPSILON = 0.01
-TOLERANCE = 1e-3
-MAX_ITERATIONS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +35,8 @@ class Entropic(Solver):
     """
 
     epsilon: float = EPSILON
-    tolerance: float = TOLERANCE
-    max_iterations: int = MAX_ITERATIONS
+    tolerance: float = 1e-3
+    max_iterations: int = 10_000
 
     def __post_init__(self) -> None:
         """Checks the options.
