@@ -20,7 +20,7 @@ from ifjax.fusion.fuse import apply_maps, fuse_params
 from ifjax.fusion.fuse_tree import fuse_tree, kept_mask
 from ifjax.fusion.take import compact, take
 from ifjax.fusion.transport_maps import neuron_scores, transport_maps
-from ifjax.graph.onward import onward
+from ifjax.graph.graph import onward
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph, trace
 from ifjax.model_fusion.fuse_models import align_models, fuse_models

@@ -10,19 +10,19 @@ from typing import Any, Literal
 
 from jaxtyping import PyTree
 
-from ifjax.graph.coupling import Coupling, PinnedAxis
+from ifjax.graph.coupling import Coupling, PinnedAxis, graph_table
 from ifjax.graph.drawing import to_mermaid
 from ifjax.graph.intersection import intersect
-from ifjax.graph.printing import graph_table
 from ifjax.graph.verify import Verification, verify
 from ifjax.graph.width_numbers import WidthNumber, renamed
 from ifjax.spec import widths as selecting
 from ifjax.spec.method import Method
 from ifjax.spec.options import Number, nearest_first
-from ifjax.spec.spec import FusionSpec
+from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.spec.table import shortened
 from ifjax.spec.widths import UNITS, Uniform, check_uniform, groups_for
-from ifjax.structure.structure import Group, Member, Structure
+from ifjax.structure import axis as ex
+from ifjax.structure.structure import Group, Member, Structure, at_widths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,3 +232,39 @@ class DependencyGraph:
     def __repr__(self) -> str:
         """The same, of the first groups: what notebooks show."""
         return shortened(str(self))
+
+
+def onward(graph: DependencyGraph, spec: FusionSpec) -> DependencyGraph:
+    """The graph of the shrunk network, to make the next spec from: nothing is traced again.
+
+    What hangs together at full width does so at any other. Groups keep their names.
+
+    Args:
+      graph: the graph that ``spec`` was made from.
+      spec: the spec that the network was shrunk by.
+
+    Returns:
+      A graph whose sizes are the widths of ``spec``.
+
+    Raises:
+      ValueError: if the spec belongs to another network.
+
+    Example:
+      >>> import ifjax, jax, jax.numpy as jnp
+      >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
+      >>> apply = lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"]
+      >>> graph = ifjax.trace(apply, params, jnp.ones((1, 4)))
+      >>> onward(graph, graph.spec(0.25)).groups[0].size
+      6
+    """
+    if not isinstance(graph, DependencyGraph):
+        raise TypeError(f"expected the graph of ifjax.trace, got {type(graph).__name__}")
+    check_spec(spec)
+    if graph.structure.leaves != spec.structure.leaves:
+        raise ValueError("the spec was made from another graph than this one")
+    structure, widths = at_widths(graph.structure, spec.structure.widths), spec.structure.widths
+    pinned = tuple(
+        dataclasses.replace(p, size=ex.size(graph.structure.leaf[p.path].axes[p.axis], widths))
+        for p in graph.pinned
+    )
+    return dataclasses.replace(graph, structure=structure, pinned=pinned)

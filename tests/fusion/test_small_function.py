@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ifjax
-from ifjax.fusion.small_function import small_function, with_small_functions
+from ifjax.fusion.fuse_tree import small_function, with_small_functions
 
 PARAMS = {"w1": jnp.eye(3, 4), "w2": jnp.ones((4, 2))}
 X = jnp.arange(6.0).reshape(2, 3)
