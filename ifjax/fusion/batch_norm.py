@@ -15,8 +15,6 @@ their kernel, mean and variance, and the optimizer's moments of the kept neurons
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float
@@ -25,24 +23,17 @@ from ifjax.namespace import AnyArray, Arrays, along, namespace, others, total
 from ifjax.structure.structure import BatchNorm
 
 
-def fold(leaves: Arrays, norms: Iterable[BatchNorm]) -> dict[str, AnyArray]:
-    """Scales kernels, biases and means so that the norms' slope is one; the rest is unchanged.
+def fold(leaves: Arrays, norm: BatchNorm) -> dict[str, AnyArray]:
+    """Scales kernel, bias and mean so that the norm's slope is one.
 
     Args:
       leaves: arrays by path, at least float32.
-      norms: the batch norms to fold.
+      norm: the batch norm to fold.
 
     Returns:
-      New leaves by path. Scale and variance still hold their values, for `spread` and `refit`.
+      The leaves that change, by path. Scale and variance still hold their values, for `spread` and
+      `refit`.
     """
-    folded = dict(leaves)
-    for norm in norms:
-        folded |= fold_one(leaves, norm)
-    return folded
-
-
-def fold_one(leaves: Arrays, norm: BatchNorm) -> dict[str, AnyArray]:
-    """The leaves that folding one norm changes, by path."""
     paths = [p for p in (norm.kernel, norm.bias, norm.mean) if p is not None]
     kernel, *vectors = (leaves[p] for p in paths)
     a = leaves[norm.scale] / namespace(kernel).sqrt(leaves[norm.variance] + norm.eps)

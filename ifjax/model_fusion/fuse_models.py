@@ -22,6 +22,7 @@ from jaxtyping import Array, PyTree
 from ifjax.activations.batch_statistics import reset_where_any
 from ifjax.activations.batches import read_inputs
 from ifjax.fusion import batch_norm
+from ifjax.fusion.execution.merging import fold
 from ifjax.fusion.execution.place import in_numpy, is_held, placed, to_host
 from ifjax.graph.shrink import shrink
 from ifjax.graph.trace import DependencyGraph
@@ -209,7 +210,7 @@ def align_models(
         costs[k] = activation_costs(ours, theirs, data["batches"])
     with _in_one_place(leaves, costs) as (leaves, costs):
         target, *sources = (
-            Network(structure, batch_norm.fold(_promoted(x), structure.norms))
+            Network(structure, fold(_promoted(x), structure.norms))
             for x, structure in zip(leaves, structures, strict=True)
         )
         result = tuple(
@@ -242,7 +243,7 @@ def _averaged(
     aligned: list[dict[str, AnyArray]] = []
     for x, structure, found in zip(leaves, structures, [{}, *maps], strict=True):
         x = _promoted(x)
-        folded = batch_norm.fold(x, norms)
+        folded = fold(x, norms)
         for norm in norms:
             scale, variance = x[norm.scale], x[norm.variance]
             size = batch_norm.slope(folded[norm.kernel], scale, variance, norm.axis, norm.eps)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from ifjax.parallel.sharding import divided, sharding_of
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
-from ifjax.structure.structure import Structure
 from ifjax.tree import leaves_by_path
 
 
@@ -60,15 +55,3 @@ def small_shardings(spec: FusionSpec, params: PyTree, *, strict: bool = False) -
     full = {name: sharding_of(name, x) for name, x in leaves.items()}
     small = divided(full, {name: spec.structure.shape(name) for name in leaves}, strict)
     return jax.tree.unflatten(jax.tree.structure(params), list(small.values()))
-
-
-def explicit_outputs(spec: FusionSpec, params: PyTree, keep_shape: bool) -> PyTree:
-    """The `PartitionSpec` of every merged leaf, of parameters on a mesh with explicit axes."""
-    if keep_shape:
-        return jax.tree.map(lambda x: cast("NamedSharding", sharding_of("", x)).spec, params)
-    return jax.tree.map(lambda x: x.spec, small_shardings(spec, params))
-
-
-def explicit_maps(structure: Structure) -> dict[str, P]:
-    """Of every transport: replicated."""
-    return {group.name: P() for group in structure.in_order()}

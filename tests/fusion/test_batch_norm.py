@@ -9,6 +9,7 @@ from hypothesis import given, settings
 
 import ifjax
 from ifjax.fusion import batch_norm
+from ifjax.fusion.execution.merging import fold
 from ifjax.fusion.merge import matrices
 from ifjax.structure.structure import BatchNorm
 from tests import reference
@@ -57,7 +58,7 @@ def test_the_norms_of_the_network_are_found():
 @pytest.mark.parametrize("eps", [0.0, 1e-5, 0.5])
 def test_folding_equals_a_float64_loop(eps):
     before = leaves()
-    folded = batch_norm.fold(before, [norm(eps=eps)])
+    folded = fold(before, [norm(eps=eps)])
     for i in range(WIDTHS[0]):
         scale, variance = (np.float64(before[f"bn0.{k}"][i]) for k in ("weight", "running_var"))
         slope = scale / np.sqrt(variance + eps)
@@ -71,7 +72,7 @@ def test_folding_equals_a_float64_loop(eps):
 def test_folding_leaves_its_argument_alone():
     before = leaves()
     copies = {path: np.array(x) for path, x in before.items()}
-    batch_norm.fold(before, [norm()])
+    fold(before, [norm()])
     for path, x in copies.items():
         np.testing.assert_array_equal(before[path], x)
 
@@ -81,8 +82,8 @@ def test_the_kernel_may_have_its_outputs_on_any_axis(axis):
     before = leaves()
     moved = {**before, "conv0.weight": jnp.moveaxis(before["conv0.weight"], 0, axis)}
     record = BatchNorm(**{**vars(norm()), "axis": axis})
-    got = batch_norm.fold(moved, [record])["conv0.weight"]
-    expected = batch_norm.fold(before, [norm()])["conv0.weight"]
+    got = fold(moved, [record])["conv0.weight"]
+    expected = fold(before, [norm()])["conv0.weight"]
     np.testing.assert_array_equal(jnp.moveaxis(got, axis, 0), expected)
     spread = batch_norm.spread(got, before["bn0.weight"], axis)
     ones = jnp.ones(6)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ifjax
-from ifjax.graph import printing
+from ifjax.graph import coupling
 from ifjax.graph.coupling import Coupling, PinnedAxis
 from ifjax.spec.table import savings
 from tests.graph.laws import array, arrays
@@ -42,7 +42,7 @@ def test_a_graph_lists_its_groups_what_is_pinned_and_what_is_unused():
 
 
 def test_many_pinned_axes_are_summed_up(monkeypatch):
-    monkeypatch.setattr(printing, "MOST_PINNED", 1)
+    monkeypatch.setattr(coupling, "MOST_PINNED", 1)
 
     def f(p, x):
         return sum(x @ p[k] for k in "abcde") @ jnp.cumsum(p["w"], 0)

@@ -59,8 +59,8 @@ def merged(
 
 
 def fold(leaves: Arrays, norms: Sequence[BatchNorm]) -> dict[str, AnyArray]:
-    """`ifjax.fusion.batch_norm.fold`, the norms side by side."""
-    calls = [functools.partial(batch_norm.fold_one, leaves, norm) for norm in norms]
+    """All leaves, with the norms folded: `ifjax.fusion.batch_norm.fold`, side by side."""
+    calls = [functools.partial(batch_norm.fold, leaves, norm) for norm in norms]
     each = threads.each(calls, [leaves[norm.kernel].size for norm in norms], leaves)
     return {**leaves, **{path: x for found in each for path, x in found.items()}}
 

@@ -21,8 +21,8 @@ from jaxtyping import PyTree
 from ifjax.fusion.program import Program
 from ifjax.namespace import Arrays
 from ifjax.parallel.placement import on_mesh
-from ifjax.parallel.sharding import laid_like
-from ifjax.spec.shardings import explicit_maps, explicit_outputs
+from ifjax.parallel.sharding import laid_like, sharding_of
+from ifjax.spec.shardings import small_shardings
 from ifjax.tree import is_concrete, leaves_by_path, with_leaves
 
 
@@ -128,13 +128,17 @@ def placed(params: PyTree, small: Arrays) -> PyTree:
 
 def leaf_outputs(program: Program, params: PyTree, read: Arrays) -> dict[str, P]:
     """The `PartitionSpec` of every merged leaf, of parameters on a mesh with explicit axes."""
-    places = leaves_by_path(explicit_outputs(program.spec, params, program.keep_shape))
-    return {path: places[path] for path in program.merges if path in read}
+    if program.keep_shape:
+        places = jax.tree.map(lambda x: sharding_of("", x), params)
+    else:
+        places = small_shardings(program.spec, params)
+    found = leaves_by_path(places)
+    return {path: found[path].spec for path in program.merges if path in read}
 
 
 def map_outputs(program: Program) -> dict[str, P]:
     """The `PartitionSpec` of what is known of every group, on a mesh with explicit axes."""
-    return explicit_maps(program.spec.structure)
+    return {group.name: P() for group in program.spec.structure.in_order()}
 
 
 def fused_outputs(program: Program, params: PyTree, read: Arrays) -> tuple[dict[str, P], P]:

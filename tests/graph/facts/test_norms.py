@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 import ifjax
-from ifjax.fusion import batch_norm
+from ifjax.fusion.execution.merging import fold
 from ifjax.tree import leaves_by_path, with_leaves
 from tests.graph.laws import array, arrays, hold
 
@@ -81,7 +81,7 @@ def folded_equals(f, p, x) -> bool:
     with jax.enable_x64(True):
         p = jax.tree.map(jnp.asarray, p)
         structure = ifjax.trace(f, p, x).structure
-        leaves = batch_norm.fold(leaves_by_path(p), structure.norms)
+        leaves = fold(leaves_by_path(p), structure.norms)
         for n in structure.norms:  # what is left of the norm has unit slope
             leaves[n.variance] = jnp.ones_like(leaves[n.variance]) - n.eps
             leaves[n.scale] = jnp.ones_like(leaves[n.scale])

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import lax
 
 import ifjax
-from ifjax.fusion.batch_norm import fold
+from ifjax.fusion.execution.merging import fold
 from tests.graph.laws import array, arrays, distance, hold, reasons
 
 
