@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import ifjax
 from tests.graph.laws import array, arrays
@@ -226,3 +227,13 @@ def test_compress_where_data_moves_along_other_axes():
     (got, outputs), (want, each) = found
     close(jnp.split(got["qkv"], 3, 1), [want[n]["w"][:, None] for n in "qkv"], 1e-4)
     close(outputs, each, 1e-4)
+
+
+def test_neurons_are_taken_on_an_explicit_mesh():
+    """Two batch axes become one, the second of which may lie spread over devices."""
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Explicit,))
+    specs = {"qkv": PartitionSpec(None, None, "d"), "bias": PartitionSpec(None, "d")}
+    specs |= {"out": PartitionSpec("d")}
+    spread = {k: jax.device_put(P[k], NamedSharding(mesh, s)) for k, s in specs.items()}
+    kept = {JOINED: np.array([[[0, 1]] * N, [[2, 3]] * N])}
+    close(ifjax.take(spread, GRAPH, kept), ifjax.take(P, GRAPH, kept))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ifjax.namespace import AnyArray, namespace
 from ifjax.structure import axis as ex
@@ -53,7 +54,7 @@ class View:
             at = next(i for i, e in enumerate(axes) if name in set(mentioned(e)))
             x = _front(x, done + at, axes[at], name, sizes)
             axes = tuple(without(e, name) for e in axes)
-        return x.reshape(-1, *x.shape[len(self.names) :])
+        return _merged(x, len(self.names))
 
     def back(self, x: AnyArray, sizes: Mapping[str, int]) -> AnyArray:
         """Inverse of `front`.
@@ -206,3 +207,14 @@ def _back(x: AnyArray, axis: int, e: Expression, name: str, sizes: Mapping[str, 
 def _turns(entries: tuple[int, ...]) -> np.ndarray:
     """By position, how many before it hold the same entry."""
     return np.array([entries[:i].count(e) for i, e in enumerate(entries)])
+
+
+def _merged(x: AnyArray, k: int) -> AnyArray:
+    """The first k axes as one, which is whole: on an explicit mesh nothing else is inferred."""
+    shape = (math.prod(x.shape[:k]), *x.shape[k:])
+    if k > 1 and isinstance(x, jax.Array):
+        found = jax.typeof(x).sharding
+        if any(found.spec[:k]):
+            whole = NamedSharding(found.mesh, PartitionSpec(None, *found.spec[k:]))
+            return x.reshape(shape, out_sharding=whole)
+    return x.reshape(shape)
