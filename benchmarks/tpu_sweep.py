@@ -199,17 +199,20 @@ def collectives(text: str, arrays: list[Any]) -> dict[str, Any]:
     """The largest result of each kind, and the spread arrays of which a chip is given all."""
     import hlo
 
-    whole = {math.prod(x.shape): x for x in arrays if _parts(x) > 1 and len(x.shape) > 1}
+    whole = {_squeezed(x.shape) for x in arrays if _parts(x) > 1 and len(_squeezed(x.shape)) > 1}
     largest: dict[str, float] = {}
     gathered = set()
     for shape, kind in COLLECTIVE.findall(text):
         sizes = hlo.size(shape)
         largest[kind] = max(largest.get(kind, 0), max(sizes, default=0) / MIB)
         for kind_of, axes in re.findall(r"\b([a-z]\w*)\[([\d,]+)\]", shape):
-            count = math.prod(map(int, axes.split(",")))
-            if count in whole and count > 2**16:
+            if _squeezed(tuple(map(int, axes.split(",")))) in whole:
                 gathered.add(f"{kind} {kind_of}[{axes}]")
     return {"collectives": largest, "whole": sorted(gathered)}
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n > 1)
 
 
 def _parts(x: Any) -> int:
