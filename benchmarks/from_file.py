@@ -67,6 +67,8 @@ def main() -> None:
             print(rows[-1], file=sys.stderr, flush=True)
     if len({row["small"] for row in rows}) > 1:
         raise SystemExit("the small leaves differ")
+    if rows[1]["anonymous MiB"] > rows[0]["anonymous MiB"] - total / MIB / 2:
+        raise SystemExit(f"weights that lie in files are in memory too: {rows}")
     print(record.markdown(rows))
     print("written:", record.write("from_file", rows).name)
 
