@@ -30,6 +30,7 @@ from ifjax.spec.options import is_real, plain_number
 from ifjax.spec.spec import FusionSpec
 from ifjax.spec.widths import Selector, Uniform
 from ifjax.structure.leaves import checked_leaves
+from ifjax.structure.structure import keeping
 
 
 @with_promotion
@@ -177,8 +178,7 @@ def _curves(
         if not wanted:
             return {}
         widths = tie.widths(rung)
-        groups = tuple(dataclasses.replace(g, kept=widths.get(g.name, g.size)) for g in spec.groups)
-        structure = dataclasses.replace(spec.structure, groups=groups)
+        structure = keeping(spec.structure, widths)
         alone = dataclasses.replace(spec, structure=structure)
         wanted &= structure.widths.keys()
         return flat.taken(kept_by_importance(params, alone, wanted, None, stats))

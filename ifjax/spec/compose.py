@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure import axis as ex
+from ifjax.structure.structure import keeping
 
 
 def compose(second: FusionSpec, first: FusionSpec) -> FusionSpec:
@@ -54,8 +54,7 @@ def compose(second: FusionSpec, first: FusionSpec) -> FusionSpec:
         for axis, cut in enumerate(leaf.axes):
             for group, width in _matched(mine.leaf[leaf.path].axes[axis], cut, first, second):
                 kept[group] = width
-    groups = tuple(dataclasses.replace(g, kept=kept.get(g.name, g.size)) for g in mine.groups)
-    structure = dataclasses.replace(mine, groups=groups)
+    structure = keeping(mine, kept)
     for path in structure.leaf:
         if structure.shape(path) != theirs.shape(path):
             raise ValueError(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from ifjax.spec.spec import FusionSpec, check_spec
-from ifjax.structure.structure import Structure, at_widths
+from ifjax.structure.structure import at_widths, keeping
 
 
 class Round(NamedTuple):
@@ -81,15 +79,10 @@ def iterated(spec: FusionSpec, rounds: int, kind: str = "geometric") -> tuple[Ro
     found, before = [], spec.structure
     for i in range(1, rounds + 1):
         kept = {g.name: _kept(g.size, g.kept, i / rounds, kind) for g in spec.groups}
-        step, total = (FusionSpec(_keeping(p, kept), spec.method) for p in (before, spec.structure))
+        step, total = (FusionSpec(keeping(p, kept), spec.method) for p in (before, spec.structure))
         found.append(Round(step, total))
         before = at_widths(spec.structure, kept)
     return tuple(found)
-
-
-def _keeping(structure: Structure, kept: Mapping[str, int]) -> Structure:
-    groups = tuple(dataclasses.replace(g, kept=kept[g.name]) for g in structure.groups)
-    return dataclasses.replace(structure, groups=groups)
 
 
 def _kept(n: int, m: int, part: float, kind: str) -> int:

@@ -227,6 +227,12 @@ class Structure:
         return 2 * sum(math.prod(ex.size(e, widths) for e in p) for p in self.products)
 
 
+def keeping(structure: Structure, kept: Mapping[str, int]) -> Structure:
+    """The structure whose groups are to keep some of their neurons; groups without a number all."""
+    groups = (dataclasses.replace(g, kept=kept.get(g.name, g.size)) for g in structure.groups)
+    return dataclasses.replace(structure, groups=tuple(groups))
+
+
 def at_widths(structure: Structure, widths: Mapping[str, int]) -> Structure:
     """The structure of the network after its groups were cut to some widths."""
 

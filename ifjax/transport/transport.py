@@ -1,7 +1,7 @@
 """Optimal transport from the neurons of a group to the neurons that remain.
 
-The way of the data: `ifjax.transport.costs` of moving the neurons to the `top` ones, a `marginal`
-on either side, and `solve`, which turns them into a `Transport` with one of the
+The way of the data: `ifjax.transport.costs` of moving the neurons to the targets, a `marginal` on
+either side, and `solve`, which turns them into a `Transport` with one of the
 `ifjax.transport.solvers`.
 
 References:
@@ -182,29 +182,6 @@ def marginal(kind: str, scores: Float[AnyArray, " n"]) -> Float[AnyArray, " n"]:
     mass = xp.where(mean > 0, mass / xp.where(mean > 0, mean, 1), 1)
     mass = xp.maximum(mass, _FLOOR)
     return mass / xp.sum(mass)
-
-
-def top(scores: Float[Array, " n"], m: int) -> Int[Array, " m"]:
-    """Indices of the m highest scores, in ascending order; of equal scores the first ones.
-
-    Args:
-      scores: one score per neuron.
-      m: how many to take, from 1 to n.
-
-    Returns:
-      The indices, ascending.
-
-    Raises:
-      ValueError: for m outside 1 to n.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> top(jnp.array([0.5, 2.0, 0.5, 1.0]), 3)
-      Array([0, 1, 3], dtype=int32)
-    """
-    if not 1 <= m <= scores.shape[0]:
-        raise ValueError(f"cannot take the top {m} of {scores.shape[0]} scores")
-    return jnp.sort(jax.lax.top_k(scores, m)[1])
 
 
 @with_promotion

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from hypothesis import given, settings
 
 from ifjax.transport import transport
 
@@ -35,19 +34,6 @@ def test_scores_that_are_nowhere_positive_give_the_uniform_marginal(scores):
 def test_unknown_marginals_list_the_known():
     with pytest.raises(ValueError, match=r"'mass'.*known: uniform, importance"):
         transport.marginal("mass", jnp.ones(2))
-
-
-@settings(max_examples=25, deadline=None)
-@given(scores=st.lists(st.integers(-2, 2), min_size=7, max_size=7), m=st.sampled_from([1, 4, 7]))
-def test_top_takes_the_highest_and_of_equals_the_first(scores, m):
-    expected = np.sort(np.argsort(-np.asarray(scores), kind="stable")[:m])
-    np.testing.assert_array_equal(transport.top(jnp.asarray(scores, jnp.float32), m), expected)
-
-
-@pytest.mark.parametrize("m", [0, 4])
-def test_top_refuses_more_or_less_than_there_are(m):
-    with pytest.raises(ValueError, match=f"top {m} of 3"):
-        transport.top(jnp.ones(3), m)
 
 
 # Solving ----------------------------------------------------------------------------------------
