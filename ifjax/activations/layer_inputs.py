@@ -92,6 +92,7 @@ def layer_inputs(
         return tuple(store.instantiate(e, atom) for e in structure.leaf[path].axes)
 
     analysis = analyse(apply_fn, params, arguments, static, leaf_axes)
+    analysis.store.number_by(atoms.values())
     owner = {analysis.store.find(node): name for name, node in atoms.items()}
     found: list[Reading] = []
     program = flatten(

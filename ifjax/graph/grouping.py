@@ -6,6 +6,8 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 
+import numpy as np
+
 from ifjax.graph.coupling import Coupling, PinnedAxis
 from ifjax.graph.facts.norms import Norm
 from ifjax.graph.facts.roles import Roles
@@ -80,6 +82,15 @@ def build(
         for j, axis in enumerate(axes):
             for name in dict.fromkeys(ex.atoms(axis)):
                 where[name].append((i, j))
+    inward = _inward(where, exprs, roles)
+
+    def turned(axes: Sequence[ex.Expression]) -> tuple[ex.Expression, ...]:
+        if not inward:
+            return tuple(axes)
+        turn = lambda a: ex.in_order(a, inward.get(a.name, tuple(range(a.size))))  # noqa: E731
+        return tuple(ex.mapped(e, turn) for e in axes)
+
+    exprs = [turned(axes) for axes in exprs]
     integers = frozenset(i for i, (_, _, dtype) in enumerate(leaves) if is_integer(dtype))
     live = {
         root: at
@@ -102,7 +113,7 @@ def build(
         groups=tuple(groups),
         norms=tuple(_record(n, paths) for n in facts.norms if n.kernel is not None),
         products=tuple(frozen(resolved(axes)) for axes in macs),
-        state=tuple(Leaf(*x, frozen(resolved(axes))) for x, axes in state),
+        state=tuple(Leaf(*x, frozen(turned(resolved(axes)))) for x, axes in state),
         carried=tuple(carried),
     )
     structure = renamed(structure, group_names(groups, structure.leaf))
@@ -115,6 +126,22 @@ def build(
     ]
     unused = tuple(path for i, path in enumerate(paths) if i not in roles.live)
     return Coupling(structure, tuple(pinned), unused)
+
+
+def _inward(
+    where: Mapping[str, Sequence[tuple[int, int]]],
+    exprs: Sequence[tuple[ex.Expression, ...]],
+    roles: Roles,
+) -> dict[str, tuple[int, ...]]:
+    """Orders that make the neurons of a class stand as in the leaf that the group is named for."""
+    found = {}
+    for root, at in where.items():
+        producers = [key for key in at if roles.position.get(key, -1) >= 0]
+        i, j = min(producers, key=roles.position.__getitem__) if producers else at[0]
+        match exprs[i][j]:
+            case ex.Ordered(ex.Atom(name, _), order) if name == root:
+                found[root] = tuple(np.argsort(order).tolist())
+    return found
 
 
 def _group(

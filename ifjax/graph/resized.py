@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
@@ -16,7 +17,8 @@ from ifjax.graph.analysis import FIXED_KEY, Analysis, LeafAxes, analyse
 from ifjax.graph.facts.numbers import find_numbers
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments, struct
-from ifjax.jaxprs.axis_store import AxisStore, Factors, Free, Segments
+from ifjax.jaxprs.axis_nodes import Factors, Free, Permuted, Segments
+from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.compat import AnyJaxpr, Values
 from ifjax.jaxprs.evaluate import evaluate
 from ifjax.jaxprs.program import Step, flatten
@@ -157,6 +159,7 @@ class Resized:
     def refresh(self) -> None:
         """Looks up the classes of the cut groups; refuses where the walk has changed one."""
         store, owner = self.analysis.store, dict[int, str]()
+        store.number_by(self.atoms.values())
         for name, kept in self.structure.widths.items():
             node = self.atoms[name]
             root = store.find(node)
@@ -205,6 +208,8 @@ class Resized:
             return math.prod(self.size(p) for p in form.nodes)
         if isinstance(form, Segments):
             return sum(self.size(p) for p in form.nodes)
+        if isinstance(form, Permuted):
+            return self.size(form.node)
         return store.size(root)
 
     def pieces(self, node: int, bounds: Sequence[int]) -> list[int]:
@@ -251,7 +256,8 @@ class Resized:
         assert frame is not None
         ins = [frame.read(v, store) for v in equation.invars]
         outs = [frame.read(v, store) for v in equation.outvars]
-        resize = Resize(ins, outs, step.note, self.size, self.pieces, self.evaluate, self.derive)
+        evaluate = (self.evaluate, self.derive)
+        resize = Resize(ins, outs, step.note, self.size, self.pieces, *evaluate, self.kept)
         results = rule_of(equation.primitive.name).rebuild(resize, equation, operands)
         for axes, value in zip(outs, results, strict=True):
             if jnp.shape(value) != resize.shape(axes):
@@ -292,9 +298,11 @@ class Resized:
         for axis, node in enumerate(axes):
             small = self.size(node)
             if small != jnp.shape(value)[axis]:
-                store = self.analysis.store
-                expression = store.resolve(node, lambda root: str(root))
-                names = {n: int(n) for n in ex.atoms(expression)}
-                keep = {n: jnp.arange(self.size(r)) for n, r in names.items()}
-                value = jnp.take(jnp.asarray(value), axis_arrays.indices(expression, keep), axis)
+                value = jnp.take(jnp.asarray(value), self.kept(node), axis)
         return value
+
+    def kept(self, node: int) -> np.ndarray:
+        """Positions of an axis that are left where every class keeps its first neurons."""
+        expression = self.analysis.store.resolve(node, str)
+        keep = {name: np.arange(self.size(int(name))) for name in ex.atoms(expression)}
+        return np.asarray(axis_arrays.indices(expression, keep))

@@ -13,7 +13,8 @@ from jaxtyping import PyTree
 
 from ifjax.graph.facts.numbers import Numbers
 from ifjax.jaxprs import compat
-from ifjax.jaxprs.axis_store import AxisStore, Factors, Free, Segments
+from ifjax.jaxprs.axis_nodes import Factors, Free, Permuted, Segments
+from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.compat import AnyJaxpr
 from ifjax.jaxprs.normal import normalised
 from ifjax.jaxprs.walk import Axes, Frame, frames_of
@@ -44,6 +45,8 @@ def doubled(
                 return math.prod(map(size, form.nodes))
             if isinstance(form, Segments):
                 return sum(map(size, form.nodes))
+            if isinstance(form, Permuted):
+                return size(form.node)
             factor = 2 if isinstance(form, Free) and store.find(node) in wide else 1
             return factor * store.size(node)
 

@@ -151,7 +151,7 @@ def group_names(
     found: dict[int, str] = {}
 
     def visit(own: ex.Expression, frozen: ex.Expression) -> None:
-        match own, frozen:
+        match ex.unordered(own), ex.unordered(frozen):
             case ex.Atom(root, _), ex.Atom(name, _):
                 found[int(root)] = name
             case (ex.Product(a), ex.Product(b)) | (ex.Sum(a), ex.Sum(b)):

@@ -1,59 +1,42 @@
 """The axis store: classes of axes that must be cut together, found by unification.
 
 Every axis of every array is a node. A node is free (a class of neurons), pinned, or bound to a
-product or a sum of smaller nodes. Rules only ever unify two nodes of equal size, or cut one at an
-offset; so an equation holds in both directions, and the order of the equations does not matter:
-what a later reshape splits is split everywhere at once.
+product or a sum of smaller nodes, or to another node in another order. Rules only ever unify two
+nodes of equal size, cut one at an offset, or permute one; so an equation holds in both directions,
+and the order of the equations does not matter: what a later reshape splits is split everywhere at
+once.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable
 
-from ifjax.structure import axis as ex
+import numpy as np
+
+from ifjax.jaxprs.axis_nodes import (
+    AxisNodes,
+    Factors,
+    Fixed,
+    Free,
+    Permuted,
+    Segments,
+)
 
 FUEL = 512  # steps per unification, and segments per axis; beyond it both sides are pinned
 EXHAUSTED = "too many segments"
+TIED = "the same neurons meet in two orders"
+MIXED = "a part is taken of neurons that a permutation mixes"
 
 
-@dataclasses.dataclass(frozen=True)
-class Free:
-    """A class of neurons that nothing has split or pinned yet."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Fixed:
-    """Not prunable, and why: a string, or what makes one when it is read."""
-
-    reason: object
-
-
-@dataclasses.dataclass(frozen=True)
-class Factors:
-    """A product, outermost factor first."""
-
-    nodes: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Segments:
-    """A sum: segments one after another."""
-
-    nodes: tuple[int, ...]
-
-
-class AxisStore:
-    """Axis nodes, by number, with union-find. The only mutable object of the graph package."""
+class AxisStore(AxisNodes):
+    """Axis nodes that are unified and cut. The only mutable object of the graph package."""
 
     def __init__(self) -> None:
-        self._parent: list[int] = []
-        self._size: list[int] = []
-        self._form: list[Free | Fixed | Factors | Segments] = []
+        super().__init__()
         self._fuel = FUEL
-        self.one = self._new(1, Fixed("axis of size 1"))
+        self._tied: Callable[[], object] = lambda: TIED
 
     def copy(self) -> AxisStore:
         """A store of its own with the same nodes."""
@@ -63,114 +46,27 @@ class AxisStore:
         other._form = list(self._form)
         return other
 
-    # nodes
-
-    def _new(self, size: int, form: Free | Fixed | Factors | Segments) -> int:
-        self._parent.append(len(self._parent))
-        self._size.append(int(size))
-        self._form.append(form)
-        return len(self._parent) - 1
-
-    def fresh(self, size: int) -> int:
-        """A new class of neurons (size 0 and 1 cannot be cut and are pinned)."""
-        if size == 1:
-            return self.one
-        return self._new(size, Free() if size else Fixed("axis of size 0"))
-
-    def pinned(self, size: int, reason: object) -> int:
-        """A new axis that cannot be cut."""
-        return self.one if size == 1 else self._new(size, Fixed(reason))
-
-    def product(self, nodes: Sequence[int]) -> int:
-        """The axis that merges ``nodes``, outermost first."""
-        nodes = [n for n in nodes if self.find(n) != self.one]
-        if len(nodes) < 2:
-            return nodes[0] if nodes else self.one
-        size = math.prod(self.size(n) for n in nodes)
-        if not size:  # it could be unified with its own factor
-            return self.fresh(0)
-        return self._new(size, Factors(tuple(nodes)))
-
-    def sum(self, nodes: Sequence[int]) -> int:
-        """The axis that concatenates ``nodes``."""
-        nodes = [s for n in nodes if self.size(n) for s in self.segments(n)]
-        if len(nodes) == 1:
-            return nodes[0]
-        return self._new(sum(self.size(n) for n in nodes), Segments(tuple(nodes)))
-
-    def find(self, node: int) -> int:
-        """The representative of the node's class."""
-        parent = self._parent
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    def size(self, node: int) -> int:
-        """Number of positions along the axis."""
-        return self._size[node]
-
-    def form(self, node: int) -> Free | Fixed | Factors | Segments:
-        """What the axis is bound to."""
-        return self._form[self.find(node)]
-
-    def factors(self, node: int) -> list[int]:
-        """The flattened factors of a product; another node is its own single factor."""
-        form = self.form(node)
-        if isinstance(form, Factors):
-            flat = [f for n in form.nodes for f in self.factors(n)]
-            return [f for f in flat if self.find(f) != self.one]
-        return [node]
-
-    def segments(self, node: int) -> list[int]:
-        """The flattened segments of a sum; another node is its own single segment."""
-        root = self.find(node)
-        form = self._form[root]
-        if isinstance(form, Segments):
-            flat = [s for n in form.nodes for s in self.segments(n)]
-            self._form[root] = Segments(tuple(flat))  # or a chain of cuts would nest ever deeper
-            return flat
-        return [node]
-
-    def pin(self, node: int, reason: object) -> None:
-        """Fixes every class along the axis; the first reason given is kept."""
-        stack = [node]
-        while stack:
-            root = self.find(stack.pop())
-            form = self._form[root]
-            if isinstance(form, Free):
-                self._form[root] = Fixed(reason)
-            elif isinstance(form, Factors | Segments):
-                stack.extend(form.nodes)
-
-    def seal(self, node: int, reason: object) -> None:
-        """Makes one pinned class of an axis without free ones, as of one cut into positions."""
-        if not self.classes(node) and not isinstance(self.form(node), Fixed):
-            self._form[self.find(node)] = Fixed(reason)
-
-    def is_pinned(self, node: int) -> bool:
-        """Whether nothing along the axis can be cut."""
-        form = self.form(node)
-        if isinstance(form, Factors | Segments):
-            return all(self.is_pinned(n) for n in form.nodes)
-        return isinstance(form, Fixed)
-
-    # unification
-
-    def unify(self, a: int, b: int, reason: object = "regrouped by coprime factors") -> None:
+    def unify(
+        self,
+        a: int,
+        b: int,
+        reason: object = "regrouped by coprime factors",
+        tied: Callable[[], object] = lambda: TIED,
+    ) -> None:
         """States that two axes of equal size hold the same neurons in the same order.
 
         Args:
           a: one axis.
           b: the other.
           reason: why axes are pinned that no common refinement exists for.
+          tied: gives the reason why axes are pinned whose neurons meet others of the same axis.
 
         Raises:
           ValueError: if the sizes differ.
         """
         if self.size(a) != self.size(b):
             raise ValueError(f"axes of sizes {self.size(a)} and {self.size(b)} cannot be one axis")
-        self._fuel = FUEL
+        self._fuel, self._tied = FUEL, tied
         self._unify(a, b, reason)
 
     def _unify(self, a: int, b: int, reason: object) -> None:
@@ -183,7 +79,11 @@ class AxisStore:
             self.pin(b, EXHAUSTED)
             return
         form_a, form_b = self._form[a], self._form[b]
-        if isinstance(form_a, Free | Fixed) or isinstance(form_b, Free | Fixed):
+        if isinstance(form_a, Permuted):
+            self._unify_permuted(b, a, form_a, reason)
+        elif isinstance(form_b, Permuted):
+            self._unify_permuted(a, b, form_b, reason)
+        elif isinstance(form_a, Free | Fixed) or isinstance(form_b, Free | Fixed):
             if isinstance(form_a, Fixed):
                 self.pin(b, form_a.reason)
             elif isinstance(form_b, Fixed):
@@ -192,13 +92,83 @@ class AxisStore:
             keep, drop = (b, a) if isinstance(form_a, Free | Fixed) else (a, b)
             self._parent[drop] = keep
             return
-        if isinstance(form_a, Factors) and isinstance(form_b, Factors):
+        elif isinstance(form_a, Factors) and isinstance(form_b, Factors):
             self._unify_products(a, b, reason)
         else:
             self._unify_piecewise(a, b, reason)
+        self._join(a, b)
+
+    def _join(self, a: int, b: int) -> None:
+        """Makes one class of two axes whose parts have been unified."""
         a, b = self.find(a), self.find(b)
+        if a == b:
+            return
+        form_a, form_b = self._form[a], self._form[b]
+        if isinstance(form_a, Permuted):
+            a, b, form_a, form_b = b, a, form_b, form_a
+        if isinstance(form_b, Permuted):
+            base = form_a.node if isinstance(form_a, Permuted) else a
+            if form_b.node == base and (a == base or form_a != form_b):  # the parts said otherwise
+                self.pin(base, self._tied())
+            a, b = self.find(a), self.find(b)
         if a != b:
             self._parent[b] = a
+
+    def _unify_permuted(self, a: int, b: int, form: Permuted, reason: object) -> None:
+        """Unifies with ``b``, which is another axis in another order; ``a`` may be one too."""
+        own, base = self._form[a], form.node
+        if isinstance(own, Permuted) and own.node != base:
+            back = np.argsort(own.order)
+            self._unify(own.node, self.permuted(base, np.take(form.order, back)), reason)
+        elif isinstance(own, Permuted) or a == base:
+            if not isinstance(own, Permuted) or own.order != form.order:
+                self.pin(base, self._tied())
+        elif isinstance(own, Fixed):
+            self.pin(base, own.reason)
+        elif isinstance(own, Free):
+            self._parent[a] = b
+        else:
+            if isinstance(own, Segments):
+                bound = self._blocks(a, form)
+            else:
+                bound = self._grid(form, self.size(self.factors(a)[0]))
+            if bound is not None:
+                self._unify(a, bound, reason)
+            elif isinstance(self._form[base], Free):
+                self._form[base] = Permuted(a, tuple(np.argsort(form.order).tolist()))
+            else:
+                self.pin(a, MIXED)
+                self.pin(base, MIXED)
+
+    def _blocks(self, like: int, form: Permuted) -> int | None:
+        """A permuted axis as the sum of parts as long as those of ``like``; None where these mix.
+
+        Every part must hold a stretch of what the axis is an order of, in any order.
+        """
+        bounds = [0, *self._bounds(like), self.size(like)]
+        parts = [np.asarray(form.order[a:b]) for a, b in itertools.pairwise(bounds)]
+        if any(part.max() - part.min() >= len(part) for part in parts):
+            return None
+        return self.sum([self._stretch(form.node, part) for part in parts])
+
+    def _stretch(self, node: int, part: np.ndarray) -> int:
+        """The axis that holds the given neighbouring positions of another one."""
+        start, stop = int(part.min()), int(part.max()) + 1
+        if stop < self.size(node):
+            node, _ = self.cut(node, stop)
+        if start:
+            _, node = self.cut(node, start)
+        return self.permuted(node, part - start)
+
+    def _grid(self, form: Permuted, rows: int) -> int | None:
+        """A permuted axis as permuted rows, so many, times permuted columns; None if it is none."""
+        order = np.asarray(form.order).reshape(rows, -1)
+        outer, inner = order[:, 0] // order.shape[1], order[0] % order.shape[1]
+        if not np.array_equal(order, outer[:, None] * order.shape[1] + inner):
+            return None
+        parts = self.fresh(order.shape[0]), self.fresh(order.shape[1])
+        self._unify(form.node, self.product(parts), self._tied())
+        return self.product([self.permuted(parts[0], outer), self.permuted(parts[1], inner)])
 
     def _unify_products(self, a: int, b: int, reason: object) -> None:
         """Walks the factors from the outer end, then from the inner end; pins the middle."""
@@ -226,6 +196,12 @@ class AxisStore:
         root = self.find(node)
         form = self._form[root]
         inner = self.size(node) // outer
+        if isinstance(form, Permuted):
+            grid = self._grid(form, outer)
+            if grid is not None:
+                self._parent[root] = grid
+                return
+            form = self._reordered(root, form)
         if isinstance(form, Fixed):
             parts = (self.pinned(outer, form.reason), self.pinned(inner, form.reason))
         else:
@@ -236,6 +212,27 @@ class AxisStore:
             self._parent[root] = product
         else:
             self._form[root] = Factors(parts)
+
+    def _reordered(self, root: int, form: Permuted) -> Free | Fixed:
+        """A permuted axis that is to be taken apart: what it is an order of becomes one of it.
+
+        Not so where that is bound, which pins both.
+        """
+        if isinstance(self._form[form.node], Free):
+            self._form[form.node] = Permuted(root, tuple(np.argsort(form.order).tolist()))
+            self._form[root] = Free()
+            return Free()
+        self.pin(form.node, MIXED)
+        self._form[root] = Fixed(MIXED)
+        return Fixed(MIXED)
+
+    def number_by(self, nodes: Iterable[int]) -> None:
+        """Makes free classes stand in the order of the given axes, where these are all of one."""
+        for node in nodes:
+            root = self.find(node)
+            form = self._form[root]
+            if isinstance(form, Permuted) and isinstance(self._form[form.node], Free):
+                self._reordered(root, form)
 
     def _unify_piecewise(self, a: int, b: int, reason: object) -> None:
         """Cuts both at the union of their boundaries and unifies the pieces."""
@@ -267,6 +264,13 @@ class AxisStore:
         root = self.find(node)
         form = self._form[root]
         n = self.size(node)
+        if isinstance(form, Permuted):
+            parts = [np.asarray(form.order[:at]), np.asarray(form.order[at:])]
+            if all(part.max() - part.min() < len(part) for part in parts):
+                left, right = (self._stretch(form.node, part) for part in parts)
+                self._form[root] = Segments((left, right))
+                return left, right
+            form = self._reordered(root, form)
         if isinstance(form, Free | Fixed):
             if isinstance(form, Free):
                 left, right = self.fresh(at), self.fresh(n - at)
@@ -308,91 +312,3 @@ class AxisStore:
         else:
             after += [self.product([s, rest]) for s in self.segments(bottom)]
         return self.sum(before), self.sum(after)
-
-    # reading the result
-
-    def classes(self, node: int) -> list[int]:
-        """Representatives of the free classes along the axis, with repetitions."""
-        root = self.find(node)
-        form = self._form[root]
-        if isinstance(form, Factors | Segments):
-            return [c for n in form.nodes for c in self.classes(n)]
-        return [root] if isinstance(form, Free) else []
-
-    def pinned_classes(self, node: int) -> list[int]:
-        """Representatives of the pinned parts of the axis, with repetitions."""
-        root = self.find(node)
-        form = self._form[root]
-        if isinstance(form, Factors | Segments):
-            return [c for n in form.nodes for c in self.pinned_classes(n)]
-        return [root] if isinstance(form, Fixed) else []
-
-    def reasons(self, node: int) -> list[str]:
-        """Why parts of the axis are pinned, without repetitions; axes of size 1 left out."""
-        root = self.find(node)
-        form = self._form[root]
-        if isinstance(form, Factors | Segments):
-            found = list(dict.fromkeys(r for n in form.nodes for r in self.reasons(n)))
-            alone = not found and self.size(root) > 1 and self.is_pinned(root)
-            return ["cut into single positions"] if alone else found
-        return [str(form.reason)] if isinstance(form, Fixed) and root != self.one else []
-
-    def resolve(
-        self,
-        node: int,
-        name: Callable[[int], str],
-        pinned: Mapping[int, str] = MappingProxyType({}),
-    ) -> ex.Expression:
-        """The axis as a frozen expression; ``name`` names free classes, ``pinned`` pinned ones."""
-        root = self.find(node)
-        form = self._form[root]
-        if isinstance(form, Free):
-            return ex.Atom(name(root), self._size[root])
-        if isinstance(form, Fixed) or root in pinned:
-            return ex.Pinned(self._size[root], pinned.get(root))
-        parts: list[ex.Expression] = []
-        is_product = isinstance(form, Factors)
-        nodes = self.factors(root) if is_product else self.segments(root)
-        for part in (self.resolve(n, name, pinned) for n in nodes):
-            inner: tuple[ex.Expression, ...] = (part,)
-            if is_product and isinstance(part, ex.Product):
-                inner = part.factors
-            elif not is_product and isinstance(part, ex.Sum):
-                inner = part.segments
-            for p in inner:
-                last = parts[-1] if parts else None
-                if (
-                    isinstance(p, ex.Pinned)
-                    and isinstance(last, ex.Pinned)
-                    and not (p.name or last.name)
-                ):
-                    n = last.size
-                    parts[-1] = ex.Pinned(n * p.size if is_product else n + p.size)
-                else:
-                    parts.append(p)
-        if len(parts) == 1:
-            return parts[0]
-        return ex.Product(tuple(parts)) if is_product else ex.Sum(tuple(parts))
-
-    def instantiate(
-        self,
-        expression: ex.Expression,
-        atom: Callable[[ex.Atom], int],
-        reason: object = "pinned in the spec",
-        named: dict[str, int] | None = None,
-    ) -> int:
-        """A node for a frozen expression; ``atom`` gives the node of a named class.
-
-        Pinned axes of one name are one node; ``named`` remembers them.
-        """
-        match expression:
-            case ex.Pinned(n, name):
-                if name is None or named is None or n == 1:
-                    return self.pinned(n, reason)
-                return named.setdefault(name, self.pinned(n, reason))
-            case ex.Atom():
-                return atom(expression)
-            case ex.Product(parts):
-                return self.product([self.instantiate(p, atom, reason, named) for p in parts])
-            case ex.Sum(parts):
-                return self.sum([self.instantiate(p, atom, reason, named) for p in parts])

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from ifjax.jaxprs import compat
 from ifjax.jaxprs import constants as static
 from ifjax.jaxprs import positions as places
-from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.axis_store import TIED, AxisStore
 from ifjax.jaxprs.compat import AnyJaxpr, Atom, Values
 from ifjax.jaxprs.positions import Positions
 from ifjax.jaxprs.traits import traits_of
@@ -164,7 +164,11 @@ class Context:
     def unify(self, a: int, b: int) -> None:
         """States that two axes hold the same neurons."""
         if a != b:
-            self.store.unify(a, b, self.reason("axes regrouped without a common factor"))
+            self.store.unify(a, b, self.reason("axes regrouped without a common factor"), self.tied)
+
+    def tied(self) -> Reason:
+        """Why axes are pinned that hold the same neurons in two orders, as x + x[order]."""
+        return self.reason(TIED)
 
     def pin(self, nodes: Sequence[int], text: str) -> None:
         """Fixes axes, with the reason."""
@@ -180,14 +184,21 @@ class Context:
         """Fresh free axes."""
         return tuple(self.store.fresh(n) for n in shape)
 
-    def call(self, jaxpr: AnyJaxpr, inputs: Sequence[Axes]) -> tuple[Frame, list[Axes]]:
-        """Walks the jaxpr of a call; returns its frame, to be noted, and its outputs' axes."""
+    def call(
+        self, jaxpr: AnyJaxpr, inputs: Sequence[Axes], fixed: Sequence[Atom] = ()
+    ) -> tuple[Frame, list[Axes]]:
+        """Walks the jaxpr of a call; returns its frame, to be noted, and its outputs' axes.
+
+        Of a loop or a branch, ``fixed`` are the operands that its first inputs always are.
+        """
         equation, note, callers = self.equation, self.note, self.callers
         assert equation is not None
         self.callers = (equation, *callers)
         inner, _, _ = compat.unpack(jaxpr)
         here = self.frame if traits_of(equation).kind == "call" else None
-        given: static.Numbers = {}
+        fixed = fixed if here is None else equation.invars
+        known = zip(inner.invars, map(self.number, fixed), strict=False)
+        given: static.Numbers = {v: x for v, x in known if x is not None}
         held: dict[Var, Positions] | None = None
         if here is not None:
             held = {
@@ -195,8 +206,6 @@ class Context:
                 for v, atom in zip(inner.invars, equation.invars, strict=True)
                 if isinstance(atom, Var) and atom in here.positions
             }
-            known = zip(inner.invars, map(here.number, equation.invars), strict=True)
-            given = {v: x for v, x in known if x is not None}
         frame, outputs = walk(self, jaxpr, inputs, numbers=given, positions=held)
         if here is not None:
             for outer, own in zip(equation.outvars, inner.outvars, strict=True):

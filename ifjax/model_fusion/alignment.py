@@ -12,10 +12,11 @@ import functools
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+import numpy as np
 from jaxtyping import Float
 
 from ifjax.fusion.merge import group_map, times
-from ifjax.namespace import AnyArray, Arrays, as_reals, jitted, namespace, over
+from ifjax.namespace import AnyArray, Arrays, as_reals, jitted, namespace, over, pick
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.axis import Sizes
@@ -35,11 +36,14 @@ class Network:
       leaves: its arrays by path, batch norms folded.
       maps: of the groups that are aligned, the plan T ``[*batch, n, m]``; a group that batches
         others comes before them, and theirs are those of its aligned entries.
+      like: structure of the other network: where that permutes neurons and this one was cut, so
+        that it does not, its arrays are brought into the other's order.
     """
 
     structure: Structure
     leaves: Arrays
     maps: dict[str, AnyArray] = dataclasses.field(default_factory=dict)
+    like: Structure | None = None
 
     def mapped(
         self, path: str, without: Collection[str] = (), own: tuple[Group, int] | None = None
@@ -66,7 +70,40 @@ class Network:
             places = [m for m in group.members if m.path == path and m.axis != axis]
             if places:
                 x = carried(x, axes, group, self.maps[group.name], places, sizes)
+        for axis, e in enumerate(axes):
+            left = {*without} - ({own[0].name} if own is not None and own[1] != axis else set())
+            if self.like is not None and {*ex.atoms(e)} <= self.maps.keys() - left:
+                x = _in_order(x, axis, e, self.like.leaf[path].axes[axis], sizes)
         return x, sizes
+
+
+def _in_order(
+    x: AnyArray, axis: int, own: ex.Expression, other: ex.Expression, sizes: Sizes
+) -> AnyArray:
+    """An array with one axis in the order that another network has there."""
+    if own == other:
+        return x
+    index = _places(own, other, sizes)
+    return x if np.array_equal(index, np.arange(len(index))) else pick(x, index, axis)
+
+
+def _places(own: ex.Expression, other: ex.Expression, sizes: Sizes) -> np.ndarray:
+    """Where what stands at every position of the other network's axis stands in one's own."""
+    match own, other:
+        case ex.Ordered(), ex.Ordered():
+            pass
+        case _, ex.Ordered(inside, order) if ex.size(own, sizes) == len(order):
+            return _places(own, inside, sizes)[np.asarray(order)]
+        case (ex.Product(a), ex.Product(b)) if len(a) == len(b):
+            index = np.zeros(1, int)
+            for x, y in zip(a, b, strict=True):
+                index = (index[:, None] * ex.size(x, sizes) + _places(x, y, sizes)).ravel()
+            return index
+        case (ex.Sum(a), ex.Sum(b)) if len(a) == len(b):
+            ends = np.cumsum([0, *(ex.size(x, sizes) for x in a)])
+            pairs = zip(a, b, ends[:-1], strict=True)
+            return np.concatenate([_places(x, y, sizes) + start for x, y, start in pairs])
+    return np.arange(ex.size(own, sizes))
 
 
 def alignment_order(structure: Structure) -> list[Group]:
@@ -125,6 +162,8 @@ def _companions(e: ex.Expression, name: str) -> set[str]:
         case ex.Sum(parts):
             found = (_companions(p, name) for p in parts if name in set(ex.atoms(p)))
             return set().union(*found)
+        case ex.Ordered(inside, _):
+            return _companions(inside, name)
     return set()
 
 
@@ -179,6 +218,9 @@ def _local(e: ex.Expression, name: str, sizes: Sizes) -> ex.Expression:
                 return ex.Product(tuple(_local(p, name, sizes) for p in parts))
             case ex.Sum(parts):
                 return ex.Sum(tuple(_local(p, name, sizes) for p in parts))
+            case ex.Ordered(inside, order):
+                local = _local(inside, name, sizes)
+                return ex.in_order(local, order) if ex.size(local) == len(order) else local
     return ex.Pinned(ex.size(e, sizes))
 
 
@@ -253,6 +295,8 @@ def _is_factor(axes: Sequence[ex.Expression], name: str) -> bool:
                 )
             case ex.Sum(parts):
                 return all(map(numbered, parts))
+            case ex.Ordered(inside, _):
+                return numbered(inside)
         return name in mentioned(e)
 
     holding = [e for e in axes if name in mentioned(e)]

@@ -210,7 +210,7 @@ def align_models(
         costs[k] = activation_costs(ours, theirs, data["batches"])
     with _in_one_place(leaves, costs) as (leaves, costs):
         target, *sources = (
-            Network(structure, fold(_promoted(x), structure.norms))
+            Network(structure, fold(_promoted(x), structure.norms), like=structures[0])
             for x, structure in zip(leaves, structures, strict=True)
         )
         result = tuple(
@@ -249,7 +249,8 @@ def _averaged(
             size = batch_norm.slope(folded[norm.kernel], scale, variance, norm.axis, norm.eps)
             # Scale and variance are found anew, from the averages of these two.
             folded |= {norm.scale: abs(scale), norm.variance: size}
-        network = Network(structure, folded, {name: t.map for name, t in found.items()})
+        plans = {name: t.map for name, t in found.items()}
+        network = Network(structure, folded, plans, structures[0])
         aligned.append({path: network.mapped(path)[0] for path in x})
     result = _mean(aligned, shares)
     for norm in norms:

@@ -77,6 +77,8 @@ def _matched(
         case (ex.Product(a), ex.Product(b)) | (ex.Sum(a), ex.Sum(b)) if len(a) == len(b):
             for x, y in zip(a, b, strict=True):
                 yield from _matched(x, y, first, second)
+        case ex.Ordered(a, _), ex.Ordered(b, _):
+            yield from _matched(a, b, first, second)
     # What matches nothing shows in the shapes.
 
 
@@ -103,4 +105,7 @@ def _simple(e: ex.Expression, widths: Mapping[str, int]) -> ex.Expression:
                             continue
                     joined.append(segment)
             return joined[0] if len(joined) == 1 else ex.Sum(tuple(joined))
+        case ex.Ordered(inside, order):
+            found = _simple(inside, widths)
+            return ex.in_order(found, order) if ex.size(found) == len(order) else found
     return e

@@ -1,9 +1,9 @@
 """Axis expressions: what the neurons along one axis are, as a frozen, serialisable value.
 
 An axis is an *atom* (a class of neurons that are cut together), *pinned* (of fixed size), a
-*product* (merged axes, outermost factor first: heads x head_dim, H x W x C) or a *sum*
-(concatenated segments), nested freely. Everything that re-indexes, maps or measures an axis is one
-recursion over its expression.
+*product* (merged axes, outermost factor first: heads x head_dim, H x W x C), a *sum* (concatenated
+segments) or another axis *in another order*, nested freely. Everything that re-indexes, maps or
+measures an axis is one recursion over its expression.
 """
 
 from __future__ import annotations
@@ -58,7 +58,53 @@ class Sum:
     segments: tuple[Expression, ...]
 
 
-Expression = Pinned | Atom | Product | Sum
+@dataclasses.dataclass(frozen=True)
+class Ordered:
+    """Another axis in another order, as behind a permutation that the function applies.
+
+    Position i holds what stands at ``order[i]`` of the axis inside. The order is one of the full
+    width: where some of the axis has been cut nothing is left of it, and the neurons stand as they
+    do inside. So the function at a small width permutes nothing there, whichever neurons are kept.
+    """
+
+    inside: Expression
+    order: tuple[int, ...]
+
+
+Expression = Pinned | Atom | Product | Sum | Ordered
+
+
+def in_order(inside: Expression, order: tuple[int, ...]) -> Expression:
+    """An axis in another order, as `Ordered` where that says anything.
+
+    >>> in_order(Ordered(Atom("a", 3), (1, 2, 0)), (2, 0, 1))
+    Atom(name='a', size=3)
+    """
+    match inside:
+        case Pinned(n):
+            return Pinned(n)
+        case Ordered(inner, first):
+            return in_order(inner, tuple(first[i] for i in order))
+    return inside if order == tuple(range(len(order))) else Ordered(inside, order)
+
+
+def unordered(expression: Expression) -> Expression:
+    """The axis in the order that it has inside.
+
+    >>> unordered(Ordered(Atom("a", 2), (1, 0)))
+    Atom(name='a', size=2)
+    """
+    return expression.inside if isinstance(expression, Ordered) else expression
+
+
+def order_at(expression: Ordered, sizes: Sizes | None = None) -> tuple[int, ...] | None:
+    """The order of an axis at some widths; None where some of it has been cut.
+
+    >>> order_at(Ordered(Atom("a", 2), (1, 0))), order_at(Ordered(Atom("a", 2), (1, 0)), {"a": 1})
+    ((1, 0), None)
+    """
+    is_full = size(expression.inside, sizes) == len(expression.order)
+    return expression.order if is_full else None
 
 
 def whole(expression: Expression) -> Expression:
@@ -88,6 +134,8 @@ def size(expression: Expression, sizes: Sizes | None = None) -> int:
             return math.prod(size(f, sizes) for f in factors)
         case Sum(segments):
             return sum(size(s, sizes) for s in segments)
+        case Ordered(inside, _):
+            return size(inside, sizes)
 
 
 def atoms(expression: Expression) -> Iterator[str]:
@@ -98,6 +146,8 @@ def atoms(expression: Expression) -> Iterator[str]:
         case Product(parts) | Sum(parts):
             for part in parts:
                 yield from atoms(part)
+        case Ordered(inside, _):
+            yield from atoms(inside)
 
 
 def places(expression: Expression, name: str, offset: int = 0) -> Iterator[str]:
@@ -124,6 +174,10 @@ def places(expression: Expression, name: str, offset: int = 0) -> Iterator[str]:
             for segment in segments:
                 yield from places(segment, name, offset)
                 offset += size(segment)
+        case Ordered(inside, order):
+            base = f"{offset}:{offset + len(order)}~"
+            alone = isinstance(inside, Atom)
+            yield from (base if alone else base + place for place in places(inside, name))
 
 
 def mapped(expression: Expression, atom: Callable[[Atom], Expression]) -> Expression:
@@ -139,6 +193,9 @@ def mapped(expression: Expression, atom: Callable[[Atom], Expression]) -> Expres
             return Product(tuple(mapped(p, atom) for p in parts))
         case Sum(parts):
             return Sum(tuple(mapped(p, atom) for p in parts))
+        case Ordered(inside, order):
+            found = mapped(inside, atom)
+            return in_order(found, order) if size(found) == len(order) else found
     return expression
 
 
@@ -191,6 +248,8 @@ def to_json(expression: Expression) -> list[object]:
             return ["product", [to_json(p) for p in parts]]
         case Sum(parts):
             return ["sum", [to_json(p) for p in parts]]
+        case Ordered(inside, order):
+            return ["ordered", to_json(inside), list(order)]
 
 
 def from_json(value: object) -> Expression:
@@ -208,8 +267,10 @@ def from_json(value: object) -> Expression:
             return Product(tuple(from_json(p) for p in parts))
         case ["sum", list(parts)]:
             return Sum(tuple(from_json(p) for p in parts))
+        case ["ordered", inside, list(order)]:
+            return Ordered(from_json(inside), tuple(map(int, order)))
     raise ValueError(f"an axis expression is a list like ['atom', name, size]; got {value!r}")
 
 
-for _cls in (Pinned, Atom, Product, Sum):
+for _cls in (Pinned, Atom, Product, Sum, Ordered):
     jax.tree_util.register_static(_cls)

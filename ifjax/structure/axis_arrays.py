@@ -10,9 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from ifjax.namespace import AnyArray, namespace
+from ifjax.namespace import AnyArray, namespace, pick
 from ifjax.parallel import placement
-from ifjax.structure.axis import Atom, Expression, Pinned, Product, Sizes, Sum, atoms, size
+from ifjax.structure.axis import (
+    Atom,
+    Expression,
+    Ordered,
+    Pinned,
+    Product,
+    Sizes,
+    Sum,
+    atoms,
+    order_at,
+    size,
+)
 
 
 def indices(
@@ -44,6 +55,13 @@ def indices(
                 return np.arange(0)
             traced = any(isinstance(p, jax.Array) for p in parts)
             return jnp.concatenate(parts) if traced else np.concatenate(parts)
+        case Ordered(inside, _):
+            inner = indices(inside, selections, sizes)
+            order = order_at(expression, sizes)
+            if order is None:
+                return inner
+            index = pick(np.argsort(order), inner, 0)
+            return pick(index, np.asarray(order), 0) if len(inner) == len(order) else index
     raise AssertionError(expression)
 
 
@@ -103,6 +121,12 @@ def transform_all(
             pairs = _segments(x, axis, segments, sizes)
             mapped = [transform_all(part, axis, s, functions, sizes) for part, s in pairs]
             return namespace(*mapped).concatenate(mapped, axis)
+        case Ordered(inside, _):
+            order = order_at(expression, sizes)
+            x = _in_place(x, axis, order)
+            found = transform_all(x, axis, inside, functions, sizes)
+            whole = order is not None and found.shape[axis] == len(order)
+            return placement.take(found, np.asarray(order), axis) if whole else found
     raise AssertionError(expression)
 
 
@@ -143,6 +167,8 @@ def parts(
             inner = ((x, axis + i, factor) for i, factor in enumerate(factors))
         case Sum(segments):
             inner = ((y, axis, segment) for y, segment in _segments(x, axis, segments, sizes))
+        case Ordered(inside, _):
+            inner = iter([(_in_place(x, axis, order_at(expression, sizes)), axis, inside)])
         case _:
             return []
     return [
@@ -151,6 +177,11 @@ def parts(
         if not isinstance(e, Pinned)
         for part in parts(y, at, e, name, sizes)
     ]
+
+
+def _in_place(x: AnyArray, axis: int, order: Sequence[int] | None) -> AnyArray:
+    """What lies along an axis in the order that it has inside of an `Ordered` one."""
+    return x if order is None else placement.take(x, np.argsort(order), axis)
 
 
 def _segments(
@@ -197,4 +228,7 @@ def positions(expression: Expression, name: str, sizes: Sizes | None = None) -> 
         case Sum(segments):
             parts = [positions(s, name, sizes) for s in segments]
             return np.concatenate([np.arange(0), *parts])
+        case Ordered(inside, _):
+            inner, order = positions(inside, name, sizes), order_at(expression, sizes)
+            return inner if order is None else inner[np.asarray(order)]
     return np.full(n, -1)

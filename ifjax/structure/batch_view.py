@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ifjax.namespace import AnyArray, namespace
+from ifjax.namespace import AnyArray, namespace, pick
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
-from ifjax.structure.axis import Atom, Expression, Pinned, Product, Sum
+from ifjax.structure.axis import Atom, Expression, Ordered, Pinned, Product, Sum
 from ifjax.structure.structure import Group
 
 ONE = Pinned(1)
@@ -117,6 +117,8 @@ def mentioned(expression: Expression) -> list[str]:
             return [name]
         case Product(parts) | Sum(parts):
             return [name for part in parts for name in mentioned(part)]
+        case Ordered(inside, _):
+            return mentioned(inside)
     return []
 
 
@@ -138,6 +140,8 @@ def without(expression: Expression, name: str) -> Expression:
             return Product(rest) if len(rest) > 1 else (*rest, ONE)[0]
         case Sum(parts) if name in mentioned(expression):
             return Sum(tuple(without(p, name) for p in parts))
+        case Ordered(inside, _) if name in mentioned(expression):
+            return without(inside, name)
     return expression
 
 
@@ -150,6 +154,8 @@ def _size_of(axes: Sequence[Expression], name: str, sizes: Mapping[str, int]) ->
                 return batch if entries else n
             case Product(parts) | Sum(parts) if name in mentioned(e):
                 return _size_of(parts, name, sizes)
+            case Ordered(inside, _) if name in mentioned(e):
+                return _size_of([inside], name, sizes)
     raise ValueError(f"expected an axis {name} among {axes}")
 
 
@@ -176,6 +182,10 @@ def _front(x: AnyArray, axis: int, e: Expression, name: str, sizes: Mapping[str,
             place[entries, _turns(entries)] = np.arange(n)
             x = namespace(x).concatenate([x, namespace(x).zeros_like(x[:1])])
             return namespace(x).moveaxis(x[place], 1, axis + 1)
+        case Ordered(inside, _):
+            order = ex.order_at(e, sizes)
+            x = x if order is None else pick(x, np.argsort(order), axis)
+            return _front(x, axis, inside, name, sizes)
     xp = namespace(x)
     return xp.expand_dims(xp.moveaxis(x, axis, 0), axis + 1)
 
@@ -200,6 +210,9 @@ def _back(x: AnyArray, axis: int, e: Expression, name: str, sizes: Mapping[str, 
         case Pinned(_, _, entries) if entries:
             found = namespace(x).moveaxis(x, axis + 1, 1)[np.array(entries), _turns(entries)]
             return namespace(x).moveaxis(found, 0, axis)
+        case Ordered(inside, _):
+            x, order = _back(x, axis, inside, name, sizes), ex.order_at(e, sizes)
+            return x if order is None else pick(x, np.asarray(order), axis)
     xp = namespace(x)
     return xp.moveaxis(xp.squeeze(x, axis + 1), 0, axis)
 

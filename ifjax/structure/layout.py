@@ -114,6 +114,8 @@ def _multiplicity(e: ex.Expression, name: str) -> int:
             return sum(k * whole // ex.size(p) for k, p in zip(inner, parts, strict=True))
         case ex.Sum(parts):
             return sum(_multiplicity(p, name) for p in parts)
+        case ex.Ordered(inside, _):
+            return _multiplicity(inside, name)
     return 0
 
 
@@ -143,6 +145,9 @@ def _localised(e: ex.Expression, names: Collection[str], sizes: Sizes) -> ex.Exp
             return ex.Product(factors)
         case ex.Sum(parts):
             return _joined(parts, names, sizes)
+        case ex.Ordered(inside, order):
+            local = _localised(inside, names, sizes)
+            return ex.in_order(local, order) if ex.size(local) == len(order) else local
 
 
 def _joined(parts: Sequence[ex.Expression], names: Collection[str], sizes: Sizes) -> ex.Expression:

@@ -54,7 +54,7 @@ def group_names(groups: Sequence[Group], leaves: Mapping[str, Leaf]) -> dict[str
     for group in groups:
         member = naming_member(group)
         path = member.path or "params"
-        whole = isinstance(ex.whole(leaves[member.path].axes[member.axis]), ex.Atom)
+        whole = isinstance(ex.unordered(ex.whole(leaves[member.path].axes[member.axis])), ex.Atom)
         if whole and path not in taken:
             names[group.name], taken[path] = path, group.name
             continue

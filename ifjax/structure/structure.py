@@ -48,7 +48,8 @@ class Member:
         (contracted axis), ``additive`` (bias, offset), ``multiplicative`` (scale, depthwise
         kernel), ``mean`` or ``variance`` (running statistics).
       where: positions of the neurons along the axis, one ``start:stop`` per occurrence; for merged
-        axes ``start:stop=AxB.i``, the i-th factor.
+        axes ``start:stop=AxB.i``, the i-th factor; ``start:stop~`` where they, or the axis that
+        they lie along, stand in another order.
       position: order of the last contraction that produces with the axis, -1 where none does.
     """
 

@@ -30,6 +30,13 @@ def sum_positions(parts: list[np.ndarray], sizes: list[int]) -> np.ndarray:
     )
 
 
+def permutation(made: np.ndarray, node: np.ndarray, order: list[int]) -> list[int]:
+    """Where the positions that a permuted axis keeps stand among those of the axis itself."""
+    assert len(made) == len(node)
+    kept = node.tolist()
+    return [kept.index(order[i]) for i in made]
+
+
 @dataclasses.dataclass
 class Ledger:
     """Axes and the equations stated about them."""
@@ -40,6 +47,7 @@ class Ledger:
     equal: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     products: list[tuple[int, list[int]]] = dataclasses.field(default_factory=list)
     sums: list[tuple[int, list[int]]] = dataclasses.field(default_factory=list)
+    orders: list[tuple[int, int, list[int]]] = dataclasses.field(default_factory=list)
 
     def add(self, node: int) -> int:
         self.nodes.append(node)
@@ -66,6 +74,11 @@ class Ledger:
     def cut(self, node: int, at: int) -> None:
         parts = [self.add(p) for p in self.store.cut(node, at)]
         self.sums.append((node, parts))
+
+    def permuted(self, node: int, order: list[int]) -> int:
+        made = self.add(self.store.permuted(node, order))
+        self.orders.append((made, node, order))
+        return made
 
     def unify(self, a: int, b: int) -> None:
         self.store.unify(a, b)
@@ -99,6 +112,13 @@ class Ledger:
             for node, parts in stated:
                 sizes = [self.store.size(p) for p in parts]
                 np.testing.assert_array_equal(kept[node], combine([kept[p] for p in parts], sizes))
+        first = {name: np.arange(len(index)) for name, index in selections.items()}
+        for made, node, order in self.orders:
+            index = permutation(kept[made], kept[node], order)
+            alike = (self.positions(n, first) for n in (made, node))
+            np.testing.assert_array_equal(index, permutation(*alike, order))
+            if len(index) == len(order):
+                np.testing.assert_array_equal(index, order)
 
     def check_all(self, seed: int = 0) -> None:
         """Permutations and subsets of every class alone, and of all at once."""
@@ -122,6 +142,8 @@ class Ledger:
                     return sum(map(count, parts))
                 case ex.Product(parts):
                     return ex.size(e) if any(map(count, parts)) else 0
+                case ex.Ordered(inside, _):
+                    return count(inside)
             return 0
 
         return count(self.store.resolve(node, str))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ STEADY = {
 
 Step = tuple[str, tuple[int, ...]]
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 12)
-KINDS = ("fresh", "pinned", "product", "sum", "cut", "same", "same", "regroup", "twice")
+KINDS = ("fresh", "pinned", "product", "sum", "cut", "same", "same", "regroup", "twice", "permuted")
 
 
 def steps(most: int) -> st.SearchStrategy[list[Step]]:
@@ -60,6 +61,10 @@ def build(recipe: list[Step], limit: int = 72) -> Ledger:
                 ledger.sum(parts)
         elif kind == "cut" and n > 1:
             ledger.cut(node, 1 + j % (n - 1))
+        elif kind == "permuted" and n > 1:
+            orders = [np.arange(n)[::-1], np.roll(np.arange(n), 1 + j % (n - 1))]
+            orders.append(np.random.default_rng(k).permutation(n))
+            ledger.permuted(node, orders[m % 3].tolist())
         elif kind == "same":
             same = [other for other in nodes if size(other) == n]
             ledger.unify(node, same[j % len(same)])
@@ -97,6 +102,8 @@ def test_running_out_of_fuel_pins_and_never_couples_wrongly(recipe, fuel):
             stated.unify(twin[node], stated.sum([twin[p] for p in parts]))
         for a, b in ledger.equal:
             stated.unify(twin[a], twin[b])
+        for made, node, order in ledger.orders:
+            stated.unify(twin[made], stated.permuted(twin[node], order))
     finally:
         axes.FUEL = axes_fuel
     stated.check_all()
@@ -110,6 +117,7 @@ def test_the_order_of_the_equations_does_not_matter(recipe, random):
     stated = [("product", *e) for e in ledger.products]
     stated += [("sum", *e) for e in ledger.sums] + [("equal", *e) for e in ledger.equal]
     stated += [("pin", n) for n in ledger.fixed]
+    stated += [("permuted", made, node, order) for made, node, order in ledger.orders]
 
     def state(equations) -> tuple[Ledger, dict[int, int]]:
         again = Ledger()
@@ -119,6 +127,8 @@ def test_the_order_of_the_equations_does_not_matter(recipe, random):
                 again.pin(twin[node])
             elif kind == "equal":
                 again.unify(twin[node], twin[rest[0]])
+            elif kind == "permuted":
+                again.unify(twin[node], again.permuted(twin[rest[0]], rest[1]))
             else:
                 make = again.product if kind == "product" else again.sum
                 again.unify(twin[node], make([twin[p] for p in rest[0]]))

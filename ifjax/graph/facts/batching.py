@@ -9,7 +9,8 @@ from jax.extend.core import JaxprEqn
 
 from ifjax.graph.facts.slices import Slices, positions, sliced
 from ifjax.jaxprs import compat
-from ifjax.jaxprs.axis_store import AxisStore, Factors, Segments
+from ifjax.jaxprs.axis_nodes import Factors, Permuted, Segments
+from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.jaxprs.walk import Axes, Frame, Loop, frames_of
 
@@ -195,6 +196,8 @@ class _Search:
                 found = frozenset(d for d in every if every.count(d) == 1)
                 spread = [m for f in self.store.factors(root) for m in {*self.mentioned(f)}]
                 found = frozenset(d for d in found if spread.count(d) == 1)
+            elif isinstance(form, Permuted):  # nothing stands where it does in other arrays
+                found = frozenset()
             else:
                 found = frozenset({root} if root != self.store.one else ())
             self._divisors[root] = found
@@ -207,6 +210,8 @@ class _Search:
             form = self.store.form(root)
             if isinstance(form, Factors | Segments):
                 found = tuple(m for n in form.nodes for m in self.mentioned(n))
+            elif isinstance(form, Permuted):
+                found = self.mentioned(form.node)
             else:
                 found = (root,)
             self._mentioned[root] = found

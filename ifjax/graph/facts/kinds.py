@@ -290,6 +290,8 @@ def _is_within(name: str, axes: Sequence[ex.Expression], inexact: Collection[int
                 )
             case ex.Sum(parts):
                 return all(check(p) for p in parts if name in {*ex.atoms(p)})
+            case ex.Ordered(inside, _):
+                return check(inside)
         return False
 
     return all(map(check, axes))

@@ -46,7 +46,8 @@ def scan(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axe
         context.pin([steps], "each step follows the one before")
     before = len(context.macs)
     slices = [axes[1:] for axes in stacked]
-    body, outputs = context.call(p["jaxpr"], [*consts, *carries, *slices])
+    fixed = equation.invars[: len(consts)]
+    body, outputs = context.call(p["jaxpr"], [*consts, *carries, *slices], fixed)
     context.macs[before:] = [(steps, *axes) for axes in context.macs[before:]]
     n = len(carries)
     _same(context, carries, outputs[:n])
@@ -77,8 +78,9 @@ def while_(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[A
     p = equation.params
     counts = p["cond_nconsts"], p["body_nconsts"], len(equation.outvars)
     tests, consts, carries, _ = loop_parts(counts, operands)
-    condition, decided = context.call(p["cond_jaxpr"], [*tests, *carries])
-    body, outputs = context.call(p["body_jaxpr"], [*consts, *carries])
+    tested, fixed, *_ = loop_parts(counts, equation.invars)
+    condition, decided = context.call(p["cond_jaxpr"], [*tests, *carries], tested)
+    body, outputs = context.call(p["body_jaxpr"], [*consts, *carries], fixed)
     _same(context, carries, outputs)
     for axes in carries:  # a batched loop decides per entry of the leading axes
         _same(context, decided, [axes[: len(decided[0])]])
@@ -119,7 +121,7 @@ def cond(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axe
     results: list[Axes] = []
     work: list[list[Axes]] = []
     for branch in equation.params["branches"]:
-        frame, outputs = context.call(branch, operands[1:])
+        frame, outputs = context.call(branch, operands[1:], equation.invars[1:])
         _same(context, results or outputs, outputs)
         frames.append(frame)
         results = results or outputs

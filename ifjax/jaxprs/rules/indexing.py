@@ -102,13 +102,15 @@ def _small_index(
     value: ArrayLike,
     node: Sequence[int],
     dims: Sequence[int],
-    note: Mapping[int, Range],
+    note: Mapping[int, Range] | Rearranged,
     rows: int,
 ) -> ArrayLike:
     """The index array of a gather or scatter at the small widths."""
     if not note:
         return value
     dtype = jnp.result_type(value)
+    if isinstance(note, Rearranged):
+        return note.how.small(resize, node[note.dim], note.made).astype(dtype)[:, None]
     if np.ndim(value) == 1:
         starts = [note[d].small_start(resize, node[d]) for d in dims]
         return np.asarray(starts, dtype)
@@ -172,13 +174,8 @@ def rebuild_gather(resize: Resize, equation: JaxprEqn, values: Values) -> Values
         sizes[d] = resize.size(out[int(i)])
     rows = [i for i in range(len(out)) if i not in numbers.offset_dims]
     count = resize.size(out[rows[0]]) if rows else 1
-    note = resize.note
-    if isinstance(note, Rearranged):
-        found = note.how.small(resize, operand[note.dim], note.made)
-        index = np.asarray(found, jnp.result_type(values[1]))[:, None]
-    else:
-        dims = tuple(map(int, numbers.start_index_map))
-        index = _small_index(resize, values[1], operand, dims, note, count)
+    dims = tuple(map(int, numbers.start_index_map))
+    index = _small_index(resize, values[1], operand, dims, resize.note, count)
     return compat.bind(equation, [values[0], index], slice_sizes=tuple(sizes))
 
 
@@ -186,7 +183,10 @@ def rebuild_gather(resize: Resize, equation: JaxprEqn, values: Values) -> Values
 
 
 def scatter(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
-    """Axes of the operand that are written whole are shared with the updates."""
+    """Axes of the operand that are written whole are shared with the updates.
+
+    Where a static index writes every position at most once, the updates lie along these positions.
+    """
     operand, indices, updates = operands
     numbers = equation.params["dimension_numbers"]
     shape, new = (compat.shape_of(equation.invars[i]) for i in (0, 2))
@@ -196,18 +196,29 @@ def scatter(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[
     window = dict(zip(kept, sorted(map(int, numbers.update_window_dims)), strict=True))
     counts = [new[window[d]] if d in window else 1 for d in range(len(shape))]
     index = None if batching else context.number(equation.invars[1])
-    static = _static(index, tuple(map(int, numbers.scatter_dims_to_operand_dims)), shape, counts)
+    indexed = tuple(map(int, numbers.scatter_dims_to_operand_dims))
+    static = _static(index, indexed, shape, counts)
+    context.note = static
+    how = None
+    if not static and len(indexed) == 1:
+        how = _rearrangement(index, indexed, indexed[0], shape, counts)
+    once = index is not None and len(np.unique(index)) == index.size
     rows = [i for i in range(len(new)) if i not in window.values()]
     for d, i in zip(batching, numbers.scatter_indices_batching_dims, strict=True):
         context.unify(operand[d], indices[i])
+    if how is not None and once:
+        (d,) = indexed
+        part, made = how.of(context, operand[d])
+        context.unify(part, updates[rows[0]])
+        context.note = Rearranged(d, how, made)
     for k, i in enumerate(rows):
-        if static:
+        if context.note:
             continue
         context.unify(indices[k], updates[i])
         if k not in numbers.scatter_indices_batching_dims:
             context.pin([updates[i]], "scattered along this axis")
     for d, node in enumerate(operand):
-        if d in batching:
+        if d in batching or (isinstance(context.note, Rearranged) and d == context.note.dim):
             continue
         if d in static and (rows or counts[d] != shape[d]):
             part = static[d].of(context, node)
@@ -220,7 +231,6 @@ def scatter(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[
                 context.unify(node, updates[window[d]])
         else:
             context.pin([node, *([updates[window[d]]] if d in window else [])], INDEXED)
-    context.note = static
     return [operand]
 
 

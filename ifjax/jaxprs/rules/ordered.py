@@ -5,10 +5,13 @@ So are the axes of matrices that are decomposed or solved.
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Values
+from ifjax.jaxprs.rules.rearranged import Permutation
 from ifjax.jaxprs.rules.rule import Flow, Resize, Rule
 from ifjax.jaxprs.traits import TRAITS, traits_of
 from ifjax.jaxprs.walk import Axes, Context
@@ -31,6 +34,31 @@ def ordered(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[
     over = _over(equation, traits_of(equation).over)
     context.pin([operands[0][i] for i in over], "the order along this axis matters")
     return [operands[0] for _ in equation.outvars]
+
+
+def reverse(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
+    """The neurons of a reversed axis stand in another order; a pinned one stays as it is."""
+    store, out = context.store, list(operands[0])
+    for axis in _over(equation, "dimensions"):
+        if not store.is_pinned(out[axis]):
+            out[axis] = store.permuted(out[axis], range(store.size(out[axis]))[::-1])
+    return [tuple(out)]
+
+
+def rebuild_reverse(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
+    """Reverses the axes that are whole; of others, what a permutation of them is when cut."""
+    (x,), (before,), (after,) = values, resize.inputs, resize.outputs
+    whole = []
+    for axis in _over(equation, "dimensions"):
+        n = compat.shape_of(equation.invars[0])[axis]
+        if resize.size(before[axis]) == n:
+            whole.append(axis)
+        else:
+            order = Permutation(tuple(range(n))[::-1])
+            index = order.small(resize, before[axis], (after[axis],))
+            if not np.array_equal(index, np.arange(len(index))):
+                x = jnp.take(jnp.asarray(x), index, axis)
+    return compat.bind(equation, [x], dimensions=tuple(whole)) if whole else [x]
 
 
 def search(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
@@ -153,6 +181,7 @@ RULES = {
     **dict.fromkeys(("argmax", "argmin"), Rule(search)),
     **dict.fromkeys(f"{WINDOW} {GRADIENT}".split(), Rule(window)),
     **{name: Rule(ordered) for name, traits in TRAITS.items() if traits.kind == "ordered"},
+    "rev": Rule(reverse, rebuild_reverse),
     "top_k": Rule(top_k, rebuild_top_k),
     "approx_top_k": Rule(approx_top_k),
     "fft": Rule(fourier),

@@ -1,7 +1,8 @@
-"""Static indices that rearrange a whole axis: blocks in another order, repeats, shuffles.
+"""Static indices that rearrange a whole axis: blocks in another order, repeats, permutations.
 
 An index array that the function computes from constants alone is a reshape, a repeat or a
 concatenation in disguise: key heads shared by groups of queries, a channel shuffle, swapped halves.
+Any other permutation gives the neurons another order (`ifjax.structure.axis.Ordered`).
 """
 
 from __future__ import annotations
@@ -80,7 +81,33 @@ class Shuffled:
         return np.arange(resize.size(node)).reshape(shape).T.ravel()
 
 
-Rearrangement = Blocks | Repeated | Shuffled
+@dataclasses.dataclass(frozen=True)
+class Permutation:
+    """All positions once, in another order."""
+
+    order: tuple[int, ...]
+
+    def of(self, context: Context, node: int) -> tuple[int, tuple[int, ...]]:
+        """The axis that is made of another one, and the axes that it was made with."""
+        if context.store.is_pinned(node):
+            made = context.pinned([len(self.order)], "permuted")[0]
+        else:
+            made = context.store.permuted(node, self.order)
+        return made, (made,)
+
+    def small(self, resize: Resize, node: int, made: tuple[int, ...]) -> np.ndarray:
+        """The index at the small widths, the same whichever neurons are kept.
+
+        Those that are kept of one class stand in the same order on either side.
+        """
+        wanted = np.asarray(self.order)[resize.kept(made[0])]
+        place = np.zeros(len(self.order), int)
+        kept = resize.kept(node)
+        place[kept] = np.arange(len(kept))
+        return place[wanted]
+
+
+Rearrangement = Blocks | Repeated | Shuffled | Permutation
 
 
 def rearrangement(index: np.ndarray, n: int) -> Rearrangement | None:
@@ -88,6 +115,8 @@ def rearrangement(index: np.ndarray, n: int) -> Rearrangement | None:
 
     >>> rearrangement(np.array([0, 0, 1, 1]), 2), rearrangement(np.array([2, 3, 0, 1]), 4)
     (Repeated(times=2, whole=False), Blocks(bounds=((2, 4), (0, 2))))
+    >>> rearrangement(np.array([2, 0, 1]), 3)
+    Permutation(order=(2, 0, 1))
     """
     if n < 2 or len(index) < 2 or index.min() < 0 or index.max() >= n:
         return None
@@ -104,5 +133,6 @@ def rearrangement(index: np.ndarray, n: int) -> Rearrangement | None:
     starts = index[np.concatenate([[0], breaks])].tolist()
     sizes = np.diff(np.concatenate([[0], breaks, [len(index)]])).tolist()
     if len(starts) > MOST_BLOCKS or min(sizes) < 2:  # single positions cannot be cut
-        return None
+        is_whole = len(index) == n and np.array_equal(np.sort(index), np.arange(n))
+        return Permutation(tuple(index.tolist())) if is_whole else None
     return Blocks(tuple((s, s + size) for s, size in zip(starts, sizes, strict=True)))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
@@ -57,6 +58,7 @@ class Resize:
       pieces: small sizes of the consecutive parts ``[0, a), [a, b), ...`` of an axis node.
       call: evaluates the frame of a call on small values.
       derive: evaluates the jaxpr of a derivative rule, see `Derive`.
+      kept: positions of an axis node that are left where every class keeps its first neurons.
     """
 
     inputs: Sequence[Axes]
@@ -66,6 +68,7 @@ class Resize:
     pieces: Callable[[int, Sequence[int]], list[int]]
     call: Callable[[Frame, Values], Values]
     derive: Derive
+    kept: Callable[[int], np.ndarray]
 
     def shape(self, axes: Axes) -> tuple[int, ...]:
         """Small shape of an array with these axes."""

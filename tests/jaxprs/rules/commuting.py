@@ -65,7 +65,7 @@ class Walked:
         return [[self.store.resolve(node, str) for node in axes] for axes in arrays]
 
     def signature(self) -> str:
-        """Axes as text: a letter per class, a dot where pinned, 1, else products and sums."""
+        """Axes as text: a letter per class, a dot where pinned, products, sums, ~ if reordered."""
         names: dict[str, str] = {}
         letters = iter(string.ascii_letters)
 
@@ -81,6 +81,8 @@ class Walked:
                     return "(" + "*".join(map(text, parts)) + ")"
                 case ex.Sum(parts):
                     return "(" + "+".join(map(text, parts)) + ")"
+                case ex.Ordered(inside, _):
+                    return text(inside) + "~"
             raise AssertionError
 
         def side(arrays: list[Axes]) -> str:

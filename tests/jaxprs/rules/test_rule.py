@@ -14,7 +14,7 @@ def resize(note, sizes):
     def unused(*_):
         raise AssertionError
 
-    return Resize([(0,), ()], [(0,)], note, sizes.__getitem__, unused, unused, unused)
+    return Resize([(0,), ()], [(0,)], note, sizes.__getitem__, unused, unused, unused, unused)
 
 
 def test_a_literal_is_what_it_is_at_the_small_widths():

@@ -141,7 +141,7 @@ ORDERED = {
     "argmax": case(lambda x: lax.argmax(x, 1, np.int32), X, signature="a. > a"),
     "argmin": case(lambda x: lax.argmin(x, 0, np.int32), X, signature=".a > a"),
     **every("cumsum cumprod cummax cummin cumlogsumexp", cumulative),
-    "rev": case(lambda x: lax.rev(x, (0,)), X, signature=".a > .a"),
+    "rev": case(lambda x: lax.rev(x, (0,)), X, signature="ab > a~b"),
     "sort": case(lambda x, y: lax.sort((x, y), 0), X, Y, signature=".a .a > .a .a"),
     "top_k": case(lambda x: lax.top_k(x, 2), X, signature="a. > a. a."),
     "approx_top_k": case(
