@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.traits import traits_of
 
-LIMIT = 4096  # elements of an array that is still evaluated
+LIMIT = 1 << 15  # elements of an array that is still evaluated: neurons of the widest layers
 
 Numbers = dict[Var, np.ndarray]
 

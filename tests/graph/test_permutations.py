@@ -116,6 +116,16 @@ def test_networks_that_permute(case):
     assert ifjax.trace(f, arrays(a=(3, 8), b=(8, 2), **shapes), array(4, 3)).groups == graph.groups
 
 
+def test_wide_layers_are_permuted_too():
+    order = np.random.default_rng(0).permutation(14336).astype(np.int32)
+    p = {"a": jax.ShapeDtypeStruct((4, 14336), float), "b": jax.ShapeDtypeStruct((14336, 2), float)}
+    x = jax.ShapeDtypeStruct((1, 4), float)
+    graph = ifjax.trace(lambda p, x: jnp.tanh(x @ p["a"])[:, order] @ p["b"], p, x)
+    assert graph.structure.leaf["b"].axes[0] == ex.Ordered(
+        ex.Atom("a", 14336), tuple(order.tolist())
+    )
+
+
 TIED = {
     "add": lambda h: h + h[:, ORDER],
     "mul": lambda h: h * h[:, ::-1],
