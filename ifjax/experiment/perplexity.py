@@ -116,9 +116,9 @@ def _streamed(
     streams = [jnp.asarray(table[tokens]) for tokens in parts]
     if config.embedding_scale != 1.0:
         streams = [x * jnp.asarray(config.embedding_scale, x.dtype) for x in streams]
-    for number, layer in enumerate(params["layers"]):
+    layers = params["layers"]
+    for layer, local in zip(layers, config.local_layers(len(layers)), strict=True):
         there = jax.tree.map(jnp.asarray, layer)
-        local = bool(config.windowed[number]) if config.windowed else False
         streams = [_layer(config, there, x, local) for x in streams]
     ends = {name: jnp.asarray(x) for name, x in params.items() if name != "layers"}
     for x, tokens in zip(streams, parts, strict=True):

@@ -89,11 +89,13 @@ def map_safetensors(path: str | os.PathLike[str]) -> dict[str, np.memmap]:
         0.0
     """
     path = Path(path)
-    whole = np.memmap(path, np.uint8, "r")
-    start = 8 + int.from_bytes(whole[:8].tobytes(), "little")
     found = {}
     try:
+        whole = np.memmap(path, np.uint8, "r")
+        start = 8 + int.from_bytes(whole[:8].tobytes(), "little")
         head = json.loads(whole[8:start].tobytes())
+        if not isinstance(head, dict):
+            raise ValueError(f"its header is a {type(head).__name__}")
         head.pop("__metadata__", None)
         for name, entry in head.items():
             first, last = entry["data_offsets"]

@@ -134,11 +134,19 @@ class AxisStore(AxisNodes):
                 bound = self._grid(form, self.size(self.factors(a)[0]))
             if bound is not None:
                 self._unify(a, bound, reason)
-            elif isinstance(self._form[base], Free):
-                self._form[base] = Permuted(a, tuple(np.argsort(form.order).tolist()))
+                return
+            back = Permuted(a, tuple(np.argsort(form.order).tolist()))
+            if isinstance(self._form[base], Free):
+                self._form[base] = back
+            elif (bound := self._blocks_of(base, back)) is not None:
+                self._unify(base, bound, reason)
             else:
                 self.pin(a, MIXED)
                 self.pin(base, MIXED)
+
+    def _blocks_of(self, base: int, form: Permuted) -> int | None:
+        """The same from the other side: stretches of it as long as the parts of a bound axis."""
+        return self._blocks(base, form) if isinstance(self._form[base], Segments) else None
 
     def _blocks(self, like: int, form: Permuted) -> int | None:
         """A permuted axis as the sum of parts as long as those of ``like``; None where these mix.

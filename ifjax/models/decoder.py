@@ -127,6 +127,19 @@ class DecoderConfig:
                 f"windowed layers need a window of at least one position; got {self.window}"
             )
 
+    def local_layers(self, count: int) -> tuple[bool, ...]:
+        """Whether each of so many layers has the window.
+
+        Raises:
+          ValueError: where ``windowed`` is of another number of layers.
+        """
+        if len(self.windowed) not in (0, count):
+            raise ValueError(
+                f"config.windowed is of {len(self.windowed)} layers, and the parameters are of "
+                f"{count}; config.with_layers(kept) gives that of the layers that are kept"
+            )
+        return self.windowed or (False,) * count
+
     def with_layers(self, kept: Sequence[int]) -> DecoderConfig:
         """The config of the network that has only some of the layers."""
         if not self.windowed:
@@ -218,12 +231,7 @@ def hidden_states(
     layers = params["layers"]
     stacked = isinstance(layers, Mapping)
     count = layers["query"].shape[0] if stacked else len(layers)
-    if len(config.windowed) not in (0, count):
-        raise ValueError(
-            f"config.windowed is of {len(config.windowed)} layers, and the parameters are of "
-            f"{count}; config.with_layers(kept) gives that of the layers that are kept"
-        )
-    local = np.asarray(config.windowed or [False] * count)
+    local = np.asarray(config.local_layers(count))
     x = jnp.asarray(params["embedding"])[tokens]
     if config.embedding_scale != 1.0:
         x = x * jnp.asarray(config.embedding_scale, x.dtype)

@@ -86,6 +86,18 @@ NETWORKS = {
         {},
         {"a (0:8~0:3)": 3, "a (0:8~3:8)": 5},
     ),
+    "a split between parts that it moves and mixes": (
+        lambda p, h: jnp.concatenate(
+            [
+                (g := h + jnp.tanh(h @ p["c"])[:, [4, 2, 3, 5, 1, 0, 7, 6]])[:, 2:4],
+                jnp.tanh(g[:, :2]),
+                g[:, 4:],
+            ],
+            1,
+        ),
+        {"c": (8, 8)},
+        {"a (0:2)": 2, "a (2:4)": 2, "a (4:8)": 4},
+    ),
     "a reversed concatenation": (
         lambda p, h: jnp.concatenate([h, jnp.tanh(h @ p["c"])], 1)[:, ::-1] @ p["d"],
         {"c": (8, 5), "d": (13, 8)},

@@ -35,9 +35,10 @@ def test_missing_and_truncated_files_are_told_apart(tmp_path):
     half.write_bytes(whole.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"complete safetensors file at .*half.*200 bytes"):
         load_safetensors(half)
-    half.write_bytes(whole.read_bytes()[:-8])
-    with pytest.raises(ValueError, match=r"half.*does not read as a safetensors file"):
-        map_safetensors(half)
+    for content in (whole.read_bytes()[:-8], b"", (4).to_bytes(8, "little") + b"[1] "):
+        half.write_bytes(content)
+        with pytest.raises(ValueError, match=r"half.*does not read as a safetensors file"):
+            map_safetensors(half)
 
 
 def test_missing_package_is_named(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 from jax.extend.core import JaxprEqn
 
-from ifjax.jaxprs.axis_nodes import Factors, Permuted, Segments
+from ifjax.jaxprs.axis_nodes import Factors, Segments
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.interpret import Control, interpret
 from ifjax.jaxprs.walk import Axes, Frame, frames_of
@@ -147,8 +147,6 @@ class _Search:
                 found: tuple[int, ...] = (root,)
             elif isinstance(form, Factors | Segments):
                 found = tuple(m for n in form.nodes for m in self._numbers(n))
-            elif isinstance(form, Permuted):
-                found = self._numbers(form.node)
             else:
                 found = ()
             self._mentioned[root] = found

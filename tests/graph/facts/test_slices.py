@@ -117,6 +117,10 @@ def rolled(p, x):
     return looped(SPELLINGS["index"])(p | {"down": jnp.roll(p["down"], 1, 0)}, x)
 
 
+def reordered(p, x):
+    return looped(SPELLINGS["index"])(p | {"up": p["up"][np.array([1, 0, 2])]}, x)
+
+
 def cumulated(p, x):
     return looped(SPELLINGS["index"])(p | {"up": jnp.cumsum(p["up"], 0)}, x)
 
@@ -150,7 +154,9 @@ def scanned_too(p, x):
     return looped(each(lambda w, i: w[(i + 1) % 3]))(p, x)
 
 
-@pytest.mark.parametrize("f", [shared_scale, rolled, cumulated, mixed, summed, chosen, scanned_too])
+@pytest.mark.parametrize(
+    "f", [shared_scale, rolled, reordered, cumulated, mixed, summed, chosen, scanned_too]
+)
 def test_slices_that_meet_are_tied(f):
     (group,) = (g for g in hold(f, P, X).groups if g.size == 7)
     assert group.batch == ()
