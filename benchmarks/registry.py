@@ -17,6 +17,7 @@ HELPERS = {
     *("torch_architectures", "torch_fusion"),
     *("distilled", "language_baselines", "sampled_text"),  # of language_model
     *("solver_pictures", "solver_variants"),  # of solvers
+    "tpu_programs",  # of tpu_sweep
 }
 
 

@@ -77,11 +77,7 @@ def build(
         return tuple(store.resolve(node, str, marks) for node in axes)
 
     exprs = [resolved(axes) for axes in leaf_axes]
-    where: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for i, axes in enumerate(exprs):
-        for j, axis in enumerate(axes):
-            for name in dict.fromkeys(ex.atoms(axis)):
-                where[name].append((i, j))
+    where = _places(exprs)
     inward = _inward(where, exprs, roles)
 
     def turned(axes: Sequence[ex.Expression]) -> tuple[ex.Expression, ...]:
@@ -118,14 +114,23 @@ def build(
     )
     structure = renamed(structure, group_names(groups, structure.leaf))
     structure = dataclasses.replace(structure, groups=tuple(sorted(structure.groups, key=_order)))
-    pinned = [
+    pinned = tuple(
         PinnedAxis(paths[i], j, ex.size(axis), "; ".join(map(str, store.reasons(node))))
         for i, axes in enumerate(exprs)
         for j, (axis, node) in enumerate(zip(axes, leaf_axes[i], strict=True))
         if store.reasons(node)
-    ]
-    unused = tuple(path for i, path in enumerate(paths) if i not in roles.live)
-    return Coupling(structure, tuple(pinned), unused)
+    )
+    return Coupling(structure, pinned, tuple(p for i, p in enumerate(paths) if i not in roles.live))
+
+
+def _places(exprs: Sequence[Sequence[ex.Expression]]) -> dict[str, list[tuple[int, int]]]:
+    """The leaves and axes where every class lies."""
+    where: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for i, axes in enumerate(exprs):
+        for j, axis in enumerate(axes):
+            for name in dict.fromkeys(ex.atoms(axis)):
+                where[name].append((i, j))
+    return where
 
 
 def _inward(

@@ -160,8 +160,7 @@ def compress(
     walk = start(walked, jax.tree.leaves(flat.params), arrays)
     if folder is not None and any(isinstance(x, np.memmap) for x in jax.tree.leaves(params)):
         walk.leaves = OnDisk(walk.leaves, folder)
-    if altered is not None:
-        _fix(walk, jax.tree.leaves(flat.unstacked(altered)))
+    _fix(walk, [] if altered is None else jax.tree.leaves(flat.unstacked(altered)))
     if frontier == "recompute":
         walk = recomputing(walk)
 
@@ -198,8 +197,8 @@ def _where(params: PyTree, small: PyTree) -> PyTree:
 
 
 def _fix(walk: Walk, leaves: Sequence[Any]) -> None:
-    """Gives the compressed function other leaves, of which those that differ stay."""
-    for n, leaf in zip(walk.leaves, leaves, strict=True):
+    """Gives the compressed function other leaves, if any; those that differ stay."""
+    for n, leaf in zip(walk.leaves if leaves else (), leaves, strict=True):
         leaf = laid(leaf)
         if not np.array_equal(leaf, walk.full[n]):
             walk.write(n, leaf)
