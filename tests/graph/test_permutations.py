@@ -130,8 +130,8 @@ def test_networks_that_permute(case):
 
 def test_wide_layers_are_permuted_too():
     order = np.random.default_rng(0).permutation(14336).astype(np.int32)
-    p = {"a": jax.ShapeDtypeStruct((4, 14336), float), "b": jax.ShapeDtypeStruct((14336, 2), float)}
-    x = jax.ShapeDtypeStruct((1, 4), float)
+    struct = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")  # noqa: E731
+    p, x = {"a": struct(4, 14336), "b": struct(14336, 2)}, struct(1, 4)
     graph = ifjax.trace(lambda p, x: jnp.tanh(x @ p["a"])[:, order] @ p["b"], p, x)
     assert graph.structure.leaf["b"].axes[0] == ex.Ordered(
         ex.Atom("a", 14336), tuple(order.tolist())
