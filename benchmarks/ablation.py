@@ -14,7 +14,9 @@ less than 1.2 everywhere has to go. Plain pruning solves nothing, so that there 
 * shared sizes: Sinkhorn compiled for a few padded sizes, instead of for every group's own.
 * kept program: what a spec does is asked for once (counts on later calls alone).
 
-    python benchmarks/ablation.py                   # about 15 minutes on 2 quiet cores
+Inside of `jax.jit` the first call is mostly XLA's; there threads, tiles and sizes are not used.
+
+    python benchmarks/ablation.py                   # 40 minutes on 2 quiet cores
     python benchmarks/ablation.py --networks vgg11 --processes 1
 """
 
@@ -42,6 +44,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "vgg11 sinkhorn": ("vgg11", {}),
     "narrow vgg11 exact": ("vgg11", {"solver": "exact", "width": 1 / 16}),
     "densenet pruned": ("densenet", {"method": "prune"}),
+    "resnet50 sinkhorn": ("resnet50", {}),
+    "resnet50 exact": ("resnet50", {"solver": "exact", "order": "simultaneous"}),
+    "transformer exact, jitted": ("transformer", {"solver": "exact"}),
+    "transformer sinkhorn, jitted": ("transformer", {"solver": "sinkhorn_kernel"}),
+    "resnet18 exact, jitted": ("resnet18", {"solver": "exact", "order": "simultaneous"}),
 }
 LATER = 5
 
@@ -65,7 +72,7 @@ def main() -> None:
                 for side, found in sides.items():
                     found.append(run(case, side))
             row: dict[str, Any] = {"case": case, "device": device}
-            for part in ("first call", "later calls"):
+            for part in ("first call", "later calls", "later calls, CPU"):
                 with_it, without = (
                     statistics.median(x[part] for x in found) for found in sides.values()
                 )
@@ -73,11 +80,12 @@ def main() -> None:
             rows.append(row)
             print(json.dumps(row), flush=True)
     print(record.markdown(rows))
+    rows = record.with_earlier("ablation", rows, ("case", "device"))
     print("written:", record.write("ablation", rows, processes=args.processes).name)
 
 
 def run(case: str, without: str) -> dict[str, float]:
-    """Seconds of the first and of later calls, in a process of its own."""
+    """Seconds of the first and of later calls in a process of its own, and of its threads."""
     command = [sys.executable, __file__, "--child", case, without]
     environment = {**os.environ, "POT_BACKEND_DISABLE_PYTORCH": "1"}
     out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -93,20 +101,30 @@ def child(case: str, without: str) -> dict[str, float]:
     params, spec = job(*CASES[case])
     if without:
         WITHOUT[without]()
-    times = []
+    times, fuse = [], ifjax.fuse_params
+    if _is_jitted(case):
+        params, fuse = jax.device_put(params), jax.jit(fuse, static_argnums=1)
     for _ in range(1 + LATER):
         if without == "kept program":
             WITHOUT[without]()
-        start = time.perf_counter()
-        jax.block_until_ready(ifjax.fuse_params(params, spec))
-        times.append(time.perf_counter() - start)
-    return {"first call": times[0], "later calls": statistics.median(times[1:])}
+        start = time.perf_counter(), time.process_time()
+        jax.block_until_ready(fuse(params, spec))
+        times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    later, of_threads = (statistics.median(x) for x in zip(*times[1:], strict=True))
+    return {"first call": times[0][0], "later calls": later, "later calls, CPU": of_threads}
 
 
 def job(name: str, method: dict[str, Any]) -> tuple[Any, Any]:
     """Random weights, and the spec that halves every group."""
+    import first_call
     import speed
 
+    import ifjax
+
+    if name == "transformer":
+        apply_fn, shapes, inputs = first_call.transformer()
+        spec = ifjax.trace(apply_fn, shapes, *inputs).spec(0.5, **method)
+        return first_call.drawn(spec, shapes, 0), spec
     if name != "densenet":
         options = {"solver": "sinkhorn", "order": "sequential"} | method
         leaves, spec = speed.network(name, **options)
@@ -182,15 +200,20 @@ WITHOUT: dict[str, Callable[[], None]] = {
 
 def _concerns(device: str, case: str) -> bool:
     """Whether a case uses it at all."""
-    exact, pruned = "exact" in case, "pruned" in case
+    exact, pruned, jitted = "exact" in case, "pruned" in case, _is_jitted(case)
     return {
+        **dict.fromkeys(("threads", "products of one thread", "kept program"), not jitted),
         "levels": CASES[case][1].get("order") != "simultaneous",
-        "tiles": not pruned,
-        "SciPy for small ones": not pruned,
+        "tiles": not pruned and not jitted,
+        "SciPy for small ones": not pruned and not jitted,
         "lists of sources": exact,
         "mass stays": exact,
-        "shared sizes": "sinkhorn" in case,
-    }.get(device, True)
+        "shared sizes": "sinkhorn" in case and not jitted,
+    }[device]
+
+
+def _is_jitted(case: str) -> bool:
+    return "jitted" in case
 
 
 if __name__ == "__main__":
