@@ -134,7 +134,6 @@ def main() -> None:
     parser.add_argument("--solver", default="exact", choices=["exact", "sinkhorn", "nearest"])
     parser.add_argument("--redraw", action="store_true", help="from the JSON file")
     args = parser.parse_args()
-    record.RESULTS.mkdir(exist_ok=True)
     for picture in args.pictures:
         args.picture = picture
         {"map": draw_map, "graph": draw_graph}.get(picture, draw_measured)(args)

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from age import git
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(os.environ.get("IFJAX_RESULTS") or ROOT / "benchmarks/results")
+RESULTS.mkdir(exist_ok=True, parents=True)
 # Progress bars are for terminals; tqdm reads this when it is imported, after this module.
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -80,8 +82,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
 
     Where rows are among those that `read` gave, the result is as old as they are.
     """
-    RESULTS.mkdir(exist_ok=True, parents=True)
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     born = origin()
     old = _earlier.get(name, {"rows": []})
     if {id(row) for row in rows} & {id(row) for row in old["rows"]}:

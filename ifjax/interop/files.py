@@ -52,9 +52,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             "reading safetensors files needs the package safetensors; "
             "run: pip install 'ifjax[train]'"
         ) from error
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a safetensors file at {str(path)!r}, got no such file")
+    path = _there(path)
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
@@ -76,6 +74,7 @@ def map_safetensors(path: str | os.PathLike[str]) -> dict[str, np.memmap]:
         The arrays by name, which cannot be written.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: if the file is truncated, not in this format, or of a dtype that numpy lacks.
 
     Example:
@@ -84,11 +83,11 @@ def map_safetensors(path: str | os.PathLike[str]) -> dict[str, np.memmap]:
         >>> from safetensors.numpy import save_file
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = pathlib.Path(folder) / "weights.safetensors"
-        ...     save_file({"linear.bias": np.zeros(3, np.float32)}, file)
-        ...     map_safetensors(file)["linear.bias"].sum().item()
-        0.0
+        ...     save_file({"kernel": np.ones((2, 2), np.float32)}, file)
+        ...     map_safetensors(file)["kernel"].sum().item()
+        4.0
     """
-    path = Path(path)
+    path = _there(path)
     found = {}
     try:
         whole = np.memmap(path, np.uint8, "r")
@@ -107,3 +106,11 @@ def map_safetensors(path: str | os.PathLike[str]) -> dict[str, np.memmap]:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: does not read as a safetensors file ({error})") from error
     return found
+
+
+def _there(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that exists."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a safetensors file at {str(path)!r}, got no such file")
+    return path
