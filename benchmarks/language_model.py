@@ -15,6 +15,9 @@ kept, so that an interrupted run goes on; ``--only`` measures some. A row is a m
   (the idea of FLAP, arXiv 2312.11983).
 * ``slice``: the hidden width turned to its principal axes and cut by the share of the layers'
   weights that the other methods remove (the idea of SliceGPT, arXiv 2401.15024).
+* ``rotate``, ``leading``: the hidden width of the network with a head of its own, turned to its
+  principal axes by `ifjax.rotate`; then `compress`, which chooses among them, or keeps the first.
+  ``untied``: the same without a turn.
 * ``divergence``: of layers, those whose loss changes the predictions least.
 * ``compress``: `ifjax.compress`, choice and reconstruction. Of layers: those that ``divergence``
   leaves out are made up for by the others.
@@ -50,7 +53,7 @@ import ifjax
 from ifjax.data.text import plain_wikitext, windows
 from ifjax.experiment.perplexity import perplexity
 from ifjax.interop import Checkpoint, load_gguf, load_tokenizer
-from ifjax.models import keep_layers, layer_divergence, silence_layers
+from ifjax.models import keep_layers, layer_divergence, silence_layers, untie_decoder
 from ifjax.models.decoder import decoder
 from ifjax.models.decoder_groups import groups_by_kind, sparsities
 
@@ -59,6 +62,7 @@ KEYS = ("name", "text", "calibration")  # of a row
 RATE = 1e-4  # of distillation
 CUTS = ("25", "50", "hidden", "layers", "blocks-20", "blocks-30", "blocks-40")
 METHODS = ("compress", "distil", "l1", "fusion", "energy", "bias", "slice")
+OF_HIDDEN = ("rotate", "leading", "untied")
 OF_LAYERS = ("compress", "divergence", "l1", "energy", "slice")
 PYTHON = 2**21  # characters of the standard library, files by name
 
@@ -68,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     every = ["dense"]
     every += [f"{m}-{c}" for c in CUTS for m in (OF_LAYERS if c == "layers" else METHODS)]
+    every += [f"{m}-hidden" for m in OF_HIDDEN]
     parser.add_argument("--only", nargs="+", default=every, choices=every)
     parser.add_argument("--calibration", type=int, default=CALIBRATION, help="windows")
     texts = ("validation", "python", "sampled")
@@ -173,6 +178,8 @@ class Bench:
             return small if method == "compress" else self.distilled(small)
         if method == "fusion":
             return ifjax.fuse_params(self.dense, graph.spec(groups, solver="auto"))
+        if method in OF_HIDDEN:
+            return self.rotated(method, cut)
         spec = graph.spec(groups, method="prune")
         if method == "l1":
             return ifjax.fuse_params(self.dense, spec)
@@ -208,6 +215,29 @@ class Bench:
         print(report, file=sys.stderr, flush=True)
         if folder is not None:
             ifjax.save(done, small, spec)
+        return small
+
+    def rotated(self, method: str, cut: str) -> Any:
+        """Compressed with a head of its own, its stream turned before or not."""
+        params, apply_fn = (
+            untie_decoder(self.dense),
+            functools.partial(decoder, self.network.config),
+        )
+        graph = ifjax.trace(apply_fn, params, self.calibration[:1])
+        groups = sparsities(graph, shares_of(self.dense["layers"], cut))
+        batches = [self.calibration[i : i + 2] for i in range(0, len(self.calibration), 2)]
+        [name], energy = groups, None
+        if method != "untied":
+            params, _, energy = ifjax.rotate(apply_fn, params, graph, name, batches)
+        scores = {name: energy} if method == "leading" else None
+        spec = graph.spec(groups, importance="reconstruction", method="prune")
+        small, report = ifjax.compress(apply_fn, params, spec, batches, scores=scores)
+        print(report, file=sys.stderr, flush=True)
+        if self.args.work is not None:
+            folder = (
+                self.args.work / f"{method}-{cut}-{self.args.text}-{self.args.calibration}-done"
+            )
+            ifjax.save(folder, small, spec)
         return small
 
     def distilled(self, small: Any) -> Any:

@@ -27,6 +27,7 @@ from ifjax.model_fusion.fuse_models import align_models, fuse_models
 from ifjax.reconstruction.biases import with_biases
 from ifjax.reconstruction.compress import compress
 from ifjax.reconstruction.report import Report
+from ifjax.reconstruction.rotate import Rotated, rotate
 from ifjax.spec.compose import compose
 from ifjax.spec.method import Method
 from ifjax.spec.rounds import Round, iterated
@@ -40,6 +41,7 @@ __all__ = [
     "InputMoments",
     "Method",
     "Report",
+    "Rotated",
     "Round",
     "Stats",
     "Transport",
@@ -64,6 +66,7 @@ __all__ = [
     "neuron_scores",
     "onward",
     "reset_statistics",
+    "rotate",
     "save",
     "shrink",
     "small_shardings",

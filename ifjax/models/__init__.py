@@ -6,6 +6,7 @@ Every width is an argument or a shape, so that a compressed network is ordinary 
 from ifjax.models.cifar_resnet import CifarResNet
 from ifjax.models.cnn import SmallCNN
 from ifjax.models.decoder import DecoderConfig, Rotary, decoder
+from ifjax.models.decoder_head import untie_decoder
 from ifjax.models.decoder_layers import keep_layers, layer_divergence, silence_layers
 from ifjax.models.decoder_widths import DecoderWidths, decoder_shapes, init_decoder
 from ifjax.models.mlp import MLP
@@ -40,4 +41,5 @@ __all__ = [
     "keep_layers",
     "layer_divergence",
     "silence_layers",
+    "untie_decoder",
 ]

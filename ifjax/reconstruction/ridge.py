@@ -139,6 +139,36 @@ def ridge(
     return start + change, offsets
 
 
+def best_gain(moments: Moments, start: Float[np.ndarray, "B K O"], intercept: bool) -> float:
+    """The number that weights are best multiplied by, all alike.
+
+    A norm over fewer neurons divides by another mean: what reads it would be too large by one
+    factor, and to shrink towards that would keep it so.
+
+    Args:
+      moments: sums over the positions.
+      start: the weights.
+      intercept: whether there is an offset, which takes up the means.
+
+    Returns:
+      The number; one where the weights give nothing.
+
+    Example:
+      >>> x = np.array([[1.0], [2.0], [3.0]])
+      >>> found = Moments(3.0, x.sum(0)[None], (x.T @ x)[None], (x.T @ (2 * x))[None],
+      ...                 (2 * x).sum(0)[None], ((2 * x) ** 2).sum(0)[None])
+      >>> best_gain(found, np.ones((1, 1, 1)), True)
+      2.0
+    """
+    given = float((start * moments.cross).sum())
+    square = float((start * (moments.gram @ start)).sum())
+    if intercept:
+        mean = (moments.rows[:, None] @ start)[:, 0]
+        given -= float((mean * moments.target).sum() / moments.count)
+        square -= float((mean * mean).sum() / moments.count)
+    return given / square if square > 0 else 1.0
+
+
 def left_over(moments: Moments, start: Float[np.ndarray, "B K O"]) -> Moments:
     """Moments of the same rows and of what weights leave over of the target."""
     cross = moments.cross - moments.gram @ start

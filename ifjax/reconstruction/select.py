@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -123,19 +123,48 @@ def _is_even(units: Int[np.ndarray, "B K"]) -> bool:
 
 def _reduced(part: Evidence, units: int) -> tuple[np.ndarray, np.ndarray]:
     """One column per neuron: the columns of a neuron count as further positions."""
-    gram, kernels = np.zeros((units, units)), []
-    for r, w, u in zip(np.asarray(part.gram, np.float64), part.weights, part.units, strict=True):
-        own, counts = np.unique(u[u >= 0], return_counts=True)
-        order = np.argsort(u, kind="stable")[int((u < 0).sum()) :]
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        for i in range(int(counts.max(initial=0))):
-            has = counts > i
-            columns = order[starts[has] + i]
-            gram[np.ix_(own[has], own[has])] += r[np.ix_(columns, columns)]
+    kernels = []
+    for w, u in zip(part.weights, part.units, strict=True):
+        for own, columns in _columns(u):
             kernel = np.zeros((units, w.shape[-1]))
-            kernel[own[has]] = w[columns]
+            kernel[own] = w[columns]
             kernels.append(kernel)
+    gram = neuron_gram(part.gram, part.units, units)
     return gram, np.concatenate(kernels, -1) if kernels else np.zeros((units, 0))
+
+
+def neuron_gram(
+    gram: Float[AnyArray, "B K K"], units: Int[np.ndarray, "B K"], count: int
+) -> Float[np.ndarray, "n n"]:
+    """A Gram matrix of neurons: what else a neuron has, problems and columns, are positions.
+
+    Args:
+      gram: of B problems.
+      units: which neuron a column belongs to, -1 for none.
+      count: how many neurons there are.
+
+    Returns:
+      The sum.
+
+    Example:
+      >>> neuron_gram(np.ones((1, 4, 4)), np.array([[1, 0, 1, -1]]), 2).tolist()
+      [[1.0, 1.0], [1.0, 2.0]]
+    """
+    found = np.zeros((count, count))
+    for r, u in zip(np.asarray(gram, np.float64), units, strict=True):
+        for own, columns in _columns(u):
+            found[np.ix_(own, own)] += r[np.ix_(columns, columns)]
+    return found
+
+
+def _columns(units: Int[np.ndarray, " K"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The neurons that have a first, a second, ... column, and which that is."""
+    own, counts = np.unique(units[units >= 0], return_counts=True)
+    order = np.argsort(units, kind="stable")[int((units < 0).sum()) :]
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    for i in range(int(counts.max(initial=0))):
+        has = counts > i
+        yield own[has], order[starts[has] + i]
 
 
 def choose(

@@ -28,7 +28,7 @@ from ifjax.parallel.sharding import on_host
 from ifjax.reconstruction import precision
 from ifjax.reconstruction.along import pull
 from ifjax.reconstruction.leaves import Offset, admits_any, find_offset, write_offset, write_weight
-from ifjax.reconstruction.ridge import Known, fit
+from ifjax.reconstruction.ridge import Known, best_gain, fit
 from ifjax.reconstruction.taps import form_of, is_even, slopes
 from ifjax.reconstruction.walk import Walk
 from ifjax.tree import promoted
@@ -76,6 +76,7 @@ class _Problem:
       starts: their kernels, scaled.
       offset: leaves that take up the means.
       stays: whether sums stay on the device.
+      is_normed: whether what is read went through a norm, or the like, over neurons that are cut.
     """
 
     at: Site
@@ -87,6 +88,7 @@ class _Problem:
     starts: tuple[Float[np.ndarray, "B _ O"], ...]
     offset: Offset | None
     stays: bool = False
+    is_normed: bool = False
 
 
 @dataclasses.dataclass
@@ -128,7 +130,9 @@ def solve(walk: Walk, unit: Unit, held: Sequence[bool], names: dict[int, str]) -
     if problem is None:
         return None
     stays = precision.stays(sum(x.shape[1] for x in problem.starts))
-    problem, sums = dataclasses.replace(problem, stays=stays), _Sums()
+    seen = set[str]().union(*(walk.atoms(site.input) for site in problem.sites))
+    is_normed = any(not e.group.exact and e.group.name in seen for e in walk.events)
+    problem, sums = dataclasses.replace(problem, stays=stays, is_normed=is_normed), _Sums()
     shared = _shared(walk, problem)
     _gather(walk, problem, unit, held, sums, shared)
     for key in [key for key, x in walk.shared.items() if x.last <= unit.stop]:
@@ -287,11 +291,13 @@ def _finished(
     walk.check_finite(problem.at.step, spread, *every)
     b, _, o = training.cross.shape
     start = np.concatenate([np.zeros((b, 0, o)), *problem.starts], 1)
+    if problem.is_normed:
+        start = start * best_gain(training, start, problem.offset is not None)
     found = fit(training, test, start, problem.offset is not None, known)
     solved = np.asarray(found.weights, np.float64)
     parts = np.split(solved, np.cumsum([x.shape[1] for x in problem.starts]), 1)
     for i, (site, part) in enumerate(zip(problem.sites, parts, strict=False)):
-        if found.shrinkage < math.inf:
+        if found.shrinkage < math.inf or problem.is_normed:
             write_weight(walk, site, problem.forms[i], problem.scales[i], part)
     offset = None if found.offsets is None else problem.offset
     if offset is not None:
