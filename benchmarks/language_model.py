@@ -226,10 +226,11 @@ class Bench:
         graph = ifjax.trace(apply_fn, params, self.calibration[:1])
         groups = sparsities(graph, shares_of(self.dense["layers"], cut))
         batches = [self.calibration[i : i + 2] for i in range(0, len(self.calibration), 2)]
-        [name], energy = groups, None
+        scores = None
         if method != "untied":
+            [name] = groups
             params, _, energy = ifjax.rotate(apply_fn, params, graph, name, batches)
-        scores = {name: energy} if method == "leading" else None
+            scores = {name: energy} if method == "leading" else None
         spec = graph.spec(groups, importance="reconstruction", method="prune")
         small, report = ifjax.compress(apply_fn, params, spec, batches, scores=scores)
         print(report, file=sys.stderr, flush=True)

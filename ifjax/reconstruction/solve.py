@@ -44,7 +44,8 @@ class Solved:
       positions: how many positions there were.
       shrinkage: the one that was chosen; infinite where the weights stay as they are, for none
         gave a smaller error on inputs that were held out.
-      before: error at the end of the unit before, relative to the deviation of the dense values.
+      before: error at the end of the unit with the weights as they were, behind a norm over neurons
+        that are cut times the number that fits best; relative to the deviation of the dense values.
       after: error after.
       held_before: the same on the inputs that were held out for choosing the shrinkage.
       held_after: with what was solved without them.
