@@ -158,7 +158,7 @@ def shapes_walk(recorder: Recorder, flat: Any, arguments: Any, leaves: list[Any]
                 return held[number]
             if number in self.program.constants:
                 return self._constant(number, dense)
-            step = self.program.steps[self.sites.made[number]]
+            step = self.program.steps[self.program.made[number]]
             operands = [self.parameter(n, dense) for n in step.inputs]
             make = functools.partial(bind if dense else self.resized.rebuild, step)
             found = jax.jit(lambda args: make(args))
@@ -179,7 +179,7 @@ def shapes_walk(recorder: Recorder, flat: Any, arguments: Any, leaves: list[Any]
     program = flatten(made.analysis.frame, [False] * len(leaves) + [True] * inputs)
     full = dict(zip(program.inputs, leaves, strict=False))
     values = dict(zip(program.inputs[len(leaves) :], arguments.arrays, strict=True))
-    sites = find_sites(program, len(leaves))
+    sites = find_sites(program)
     return Shapes(made, program, sites, full, dict(full), [values], [dict(values)])
 
 

@@ -20,7 +20,6 @@ from jaxtyping import Array, PyTree
 from ifjax.activations.batches import inputs_of, read_inputs
 from ifjax.activations.layer_inputs import vary, varying
 from ifjax.activations.moments import NormalForm, normal_form, parts_of, rows
-from ifjax.graph.facts.sites import Sites, find_sites
 from ifjax.jaxprs.arguments import Arguments, check_order, struct
 from ifjax.jaxprs.compat import Values, shape_of
 from ifjax.jaxprs.evaluate import Seen, bind, evaluate
@@ -207,21 +206,21 @@ def _measured(
     """The moments of a device's own examples."""
     leaves = jax.tree.leaves(params)
     program = _straight(apply_fn, params, arguments)
-    sites, paths = find_sites(program, len(leaves)), list(leaves_by_path(params))
+    paths = list(leaves_by_path(params))
     mesh_axes = varying(arrays)
     found: dict[str, InputMoments] = {}
 
     def observe(seen: Seen) -> None:
         step = seen.step
         side = _side(step)
-        if side is None or not sites.origins.get(step.inputs[1 - side]):
+        if side is None or not program.origins.get(step.inputs[1 - side]):
             return
         shape = tuple(jnp.shape(seen.operands[1 - side]))
         groups = step.equation.params.get("feature_group_count", 1)
         form = normal_form(step.equation, side, groups)
         read, result = jnp.asarray(seen.operands[side]), jnp.shape(seen.results[0])
         moments = _of_input(form, read, shape, parts_of(form, read.shape, shape, result), mesh_axes)
-        name = _name(program, sites, paths, step.inputs[1 - side])
+        name = _name(program, paths, step.inputs[1 - side])
         while name in found and found[name].mean.shape != moments.mean.shape:
             name += "'"
         found[name] = found[name] + moments if name in found else moments
@@ -300,16 +299,16 @@ def _of_input(
     return lax.scan(lambda total, x: (total + of(x), None), first, pieces[1:])[0]
 
 
-def _name(program: Program, sites: Sites, paths: Sequence[str], number: int) -> str:
+def _name(program: Program, paths: Sequence[str], number: int) -> str:
     """The leaves that a weight is made of, and the part of a leaf that it is."""
-    leaves = [program.inputs.index(n) for n in sorted(sites.origins[number])]
+    leaves = [program.inputs.index(n) for n in sorted(program.origins[number])]
     if len(leaves) > 1:
         return " * ".join(paths[i] for i in leaves)
     parts = ""
-    while number in sites.made:
-        step = program.steps[sites.made[number]]
+    while number in program.made:
+        step = program.steps[program.made[number]]
         parts = _part(program, step) + parts
-        number = next(n for n in step.inputs if sites.origins.get(n))
+        number = next(n for n in step.inputs if program.origins.get(n))
     return paths[leaves[0]] + parts
 
 

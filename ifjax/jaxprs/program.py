@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,21 @@ class Program:
     data: list[bool] = dataclasses.field(default_factory=list)
     uses: list[int] = dataclasses.field(default_factory=list)
     numbers: dict[tuple[int, Var], int] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def made(self) -> dict[int, int]:
+        """By number of a value, the place of the step that makes it."""
+        return {n: place for place, step in enumerate(self.steps) for n in step.outputs}
+
+    @functools.cached_property
+    def origins(self) -> dict[int, frozenset[int]]:
+        """By number of a value of parameters alone, the inputs that it depends on."""
+        found = {n: frozenset({n}) for n in self.inputs if not self.data[n]}
+        for step in self.steps:
+            if not any(step.data):
+                whole = frozenset[int]().union(*(found.get(n, ()) for n in step.inputs))
+                found |= dict.fromkeys(step.outputs, whole)
+        return found
 
     def _fresh(self, data: bool) -> int:
         self.data.append(data)

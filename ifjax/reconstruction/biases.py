@@ -200,7 +200,7 @@ class _Level:
 
     def _around(self, step: Step, path: str, bias: _Bias) -> _Bias | None:
         """What a bias inside of a loop is outside of it."""
-        leaves = {n: _leaf(self.program, self.sites, n) for n in step.inputs}
+        leaves = {n: _leaf(self.program, n) for n in step.inputs}
         made = {n: leaf for n, leaf in leaves.items() if self.paths.get(leaf) == path}
         turns = {leaf in self.sliced for leaf in made.values()}
         shape, over = bias.struct.shape, tuple(n for n in made if bias.turns or any(turns))
@@ -236,7 +236,7 @@ def _traced(
 def _level(jaxpr: Any, data: list[bool], paths: Sequence[str], sliced: Sequence[int]) -> _Level:
     """The equations of a jaxpr, whose inputs are data or made of leaves with these paths."""
     program = flatten(jaxpr, data, calls=lambda e: e.primitive.name in PLAIN)
-    sites = find_sites(program, len(data))
+    sites = find_sites(program)
     structs = tuple(map(compat.struct_of, compat.unpack(jaxpr)[0].invars))
     named = {n: path for n, path in zip(program.inputs, paths, strict=True) if path}
     inner = dict[int, _Level]()
@@ -249,15 +249,15 @@ def _level(jaxpr: Any, data: list[bool], paths: Sequence[str], sliced: Sequence[
                 around[constants : constants + carries] = [True] * carries
                 turning = [*range(constants + carries, len(around))]
             pairs = zip(step.inputs, around, strict=True)
-            made = ["" if d else named.get(_leaf(program, sites, n), "") for n, d in pairs]
+            made = ["" if d else named.get(_leaf(program, n), "") for n, d in pairs]
             inner[id(step)] = _level(step.equation.params["jaxpr"], around, made, turning)
     goes_over = frozenset(program.inputs[i] for i in sliced)
     return _Level(program, structs, named, goes_over, sites, inner)
 
 
-def _leaf(program: Program, sites: Sites, number: int) -> int:
+def _leaf(program: Program, number: int) -> int:
     """The input whose entries are those of a value of parameters, all of them; else -1."""
-    views = views_of(program, sites.made, sites.origins, number, spread=False)
+    views = views_of(program, number, spread=False)
     if isinstance(views, str) or len(views) != 1:
         return -1
     [view] = views
@@ -267,12 +267,12 @@ def _leaf(program: Program, sites: Sites, number: int) -> int:
 
 def _is_shifted(level: _Level, site: Site) -> bool:
     """Whether a leaf with an entry for every output is added on a site's path."""
-    program, sites = level.program, level.sites
+    program = level.program
     for place, k in site.path:
         step = program.steps[place]
         if step.equation.primitive.name not in ("add", "add_any") or step.data[1 - k]:
             continue
-        found = views_of(program, sites.made, sites.origins, step.inputs[1 - k], spread=True)
+        found = views_of(program, step.inputs[1 - k], spread=True)
         if not isinstance(found, str):
             leaves = (level.structs[program.inputs.index(view.leaf)] for view in found)
             if sum(x.size for x in leaves) == math.prod(_outputs(site.step)):

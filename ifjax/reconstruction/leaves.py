@@ -140,7 +140,7 @@ def find_offset(
         if step.equation.primitive.name not in ("add", "add_any", "sub") or step.data[1 - k]:
             continue
         number = step.inputs[1 - k]
-        found = views_of(walk.program, walk.sites.made, walk.sites.origins, number, spread=True)
+        found = views_of(walk.program, number, spread=True)
         if isinstance(found, str) or not all(is_free(view.leaf) for view in found):
             continue
         rest = ((place, 1 - k), *site.path[i + 1 :])

@@ -152,9 +152,9 @@ def _side(walk: Walk, product: Product, side: int) -> Side | None:
                 return None
             leaves.append(number)
             continue
-        if number not in walk.sites.made:
+        if number not in program.made:
             return None
-        step = program.steps[walk.sites.made[number]]
+        step = program.steps[program.made[number]]
         holding = [n for n in step.inputs if any(group.name in ex.atoms(e) for e in walk.axes(n))]
         if not holding or not _mixes(walk, step, group.name):
             return None

@@ -37,7 +37,7 @@ def solve_ragged(
     """
     step = walk.program.steps[place]
     sites, number = walk.sites, step.inputs[1]
-    views = weight_views(walk.program, sites.made, sites.origins, step, 1)
+    views = weight_views(walk.program, step, 1)
     if isinstance(views, str):
         return None
     site = Site(place, step, 0, views, (), step.outputs[0])

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
-from ifjax.graph.facts.sites import Sites
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.program import Program, Step
@@ -51,7 +50,7 @@ def job_of(
     return Job(evaluate, inputs, tuple((n, dense) for n in step.outputs))
 
 
-def expanded(program: Program, sites: Sites) -> set[int]:
+def expanded(program: Program) -> set[int]:
     """Values of constants alone, or larger than the parameters that they are made of.
 
     A mask for every example is as large as a value of the function. They are made where they are
@@ -65,7 +64,7 @@ def expanded(program: Program, sites: Sites) -> set[int]:
             max((math.prod(compat.shape_of(v)) for v in variables), default=0)
             for variables in (step.equation.outvars, step.equation.invars)
         )
-        has_leaves = any(sites.origins.get(n) for n in step.outputs)
+        has_leaves = any(program.origins.get(n) for n in step.outputs)
         if not has_leaves or made > read or not found.isdisjoint(step.inputs):
             found.update(step.outputs)
     return found

@@ -154,7 +154,7 @@ def add_follows(
     """
     for place, reason in walk.sites.follows:
         step = walk.program.steps[place]
-        leaves = {names[n] for k in step.inputs for n in walk.sites.origins.get(k, ())}
+        leaves = {names[n] for k in step.inputs for n in walk.program.origins.get(k, ())}
         if place not in solved:
             result.follows.append((", ".join(sorted(leaves)), reason))
     result.follows += [(names[n], "it was given") for n in sorted(walk.fixed)]
@@ -304,7 +304,7 @@ def _correct(
     """Solves for a unit where what it reads is no longer the dense network's, data or leaves."""
     read = {n for p in unit.places for n in walk.program.steps[p].inputs}
     made = {n for p in unit.places for n in walk.program.steps[p].outputs}
-    leaves = {leaf for n in read for leaf in walk.sites.origins.get(n, ())}
+    leaves = {leaf for n in read for leaf in walk.program.origins.get(n, ())}
     if walk.dirty & (read - made) or walk.fixed & leaves:
         key = f"unit {unit.stop}"
         solved = journal.solve(key, walk, names, lambda: solve(walk, unit, held, names))

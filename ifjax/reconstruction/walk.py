@@ -135,7 +135,7 @@ class Walk:
             elif n in self.program.constants:
                 memo[n] = self._constant(n, dense)
             else:
-                step = self.program.steps[self.sites.made[n]]
+                step = self.program.steps[self.program.made[n]]
                 missing = [k for k in step.inputs if k not in memo]
                 if missing:
                     stack += missing
@@ -173,7 +173,7 @@ class Walk:
         """Raises ValueError, with names of the leaves or these, for sums that are not finite."""
         if all(namespace(x).isfinite(x).all() for x in sums):
             return
-        numbers = {n for k in step.inputs for n in self.sites.origins.get(k, ())}
+        numbers = {n for k in step.inputs for n in self.program.origins.get(k, ())}
         pairs = zip(self.leaves, self.resized.structure.leaves, strict=True)
         paths = ", ".join(names or [leaf.path for n, leaf in pairs if n in numbers])
         raise ValueError(
@@ -243,7 +243,7 @@ class Walk:
 
     @functools.cached_property
     def _expanded(self) -> set[int]:
-        return expanded(self.program, self.sites)
+        return expanded(self.program)
 
     def _expansions(self, jobs: Sequence[Job]) -> list[Job]:
         """What makes the large values that jobs read, such as masks for every example: in place."""
@@ -251,7 +251,7 @@ class Walk:
         keys = [key for job in jobs for key in job.inputs]
         while keys:
             n, dense = keys.pop()
-            if n not in self._expanded or (place := self.sites.made[n], dense) in found:
+            if n not in self._expanded or (place := self.program.made[n], dense) in found:
                 continue
             step = self.program.steps[place]
             evaluate = functools.partial(bind if dense else self.resized.rebuild, step)
@@ -262,7 +262,7 @@ class Walk:
     def _differs(self, step: Step) -> bool:
         """Whether operands differ from the dense ones, or results are of a width that is cut."""
         if any(
-            n in self.dirty or not self.changed.isdisjoint(self.sites.origins.get(n, ()))
+            n in self.dirty or not self.changed.isdisjoint(self.program.origins.get(n, ()))
             for n in step.inputs
         ):
             return True
@@ -346,7 +346,7 @@ class Walk:
         self.leaves[leaf] = value
         self.changed.add(leaf)
         memo = self.memo[False]
-        for n in [n for n in memo if n == leaf or leaf in self.sites.origins.get(n, ())]:
+        for n in [n for n in memo if n == leaf or leaf in self.program.origins.get(n, ())]:
             del memo[n]
 
     # of a unit
@@ -388,7 +388,7 @@ def start(resized: Resized, leaves: Sequence[Any], batches: Sequence[Sequence[An
     full = dict(zip(program.inputs, map(laid, leaves), strict=False))
     numbers = program.inputs[len(leaves) :]
     values = [dict(zip(numbers, map(jax.device_put, b), strict=True)) for b in batches]
-    sites = find_sites(program, len(leaves))
+    sites = find_sites(program)
     return Walk(resized, program, sites, full, dict(full), values, [dict(v) for v in values])
 
 

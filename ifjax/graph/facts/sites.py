@@ -97,24 +97,19 @@ class Sites:
         taken apart: together those that share leaves, the one with most leaves first.
       follows: contractions of an activation with parameters that are no sites: place and reason.
       reads: by number of a leaf, the places of steps that read what is made of it on data.
-      made: by number of a value, the place of the step that makes it.
-      origins: by number of a value of parameters alone, the leaves that it depends on.
     """
 
     units: tuple[Unit, ...]
     tied: tuple[tuple[Unit, ...], ...]
     follows: tuple[tuple[int, str], ...]
     reads: Mapping[int, tuple[int, ...]]
-    made: Mapping[int, int]
-    origins: Mapping[int, frozenset[int]]
 
 
-def find_sites(program: Program, leaves: int) -> Sites:
+def find_sites(program: Program) -> Sites:
     """Finds the sites of a program.
 
     Args:
-      program: calls taken apart, with inputs that are data told from parameters.
-      leaves: among how many of its first inputs the parameters are: those without data.
+      program: calls taken apart, its inputs that are leaves told from those that are data.
 
     Returns:
       The sites, by units.
@@ -126,12 +121,11 @@ def find_sites(program: Program, leaves: int) -> Sites:
       ...     return jax.nn.relu(x @ w1 + b1) @ w2 + x
       >>> shapes = [(3, 4), (4,), (4, 3), (5, 3)]
       >>> jaxpr = jax.make_jaxpr(apply)(*map(jnp.zeros, shapes))
-      >>> found = find_sites(flatten(jaxpr, [False, False, False, True]), 3)
+      >>> found = find_sites(flatten(jaxpr, [False, False, False, True]))
       >>> [(u.sites[0].leaves, len(u.places)) for u in found.units]
       [((0,), 2), ((2,), 2)]
     """
-    made = {n: place for place, step in enumerate(program.steps) for n in step.outputs}
-    origins = _origins(program, leaves)
+    origins = program.origins
     users: dict[int, list[tuple[int, int]]] = defaultdict(list)
     reads: dict[int, list[int]] = defaultdict(list)
     for place, step in enumerate(program.steps):
@@ -149,20 +143,20 @@ def find_sites(program: Program, leaves: int) -> Sites:
         if traits_of(step.equation).kind != "contraction" or sum(step.data[:2]) != 1:
             continue
         side = step.data[:2].index(True)
-        views = _solvable(program, step, side, made, origins)
+        views = _solvable(program, step, side)
         if not isinstance(views, str):
             path, end = _path(program, users, step.outputs[0])
             found.append(Site(place, step, side, views, path, end))
         elif origins.get(step.inputs[1 - side]):
             follows.append((place, views))
-    tied = _tied(program, found, reads, made, origins)
+    tied = _tied(program, found, reads)
     alone = [s for s in found if all(len(reads[leaf]) == 1 for leaf in (*s.leaves, *s.gains))]
     shared = [s for s in found if tied.issuperset((*s.leaves, *s.gains))]
     for site in found:
         if site not in alone and site not in shared:
             follows.append((site.place, "the leaf is read elsewhere too"))
     every = {leaf: tuple(places) for leaf, places in reads.items()}
-    return Sites(_units(alone), _classes(_units(shared)), tuple(follows), every, made, origins)
+    return Sites(_units(alone), _classes(_units(shared)), tuple(follows), every)
 
 
 def _units(sites: Sequence[Site]) -> tuple[Unit, ...]:
@@ -194,14 +188,9 @@ def _classes(units: Sequence[Unit]) -> tuple[tuple[Unit, ...], ...]:
     return tuple(tuple(sorted(us, key=distinct, reverse=True)) for _, us in classes)
 
 
-def _tied(
-    program: Program,
-    sites: Sequence[Site],
-    reads: Mapping[int, list[int]],
-    made: Mapping[int, int],
-    origins: Mapping[int, frozenset[int]],
-) -> set[int]:
+def _tied(program: Program, sites: Sequence[Site], reads: Mapping[int, list[int]]) -> set[int]:
     """Leaves that several sites read alike, and nothing else but products with constants."""
+    origins = program.origins
     uses: dict[int, list[Site]] = defaultdict(list)
     for site in sites:
         for leaf in site.leaves:
@@ -210,7 +199,7 @@ def _tied(
     def by_constant(number: int, leaf: int) -> bool:
         if number == leaf:
             return False
-        step = program.steps[made[number]]
+        step = program.steps[program.made[number]]
         if traits_of(step.equation).kind == "contraction":
             return True
         return all(by_constant(n, leaf) for n in step.inputs if leaf in origins.get(n, ()))
@@ -242,15 +231,9 @@ def _manner(program: Program, site: Site) -> tuple[object, ...]:
     return tuple((v.leaf, *(step(place, k) for place, k in v.spine)) for v in site.views)
 
 
-def _solvable(
-    program: Program,
-    step: Step,
-    side: int,
-    made: Mapping[int, int],
-    origins: Mapping[int, frozenset[int]],
-) -> tuple[View, ...] | str:
+def _solvable(program: Program, step: Step, side: int) -> tuple[View, ...] | str:
     """What the weight of a contraction is made of; why it cannot be solved for."""
-    views = weight_views(program, made, origins, step, 1 - side)
+    views = weight_views(program, step, 1 - side)
     if isinstance(views, str):
         return views
     if step.equation.primitive.name == "ragged_dot_general":
@@ -260,16 +243,6 @@ def _solvable(
     if side == 1 and step.equation.primitive.name == "conv_general_dilated":
         return "a convolution with a kernel that is no parameter"
     return views
-
-
-def _origins(program: Program, leaves: int) -> dict[int, frozenset[int]]:
-    """By number of a value of parameters alone, the leaves that it depends on."""
-    found = {n: frozenset({n}) for n in program.inputs[:leaves] if not program.data[n]}
-    for step in program.steps:
-        if not any(step.data):
-            whole = frozenset[int]().union(*(found.get(n, ()) for n in step.inputs))
-            found |= dict.fromkeys(step.outputs, whole)
-    return found
 
 
 def _path(

@@ -32,85 +32,34 @@ class View:
     gain: tuple[int, Path] | None = None
 
 
-def weight_views(
-    program: Program,
-    made: Mapping[int, int],
-    origins: Mapping[int, frozenset[int]],
-    step: Step,
-    k: int,
-) -> tuple[View, ...] | str:
-    """What an operand of a contraction is made of: leaves that can be given any numbers.
+def weight_views(program: Program, step: Step, k: int) -> tuple[View, ...] | str:
+    """What operand k of a contraction is made of: leaves that can be given any numbers.
 
-    Args:
-      program: the program.
-      made: the places of the steps that make values.
-      origins: the leaves that values depend on.
-      step: the contraction.
-      k: which of its operands is the weight.
-
-    Returns:
-      A view of each leaf, or the reason why there is none: the leaf, or what is made of it on the
-      way, may be of integers.
+    The reason why there are none, where the leaf, or what is made of it on the way, is of integers.
     """
-    why = _not_real(step, k)
-    return why or views_of(program, made, origins, step.inputs[k], spread=False)
+    return _not_real(step, k) or views_of(program, step.inputs[k], spread=False)
 
 
-def view_of(
-    program: Program,
-    made: Mapping[int, int],
-    origins: Mapping[int, frozenset[int]],
-    number: int,
-    spread: bool = False,
-) -> View | str:
-    """What a value of parameters is made of: the leaf, or why it is not one leaf's entries.
+def views_of(program: Program, number: int, spread: bool) -> tuple[View, ...] | str:
+    """What a value of parameters is made of: a leaf, or leaves that are joined; or why of none.
 
     Args:
-      program: the program.
-      made: the places of the steps that make values.
-      origins: the leaves that values depend on.
-      number: of the value.
-      spread: whether an entry may stand in several places, as a bias does.
-
-    Returns:
-      The view, or the reason why there is none.
-    """
-    views = views_of(program, made, origins, number, spread)
-    if isinstance(views, str):
-        return views
-    return views[0] if len(views) == 1 else "several leaves are joined"
-
-
-def views_of(
-    program: Program,
-    made: Mapping[int, int],
-    origins: Mapping[int, frozenset[int]],
-    number: int,
-    spread: bool,
-) -> tuple[View, ...] | str:
-    """The leaf, or the leaves that are joined, or why there are none.
-
-    Args:
-      program: the program.
-      made: the places of the steps that make values.
-      origins: the leaves that values depend on.
+      program: with parameters told from data.
       number: of the value.
       spread: whether an entry may stand in several places, as a bias does.
 
     Returns:
       A view of each leaf, or the reason.
     """
-    inputs, spine = {n for n in program.inputs if n in origins}, []
-    normalised = False
-    while number not in inputs:
-        if number not in made:
-            return "a constant"
+    made, origins = program.made, program.origins
+    spine, normalised = [], False
+    while number in made:
         place = made[number]
         step = program.steps[place]
         if step.equation.primitive.name == "concatenate":
             parts: list[View] = []
             for k, n in enumerate(step.inputs):
-                found = views_of(program, made, origins, n, spread)
+                found = views_of(program, n, spread)
                 if isinstance(found, str):
                     return found
                 if normalised or any(v.gain for v in found):
@@ -132,27 +81,24 @@ def views_of(
             normalised = True
         spine.append((place, k))
         number = step.inputs[k]
+    if number not in origins:
+        return "a constant"
     path = tuple(spine[::-1])
-    gain = _gain(program, made, origins, path) if normalised else None
+    gain = _gain(program, path) if normalised else None
     if normalised and (gain is None or gain[0] == number):
         return ITSELF
     return (View(number, path, gain),)
 
 
-def _gain(
-    program: Program,
-    made: Mapping[int, int],
-    origins: Mapping[int, frozenset[int]],
-    spine: Path,
-) -> tuple[int, Path] | None:
+def _gain(program: Program, spine: Path) -> tuple[int, Path] | None:
     """The last leaf that multiplies the entries on their way, and its own way from there."""
     for i in reversed(range(len(spine))):
         place, k = spine[i]
         step = program.steps[place]
         if step.equation.primitive.name == "mul":
-            found = view_of(program, made, origins, step.inputs[1 - k], spread=True)
-            if isinstance(found, View):
-                return found.leaf, (*found.spine, (place, 1 - k), *spine[i + 1 :])
+            found = views_of(program, step.inputs[1 - k], spread=True)
+            if not isinstance(found, str) and len(found) == 1:
+                return found[0].leaf, (*found[0].spine, (place, 1 - k), *spine[i + 1 :])
     return None
 
 

@@ -14,7 +14,7 @@ W, V, B, X = jnp.ones((4, 4)), jnp.ones((4, 4)), jnp.ones(4), jnp.ones((3, 4))
 
 def sites(function, *params):
     program = flatten(jax.make_jaxpr(function)(*params, X), [False] * len(params) + [True])
-    return program, find_sites(program, len(params))
+    return program, find_sites(program)
 
 
 VIEWS = {
