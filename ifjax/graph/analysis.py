@@ -140,8 +140,7 @@ def analyse(
         numbers = find_numbers(frame, store, len(leaves) + len(inputs), twins)
     tree = jax.tree.structure(out_shape)
     numbers.note()
-    chosen = frozenset(root for node in context.chosen for root in store.classes(node))
-    known = (context.macs, numbers, draws, chosen)
+    known = (context.macs, numbers, draws, store.classes_of(context.chosen))
     return Analysis(frame, store, leaves, inputs, tree, outputs, *known)
 
 
@@ -156,9 +155,7 @@ def _tie_unread(
     unread = sorted(i for i in _read_inputs(everything) - _read_inputs(frame.jaxpr) if i < leaves)
     if not unread:
         return
-    known = {
-        root for i, a in enumerate(axes) if i not in unread for n in a for root in store.classes(n)
-    }
+    known = store.classes_of(n for i, a in enumerate(axes) if i not in unread for n in a)
     other = store.copy()
     walk(Context(other, rule_of), closed, axes)
     live = {str(other.find(root)): root for root in known if isinstance(other.form(root), Free)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
@@ -17,8 +16,7 @@ from ifjax.graph.analysis import FIXED_KEY, Analysis, LeafAxes, analyse
 from ifjax.graph.facts.numbers import find_numbers
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments, struct
-from ifjax.jaxprs.axis_nodes import Factors, Free, Permuted, Segments
-from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.axis_store import AxisStore, Free
 from ifjax.jaxprs.compat import AnyJaxpr, Values
 from ifjax.jaxprs.evaluate import evaluate
 from ifjax.jaxprs.program import Step, flatten
@@ -199,18 +197,7 @@ class Resized:
 
     def size(self, node: int) -> int:
         """Small size of an axis."""
-        store = self.analysis.store
-        root = store.find(node)
-        if root in self.widths:
-            return self.widths[root]
-        form = store.form(root)
-        if isinstance(form, Factors):
-            return math.prod(self.size(p) for p in form.nodes)
-        if isinstance(form, Segments):
-            return sum(self.size(p) for p in form.nodes)
-        if isinstance(form, Permuted):
-            return self.size(form.node)
-        return store.size(root)
+        return self.analysis.store.size_at(node, self.widths)
 
     def pieces(self, node: int, bounds: Sequence[int]) -> list[int]:
         """Small sizes of the parts between consecutive bounds of an axis."""

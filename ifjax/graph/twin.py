@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,6 @@ from jaxtyping import PyTree
 
 from ifjax.graph.facts.numbers import Numbers
 from ifjax.jaxprs import compat
-from ifjax.jaxprs.axis_nodes import Factors, Free, Permuted, Segments
 from ifjax.jaxprs.axis_store import AxisStore
 from ifjax.jaxprs.compat import AnyJaxpr
 from ifjax.jaxprs.normal import normalised
@@ -36,21 +34,14 @@ def doubled(
     asked = [*sorted(numbers.asks), *sorted(numbers.wonders - numbers.asks)]
     if not asked:
         return
-    everything = {root for axes in (*leaves, *inputs) for a in axes for root in store.classes(a)}
+    everything = store.classes_of(a for axes in (*leaves, *inputs) for a in axes)
     for wide in [everything, *({root} for root in asked[: MOST_TRIES - 1])]:
-
-        def size(node: int, wide: Collection[int] = wide) -> int:
-            form = store.form(node)
-            if isinstance(form, Factors):
-                return math.prod(map(size, form.nodes))
-            if isinstance(form, Segments):
-                return sum(map(size, form.nodes))
-            if isinstance(form, Permuted):
-                return size(form.node)
-            factor = 2 if isinstance(form, Free) and store.find(node) in wide else 1
-            return factor * store.size(node)
-
-        yield [tuple(map(size, a)) for a in leaves], [tuple(map(size, a)) for a in inputs]
+        widths = {root: 2 * store.size(root) for root in wide}
+        flat, rest = (
+            [tuple(store.size_at(a, widths) for a in axes) for axes in arrays]
+            for arrays in (leaves, inputs)
+        )
+        yield flat, rest
 
 
 def traced_at(

@@ -88,8 +88,7 @@ def _kept(
     for number in kept:
 
         def scales(c: Candidate, number: Kept = number) -> bool:
-            roots = {root for node in c.over for root in store.classes(node)}
-            compared = c.of == "two values" or roots <= {*contracted}
+            compared = c.of == "two values" or store.classes_of(c.over) <= {*contracted}
             if c.of is None and number.changed is False and is_common(abs(number.number)):
                 return False  # gelu's half
             power = number.sign * c.reading.power

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -162,18 +162,24 @@ class AxisNodes:
             return flat
         return [node]
 
-    def pin(self, node: int, reason: object) -> None:
-        """Fixes every class along the axis; the first reason given is kept."""
-        stack = [node]
+    def ends(self, node: int) -> list[int]:
+        """Representatives of what the axis is made of, free or pinned, with repetitions."""
+        found, stack = [], [node]
         while stack:
             root = self.find(stack.pop())
             form = self._form[root]
-            if isinstance(form, Free):
-                self._form[root] = Fixed(reason)
-            elif isinstance(form, Factors | Segments):
-                stack.extend(form.nodes)
+            if isinstance(form, Factors | Segments):
+                stack += reversed(form.nodes)
             elif isinstance(form, Permuted):
                 stack.append(form.node)
+            else:
+                found.append(root)
+        return found
+
+    def pin(self, node: int, reason: object) -> None:
+        """Fixes every class along the axis; the first reason given is kept."""
+        for root in self.classes(node):
+            self._form[root] = Fixed(reason)
 
     def seal(self, node: int, reason: object) -> None:
         """Makes one pinned class of an axis without free ones, as of one cut into positions."""
@@ -182,32 +188,33 @@ class AxisNodes:
 
     def is_pinned(self, node: int) -> bool:
         """Whether nothing along the axis can be cut."""
-        form = self.form(node)
-        if isinstance(form, Factors | Segments):
-            return all(self.is_pinned(n) for n in form.nodes)
-        return self.is_pinned(form.node) if isinstance(form, Permuted) else isinstance(form, Fixed)
+        return not self.classes(node)
 
     # reading the result
 
     def classes(self, node: int) -> list[int]:
         """Representatives of the free classes along the axis, with repetitions."""
-        root = self.find(node)
-        form = self._form[root]
-        if isinstance(form, Factors | Segments):
-            return [c for n in form.nodes for c in self.classes(n)]
-        if isinstance(form, Permuted):
-            return self.classes(form.node)
-        return [root] if isinstance(form, Free) else []
+        return [root for root in self.ends(node) if isinstance(self._form[root], Free)]
+
+    def classes_of(self, nodes: Iterable[int]) -> frozenset[int]:
+        """The free classes along several axes, each once."""
+        return frozenset(root for node in nodes for root in self.classes(node))
 
     def pinned_classes(self, node: int) -> list[int]:
         """Representatives of the pinned parts of the axis, with repetitions."""
+        return [root for root in self.ends(node) if isinstance(self._form[root], Fixed)]
+
+    def size_at(self, node: int, widths: Mapping[int, int]) -> int:
+        """Number of positions along the axis where some classes have other widths."""
         root = self.find(node)
         form = self._form[root]
-        if isinstance(form, Factors | Segments):
-            return [c for n in form.nodes for c in self.pinned_classes(n)]
-        if isinstance(form, Permuted):
-            return self.pinned_classes(form.node)
-        return [root] if isinstance(form, Fixed) else []
+        if root in widths:
+            return widths[root]
+        if isinstance(form, Factors):
+            return math.prod(self.size_at(n, widths) for n in form.nodes)
+        if isinstance(form, Segments):
+            return sum(self.size_at(n, widths) for n in form.nodes)
+        return self.size_at(form.node, widths) if isinstance(form, Permuted) else self._size[root]
 
     def reasons(self, node: int) -> list[str]:
         """Why parts of the axis are pinned, without repetitions; axes of size 1 left out."""

@@ -74,7 +74,7 @@ def batch_axes(
             search.found[root] &= {*known.get(root, ())}
     first: dict[int, list[int]] = {}
     for axes in leaves:
-        for root in search.held(axes):
+        for root in store.classes_of(axes):
             first.setdefault(root, search.order(axes))
     result = {
         root: sorted(found, key=lambda b, order=first[root]: order.index(b) if b in order else -1)
@@ -166,17 +166,13 @@ class _Search:
             by = (id(frame), equation.invars[2]), dealt, kernels
             if rows[0] in numbers.free[0]:
                 every = tuple(a for k, a in enumerate(rhs) if k not in numbers.groups)
-                for root in self.held(every):
+                for root in self.store.classes_of(every):
                     self._dealt.setdefault(root, set()).add(by)
 
     def rows(self, root: int) -> tuple[int, int] | None:
         """The rows that stand for the kernels of a class, and the axis that numbers these."""
         found = self._dealt.get(root, ())
         return next(iter(found))[1:] if len(found) == 1 else None
-
-    def held(self, axes: Axes) -> set[int]:
-        """Classes along an array."""
-        return {root for node in axes for root in self.store.classes(node)}
 
     def order(self, axes: Axes) -> list[int]:
         """Everything along an array, outermost first."""
@@ -207,19 +203,12 @@ class _Search:
         """Everything along the axis."""
         root = self.store.find(node)
         if root not in self._mentioned:
-            form = self.store.form(root)
-            if isinstance(form, Factors | Segments):
-                found = tuple(m for n in form.nodes for m in self.mentioned(n))
-            elif isinstance(form, Permuted):
-                found = self.mentioned(form.node)
-            else:
-                found = (root,)
-            self._mentioned[root] = found
+            self._mentioned[root] = tuple(self.store.ends(root))
         return self._mentioned[root]
 
     def array(self, axes: Axes, steps: Sequence[int]) -> None:
         """Narrows what accompanies the classes along an array, in loops over ``steps``."""
-        held = {root for root in self.held(axes) if self.found.get(root, True)}
+        held = {root for root in self.store.classes_of(axes) if self.found.get(root, True)}
         if not held:
             return
         counted = [*map(self.divisors, axes), *({self.store.find(s)} for s in steps)]
@@ -240,10 +229,10 @@ class _Search:
             }
             self.found[root] = (here if found is None else found & here) - {root}
 
-    def forbid(self, roots: set[int], axes: Sequence[int]) -> None:
-        """Some axes batch none of the classes."""
+    def forbid(self, along: Sequence[int], axes: Sequence[int]) -> None:
+        """Some axes batch none of the classes along others."""
         bad = {m for node in axes for m in self.mentioned(node)}
-        for root in roots:
+        for root in self.store.classes_of(along):
             if self.found.get(root):
                 rows = self.rows(root)
                 self.found[root] -= bad | ({rows[1]} if rows and rows[0] in bad else set())
@@ -274,13 +263,13 @@ class _Search:
             features, kernel_out = lhs[numbers.lhs_spec[1]], rhs[numbers.rhs_spec[0]]
             spatial = [lhs[i] for i in numbers.lhs_spec[2:]]
             spatial += [rhs[i] for i in numbers.rhs_spec[2:]]
-            self.forbid(self.held(lhs) | self.held(rhs), spatial)
+            self.forbid((*lhs, *rhs), spatial)
             shared = self.divisors(features) & self.divisors(kernel_out)
             batch = lhs[numbers.lhs_spec[0]]
             outer = {*self.mentioned(kernel_out), *self.mentioned(batch)} - shared
             inner = {*self.mentioned(features)} - shared
-            self.forbid(self.held((features, rhs[numbers.rhs_spec[1]])), [*outer])
-            self.forbid(self.held((kernel_out, batch)), [*inner])
+            self.forbid((features, rhs[numbers.rhs_spec[1]]), [*outer])
+            self.forbid((kernel_out, batch), [*inner])
         elif traits.kind == "contraction":
             numbers = contraction_of(equation)
             free = [numbers.free[0], (*numbers.free[1], *numbers.groups)]
@@ -292,8 +281,8 @@ class _Search:
                 contracted = [one[i] for i in numbers.contracted[k]]
                 batch = [one[i] for i in numbers.batch[k]]
                 own, beside = [one[i] for i in free[k]], [other[i] for i in free[1 - k]]
-                self.forbid(self.held((*contracted, *batch)), [*own, *beside])
-                self.forbid(self.held((*own, *batch)), contracted)
+                self.forbid((*contracted, *batch), [*own, *beside])
+                self.forbid((*own, *batch), contracted)
         elif traits.kind == "ordered":
             over = p[traits.over]
             self._move(ins, [over] if isinstance(over, int) else over)
@@ -310,8 +299,8 @@ class _Search:
             self._move(ins[:2], [i for i, (m, n) in pairs if m != n])
         elif traits.kind not in PASSING:
             for axes in ins:
-                self.forbid(self.held(axes), axes)
+                self.forbid(axes, axes)
 
     def _move(self, arrays: Sequence[Axes], over: Sequence[int]) -> None:
         for axes in arrays:
-            self.forbid(self.held(axes), [axes[i] for i in over])
+            self.forbid(axes, [axes[i] for i in over])

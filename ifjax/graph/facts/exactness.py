@@ -65,10 +65,8 @@ def inexact_classes(
     Returns:
       Representatives of these classes.
     """
-    zeros = _Zeros(
-        store, {root for f in followed for node in f.over for root in store.classes(node)}
-    )
-    values = [_Value(zeros.roots(axes)) for axes in leaves]
+    zeros = _Zeros(store, {*store.classes_of(node for f in followed for node in f.over)})
+    values = [_Value(store.classes_of(axes)) for axes in leaves]
     values += [_Value(frozenset()) for _ in range(inputs)]
     control = Control(lambda values, _: _all(values))
     interpret(frame, store, values, zeros.transfer, _constant, control=control)
@@ -87,9 +85,6 @@ class _Zeros:
     store: AxisStore
     noticed: set[int]
 
-    def roots(self, nodes: Sequence[int]) -> Roots:
-        return frozenset(root for node in nodes for root in self.store.classes(node))
-
     def along(self, out: Axes, sources: Sequence[Sequence[tuple[Axes, _Value]]]) -> Roots:
         """Classes that are zero along an array, given for every axis where it may come from."""
         bad: set[int] = set()
@@ -98,7 +93,7 @@ class _Zeros:
                 known = (v.zero is None or root in v.zero for axes, v in origins)
                 if not any(known):
                     bad.add(root)
-        return self.roots(out) - bad
+        return self.store.classes_of(out) - bad
 
     def transfer(
         self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
@@ -108,9 +103,9 @@ class _Zeros:
             return [self._contraction(equation, ins, outs, values)]
         if traits.kind == "search" or name == "top_k":
             over = equation.params.get("axes", (equation.params.get("axis"),))
-            self.noticed.update(self.roots([ins[0][i] for i in over]))
+            self.noticed.update(self.store.classes_of([ins[0][i] for i in over]))
         if traits.kind == "reduction":
-            over = self.roots([ins[0][i] for i in equation.params["axes"]])
+            over = self.store.classes_of([ins[0][i] for i in equation.params["axes"]])
             self.noticed.update(over - (values[0].plain if traits.affine else frozenset()))
         if traits.zero == "any":
             a, b = values
@@ -129,28 +124,29 @@ class _Zeros:
             arrays = [ins[0], outs[0]] if name == "pad" else ins
             return [self._joined(arrays, outs[0], sources)]
         found = sources if traits.zero == "each" else [_all(sources)] * len(outs)
-        return [self._moved(self.roots(out), v) for out, v in zip(outs, found, strict=True)]
+        return [self._moved(out, v) for out, v in zip(outs, found, strict=True)]
 
-    def _moved(self, held: Roots, value: _Value) -> _Value:
+    def _moved(self, out: Axes, value: _Value) -> _Value:
         if value.zero is None:
             return value
+        held = self.store.classes_of(out)
         return _Value(value.zero & held, value.plain & held)
 
     def _broadcast(self, equation: JaxprEqn, out: Axes, value: _Value) -> _Value:
         if value.zero is None:
             return value
         kept = equation.params["broadcast_dimensions"]
-        new = self.roots([a for i, a in enumerate(out) if i not in kept])
+        new = self.store.classes_of([a for i, a in enumerate(out) if i not in kept])
         return _Value(value.zero - new, value.plain - new)
 
     def _joined(self, ins: Sequence[Axes], out: Axes, values: Sequence[_Value]) -> _Value:
         """A class is zero where it is so in all arrays that hold it."""
         if all(v.zero is None for v in values):
             return _Value(None)
-        zero = self.roots(out)
+        zero = self.store.classes_of(out)
         for axes, value in zip(ins, values, strict=True):
             if value.zero is not None:
-                zero -= self.roots(axes) - value.zero
+                zero -= self.store.classes_of(axes) - value.zero
         return _Value(zero)
 
     def _contraction(
@@ -172,7 +168,8 @@ class _Zeros:
         if a.zero is None or b.zero is None:
             return _Value(None)
         same = equation.invars[0] is equation.invars[1]
-        self.noticed.update(self.roots(contracted) - (frozenset() if same else a.zero | b.zero))
+        seen = self.store.classes_of(contracted)
+        self.noticed.update(seen if same else seen - a.zero - b.zero)
         return _Value(self.along(outs[0], sources))
 
 

@@ -126,9 +126,8 @@ class _Search:
         self.control.settling -= 1
         return [self._new() if d else _Value() for d in data]
 
-    def _classes(self, axes: Axes, which: Collection[int] | None = None) -> set[int]:
-        chosen = axes if which is None else [axes[i] for i in which]
-        return {root for node in chosen for root in self.store.classes(node)}
+    def _classes(self, axes: Axes, which: Collection[int] | None = None) -> frozenset[int]:
+        return self.store.classes_of(axes if which is None else [axes[i] for i in which])
 
     def _transfer(
         self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
@@ -137,9 +136,10 @@ class _Search:
         held = frozenset[int]().union(*(v.carried for v in values))
         if not held and not any(x.carried for x in found):
             return found
-        here = [(held | x.carried) & self._classes(a) for x, a in zip(found, outs, strict=True)]
-        pairs = zip(found, here, strict=True)
-        return [dataclasses.replace(x, carried=frozenset(carried)) for x, carried in pairs]
+        return [
+            dataclasses.replace(x, carried=(held | x.carried) & self._classes(axes))
+            for x, axes in zip(found, outs, strict=True)
+        ]
 
     def _results(
         self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
@@ -152,7 +152,7 @@ class _Search:
             scores, carried = self._product(equation, ins, values)
             return [_Value(origins[0], scores, carried=carried)]
         if kind == "lookup":
-            table = values[0].rows if values[0].origin else frozenset(self._classes(ins[0]))
+            table = values[0].rows if values[0].origin else self._classes(ins[0])
             rows = table if self._number(outs[0], table) > 1 else frozenset[int]()
             return [_Value(o, rows=rows if o else frozenset()) for o in origins]
         if kind not in ("elementwise", "same", "layout", "reduction"):
@@ -169,7 +169,7 @@ class _Search:
             here = self._classes(axes)
             every = [v.scores for v in values]
             if paired and name == "reduce_sum":  # a product that is summed by hand
-                every.append((frozenset(here), frozenset(self._classes(ins[0]) - here)))
+                every.append((here, self._classes(ins[0]) - here))
             # a layer that is divided by its own norm is no score
             every = [s for s in every if not s[1] & here]
             scores = tuple(frozenset().union(*(s[i] for s in every)) for i in (0, 1))
@@ -216,13 +216,13 @@ class _Search:
             return nothing
         if factors[0].origin == factors[1].origin:
             self.itself |= inner
-            return (frozenset(shared), frozenset(inner)), frozenset()
+            return (shared, inner), frozenset()
         for value in factors:
             if value.soft:  # it weighs other values
                 self.batching |= value.scores[0]
                 self.contracted |= value.scores[1]
         if not axes.contracted[0]:  # entry by entry: gates, or a softmax over experts
-            self.own |= shared if any(v.weights for v in factors) else set()
+            self.own |= shared if any(v.weights for v in factors) else frozenset()
             return nothing
         self.contracted |= inner
         self.batching |= shared
@@ -232,7 +232,7 @@ class _Search:
         # several queries of one key are heads as well: they stay free in both products
         self.batching |= free & factors[0].carried.union(factors[1].carried)
         self.carried |= free
-        return nothing[0], frozenset(free)
+        return nothing[0], free
 
 
 def kind_of(

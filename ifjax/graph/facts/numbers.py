@@ -299,13 +299,13 @@ class _Search:
             return None
         tolerance = 2 * float(jnp.finfo(dtype).eps)
         changed = None if value.other is None else not close(number, value.other, tolerance)
-        places, here = self._places(sums), self._roots(axes)
+        places, here = self._places(sums), self.store.classes_of(axes)
         best, found = 0, None
         for place in places:
-            statistic = not here & self._roots(place.over)
+            statistic = not here & self.store.classes_of(place.over)
             n = self._size(place.over)
             if readings(abs(number), n, tolerance, factors=True):
-                self.asks |= self._roots(place.over)
+                self.asks |= self.store.classes_of(place.over)
             for way in readings(abs(number), n, tolerance, factors=bool(changed)):
                 rank = belongs(abs(number), way, place, sign, changed, statistic)
                 if rank > best:
@@ -321,7 +321,7 @@ class _Search:
             return None
         near = (*axes, *(node for place in places for node in place.over))
         if not is_common(abs(number)):
-            self.wonders |= self._roots(near)
+            self.wonders |= self.store.classes_of(near)
         beside = axes if sign or changed else ()
         candidates = self._candidates(number, tolerance, changed, places, beside)
         if changed or candidates:
@@ -336,7 +336,7 @@ class _Search:
         return any(
             belongs(number, way, s, sign, None, True) > 2
             for s in sums
-            if not self._roots(s.over)
+            if not self.store.classes_of(s.over)
             for way in readings(number, self._size(s.over), tolerance)
         )
 
@@ -360,11 +360,11 @@ class _Search:
                 over.setdefault((nodes,), None)
         found = []
         for nodes, of in over.items():
-            if not self._roots(nodes):
+            if not self.store.classes_of(nodes):
                 continue
             n = self._size(nodes)
             if readings(abs(number), n, tolerance, factors=True):
-                self.wonders |= self._roots(nodes)
+                self.wonders |= self.store.classes_of(nodes)
             for way in readings(abs(number), n, tolerance, factors=bool(changed)):
                 if changed or of is not None or (n > 2 and is_plain(way)):
                     found.append(Candidate(nodes, way, of))
@@ -372,7 +372,7 @@ class _Search:
 
     def _places(self, sums: Sequence[Sum]) -> list[Sum]:
         """Every sum that could be cut, and all of one degree together."""
-        found = [s for s in sums if self._roots(s.over)]
+        found = [s for s in sums if self.store.classes_of(s.over)]
         for one in list(found):
             rest = [s for s in sums if (s.degree, s.log) == (one.degree, one.log)]
             if len(rest) > 1 and one.degree is not None:
@@ -381,9 +381,6 @@ class _Search:
                 if joined not in found:
                     found.append(joined)
         return found
-
-    def _roots(self, nodes: Axes) -> set[int]:
-        return {root for node in nodes for root in self.store.classes(node)}
 
     def _size(self, nodes: Axes) -> int:
         return math.prod(map(self.store.size, nodes))

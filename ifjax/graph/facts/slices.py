@@ -264,10 +264,10 @@ def _frames(frame: Frame) -> Iterator[Frame]:
             yield from _frames(inner)
 
 
-def _found_at(store: AxisStore, frame: Frame) -> set[int]:
+def _found_at(store: AxisStore, frame: Frame) -> frozenset[int]:
     """Classes whose positions are values: they meet where no axis shows it."""
     nodes = (p.node for inner in _frames(frame) for p in inner.positions.values())
-    return {root for node in nodes for root in store.classes(node)}
+    return store.classes_of(nodes)
 
 
 def _read_axes(store: AxisStore, frame: Frame) -> dict[int, int]:
