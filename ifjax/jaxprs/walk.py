@@ -166,6 +166,12 @@ class Context:
         if a != b:
             self.store.unify(a, b, self.reason("axes regrouped without a common factor"), self.tied)
 
+    def unify_arrays(self, arrays: Sequence[Axes]) -> None:
+        """States that arrays hold the same neurons, axis by axis."""
+        for axes in arrays[1:]:
+            for a, b in zip(arrays[0], axes, strict=True):
+                self.unify(a, b)
+
     def tied(self) -> Reason:
         """Why axes are pinned that hold the same neurons in two orders, as x + x[order]."""
         return self.reason(TIED)
@@ -179,6 +185,18 @@ class Context:
         """Fresh axes that cannot be cut."""
         reason = self.reason(text)
         return tuple(self.store.pinned(n, reason) for n in shape)
+
+    def pinned_instead(self, nodes: Sequence[int], size: int, text: str) -> int:
+        """An axis that cannot be cut, in the place of others, which are fixed too."""
+        self.pin(nodes, text)
+        return self.pinned([size], text)[0]
+
+    def opaque(self, operands: Sequence[Axes], text: str) -> list[Axes]:
+        """The axes of this equation's results where nothing of it can be cut."""
+        assert self.equation is not None
+        for axes in operands:
+            self.pin(axes, text)
+        return [self.pinned(compat.shape_of(v), text) for v in self.equation.outvars]
 
     def fresh(self, shape: Sequence[int]) -> Axes:
         """Fresh free axes."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +19,6 @@ from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.rules.rule import Resize, Rule
 from ifjax.jaxprs.walk import Axes, Branches, Context, Frame, Loop, loop_parts
-
-
-def _same(context: Context, arrays: Sequence[Axes], others: Sequence[Axes]) -> None:
-    """Unifies arrays axis by axis."""
-    for axes, more in zip(arrays, others, strict=True):
-        for a, b in zip(axes, more, strict=True):
-            context.unify(a, b)
 
 
 def scan(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
@@ -50,7 +42,8 @@ def scan(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axe
     body, outputs = context.call(p["jaxpr"], [*consts, *carries, *slices], fixed)
     context.macs[before:] = [(steps, *axes) for axes in context.macs[before:]]
     n = len(carries)
-    _same(context, carries, outputs[:n])
+    for carried in zip(carries, outputs[:n], strict=True):
+        context.unify_arrays(carried)
     context.note = Loop(body, None, counts, steps)
     return [*carries, *((steps, *axes) for axes in outputs[n:])]
 
@@ -81,9 +74,10 @@ def while_(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[A
     tested, fixed, *_ = loop_parts(counts, equation.invars)
     condition, decided = context.call(p["cond_jaxpr"], [*tests, *carries], tested)
     body, outputs = context.call(p["body_jaxpr"], [*consts, *carries], fixed)
-    _same(context, carries, outputs)
+    for carried in zip(carries, outputs, strict=True):
+        context.unify_arrays(carried)
     for axes in carries:  # a batched loop decides per entry of the leading axes
-        _same(context, decided, [axes[: len(decided[0])]])
+        context.unify_arrays([*decided, axes[: len(decided[0])]])
     context.note = Loop(body, condition, counts)
     return carries
 
@@ -122,7 +116,8 @@ def cond(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axe
     work: list[list[Axes]] = []
     for branch in equation.params["branches"]:
         frame, outputs = context.call(branch, operands[1:], equation.invars[1:])
-        _same(context, results or outputs, outputs)
+        for axes in zip(results or outputs, outputs, strict=True):
+            context.unify_arrays(axes)
         frames.append(frame)
         results = results or outputs
         work.append(context.macs[before:])

@@ -274,8 +274,7 @@ def dynamic_slice(context: Context, equation: JaxprEqn, operands: list[Axes]) ->
         elif taken is not None:
             out.append(taken.of(context, node))
         else:
-            context.pin([node], PARTLY)
-            out.append(context.pinned([size], PARTLY)[0])
+            out.append(context.pinned_instead([node], size, PARTLY))
     return [tuple(out)]
 
 

@@ -7,46 +7,38 @@ from jax.extend.core import JaxprEqn
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Values
 from ifjax.jaxprs.rules.rule import Resize, Rule, rebuild_number
+from ifjax.jaxprs.traits import contraction_of
 from ifjax.jaxprs.walk import Axes, Context
 
 
 def dot_general(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Contracted and batch axes are unified; free axes pass on, lhs first."""
-    lhs, rhs = operands
-    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
-    shared = zip((*lhs_contract, *lhs_batch), (*rhs_contract, *rhs_batch), strict=True)
-    for i, j in shared:
-        context.unify(lhs[i], rhs[j])
-    batch = [lhs[i] for i in lhs_batch]
-    free = [a for i, a in enumerate(lhs) if i not in (*lhs_contract, *lhs_batch)]
-    free += [a for i, a in enumerate(rhs) if i not in (*rhs_contract, *rhs_batch)]
-    out = (*batch, *free)
-    context.macs.append((*out, *(lhs[i] for i in lhs_contract)))
-    return [out]
+    return [_product(context, equation, operands)]
 
 
 def ragged_dot(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """As a matrix product, where runs of rows of the lhs meet a kernel each; rows are pinned."""
     lhs, rhs, sizes = operands[:3]
-    numbers = equation.params["ragged_dot_dimension_numbers"]
-    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
-    ragged, groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
-    for axes in operands[2:]:
-        context.pin(axes, "sizes of ragged groups")
-    context.pin([lhs[i] for i in ragged], "ragged axis")
-    context.pin([rhs[i] for i in groups], "kernels of ragged groups")
-    for i in groups:
+    numbers, axes = equation.params["ragged_dot_dimension_numbers"], contraction_of(equation)
+    for more in operands[2:]:
+        context.pin(more, "sizes of ragged groups")
+    context.pin([lhs[i] for i in numbers.lhs_ragged_dimensions], "ragged axis")
+    context.pin([rhs[i] for i in axes.groups], "kernels of ragged groups")
+    for i in axes.groups:
         context.unify(sizes[-1], rhs[i])
-    shared = zip((*lhs_contract, *lhs_batch), (*rhs_contract, *rhs_batch), strict=True)
-    for i, j in shared:
+    per_group = {*numbers.lhs_ragged_dimensions} & {*axes.contracted[0]}
+    return [_product(context, equation, operands, sizes[-1:] if per_group else ())]
+
+
+def _product(context: Context, equation: JaxprEqn, operands: list[Axes], first: Axes = ()) -> Axes:
+    """The axes of a product, after some that number several of it."""
+    (lhs, rhs), axes = operands[:2], contraction_of(equation)
+    for i, j in (*zip(*axes.contracted, strict=True), *zip(*axes.batch, strict=True)):
         context.unify(lhs[i], rhs[j])
-    out = [lhs[i] for i in lhs_batch]
-    if set(ragged) & set(lhs_contract):  # one product per group
-        out = [sizes[-1], *out]
-    out += [a for i, a in enumerate(lhs) if i not in (*lhs_contract, *lhs_batch)]
-    out += [a for i, a in enumerate(rhs) if i not in (*rhs_contract, *rhs_batch, *groups)]
-    context.macs.append((*out, *(lhs[i] for i in lhs_contract)))
-    return [tuple(out)]
+    own = (*(lhs[i] for i in axes.batch[0]), *(lhs[i] for i in axes.free[0]))
+    out = (*first, *own, *(rhs[i] for i in axes.free[1]))
+    context.macs.append((*out, *(lhs[i] for i in axes.contracted[0])))
+    return out
 
 
 def conv(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
@@ -90,8 +82,8 @@ def conv(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axe
         if through:
             out[o] = lhs[i]
         else:
-            context.pin([lhs[i], rhs[j]], "spatial axis of a convolution")
-            out[o] = context.pinned([out_shape[o]], "spatial axis of a convolution")[0]
+            text = "spatial axis of a convolution"
+            out[o] = context.pinned_instead([lhs[i], rhs[j]], out_shape[o], text)
     kernel = [a for i, a in enumerate(rhs) if i != numbers.rhs_spec[0]]
     context.macs.append((*out, *kernel))
     return [tuple(out)]

@@ -28,9 +28,7 @@ def _over(equation: JaxprEqn, name: str) -> list[int]:
 
 def ordered(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """What depends on the order along some axes, of unchanged shape."""
-    for axes in operands:
-        for a, b in zip(operands[0], axes, strict=True):
-            context.unify(a, b)
+    context.unify_arrays(operands)
     over = _over(equation, traits_of(equation).over)
     context.pin([operands[0][i] for i in over], "the order along this axis matters")
     return [operands[0] for _ in equation.outvars]
@@ -128,8 +126,7 @@ def window(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[A
                 context.unify(nodes[0], node)
             out.append(nodes[0])
         else:
-            context.pin(nodes, "a window moves along this axis")
-            out.append(context.pinned([n], "a window moves along this axis")[0])
+            out.append(context.pinned_instead(nodes, n, "a window moves along this axis"))
     return [tuple(out) for _ in equation.outvars]
 
 
@@ -137,9 +134,7 @@ def fold(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axe
     """A reduction by a function of the caller, who may count on the order."""
     arrays = operands[: len(operands) // 2]
     over = _over(equation, "dimensions")
-    for axes in arrays:
-        for a, b in zip(arrays[0], axes, strict=True):
-            context.unify(a, b)
+    context.unify_arrays(arrays)
     context.pin([arrays[0][i] for i in over], "reduced in order along this axis")
     kept = tuple(a for i, a in enumerate(arrays[0]) if i not in over)
     return [kept for _ in equation.outvars]
@@ -163,8 +158,7 @@ def decompose(rank: int) -> Flow:
 def triangular_solve(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """The other axis of the right-hand side passes on: every column is solved by itself."""
     a, b = operands
-    for x, y in zip(a[:-2], b[:-2], strict=True):
-        context.unify(x, y)
+    context.unify_arrays([a[:-2], b[:-2]])
     solved = b[-2] if equation.params["left_side"] else b[-1]
     context.pin([*a[-2:], solved], SOLVED)
     return [b]

@@ -30,8 +30,7 @@ def reshape(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[
     store = context.store
     new = equation.params["new_sizes"]
     if 0 in new:
-        context.pin(operands[0], "reshape of an empty array")
-        return [context.pinned(new, "reshape of an empty array")]
+        return context.opaque(operands, "reshape of an empty array")
     order = equation.params.get("dimensions")  # a transposition before, by vmapped convolutions
     axes = operands[0] if order is None else [operands[0][i] for i in order]
     out = [store.one] * len(new)
@@ -103,8 +102,7 @@ def slice_axis(context: Context, node: int, start: int, limit: int, stride: int)
         columns = context.pinned([stride], "strided slice")[0]
         context.unify(node, store.product([rows, columns]))
         return rows
-    context.pin([node], "strided slice")
-    return context.pinned([size], "strided slice")[0]
+    return context.pinned_instead([node], size, "strided slice")
 
 
 def rebuild_slice(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
@@ -136,8 +134,7 @@ def pad(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes
     config = equation.params["padding_config"]
     for node, (low, high, interior), n in zip(operands[0], config, shape, strict=True):
         if low < 0 or high < 0 or interior:
-            context.pin([node], "negative or interior padding")
-            out.append(context.pinned([n], "negative or interior padding")[0])
+            out.append(context.pinned_instead([node], n, "negative or interior padding"))
             parts.append(None)
         else:
             sides = (store.fresh(int(low)), store.fresh(int(high)))
@@ -201,9 +198,7 @@ def iota(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axe
 
 def stack(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Only the new axis is pinned."""
-    for axes in operands[1:]:
-        for a, b in zip(operands[0], axes, strict=True):
-            context.unify(a, b)
+    context.unify_arrays(operands)
     axis = equation.params.get("axis", 0)
     new = context.pinned([len(operands)], "stacked")[0]
     return [(*operands[0][:axis], new, *operands[0][axis:])]
@@ -231,11 +226,9 @@ def unstack(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[
 
 def bitcast(context: Context, equation: JaxprEqn, operands: list[Axes]) -> list[Axes]:
     """Passes on where the element width stays; an axis of words is pinned otherwise."""
-    shape = compat.shape_of(equation.outvars[0])
-    if len(shape) == len(operands[0]):
+    if len(compat.shape_of(equation.outvars[0])) == len(operands[0]):
         return [operands[0]]
-    context.pin(operands[0], "element width changes")
-    return [context.pinned(shape, "element width changes")]
+    return context.opaque(operands, "element width changes")
 
 
 RULES = {
