@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -230,11 +230,11 @@ def _restore(reader: ocp.Checkpointer, path: Path, sharding: PyTree) -> PyTree:
     one = isinstance(sharding, jax.sharding.Sharding | None)
     places = {} if one else leaves_by_path(sharding)
 
-    def placed(at: KeyPath, m: Any) -> jax.ShapeDtypeStruct:
+    def placed(at: KeyPath, m: PyTree) -> jax.ShapeDtypeStruct:
         place = sharding or first if one else places.get(path_name(at), first)
         return jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place)
 
-    items: Any = reader.metadata(path).item_metadata
+    items: PyTree = reader.metadata(path).item_metadata
     abstract = jax.tree_util.tree_map_with_path(placed, items["params"].tree)
     restored = reader.restore(
         path,

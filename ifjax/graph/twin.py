@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 from jax.extend.core import Jaxpr
@@ -107,13 +106,14 @@ def paired(frame: Frame, jaxpr: AnyJaxpr) -> dict[int, Jaxpr]:
 
 
 def _in_place_of(
-    jaxpr: AnyJaxpr, params: Mapping[str, Any], others: Mapping[str, Any]
+    jaxpr: AnyJaxpr, params: Mapping[str, object], others: Mapping[str, object]
 ) -> Jaxpr | None:
     """Of the parameters of another equation, the jaxpr that stands where one's own does."""
     for key, value in params.items():
-        several = isinstance(value, tuple)
-        for i, part in enumerate(value if several else (value,)):
-            if hasattr(part, "eqns") and compat.unpack(part)[0] is jaxpr:
-                other = others[key][i] if several else others[key]
+        mine, theirs = (x if isinstance(x, tuple) else (x,) for x in (value, others[key]))
+        for part, other in zip(mine, theirs, strict=False):
+            if not isinstance(part, AnyJaxpr) or not isinstance(other, AnyJaxpr):
+                continue
+            if compat.unpack(part)[0] is jaxpr:
                 return compat.unpack(other)[0]
     return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray, PyTree
 
 from ifjax.namespace import AnyArray, namespace
 
@@ -184,7 +184,7 @@ def normalise(scores: Float[AnyArray, " n"], normalization: str) -> Float[AnyArr
     return scores / xp.where(unit > 0, unit, 1)
 
 
-def check_shape(metric: GroupMetric, scores: Any, n: int) -> None:
+def check_shape(metric: GroupMetric, scores: PyTree, n: int) -> None:
     """Raises ValueError unless there is one real score for each of n neurons, inside of jit too."""
     shape, dtype = np.shape(scores), getattr(scores, "dtype", None)
     if dtype is None:

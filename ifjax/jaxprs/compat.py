@@ -6,7 +6,7 @@ package sees an (open jaxpr, constant variables, constants) triple and binds equ
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,16 +32,8 @@ def unpack(jaxpr: AnyJaxpr) -> tuple[Jaxpr, list[Var], list[ArrayLike]]:
 
 def with_inner(jaxpr: AnyJaxpr, inner: Jaxpr) -> AnyJaxpr:
     """The jaxpr with other equations: ``inner`` replaces the first of what `unpack` returns."""
-    closed: Any = jaxpr
-    return inner if getattr(closed, "jaxpr", closed) is closed else closed.replace(jaxpr=inner)
-
-
-def with_equations(
-    jaxpr: Jaxpr, equations: Sequence[JaxprEqn], effects: Collection[object]
-) -> Jaxpr:
-    """The jaxpr with other equations and their effects."""
-    replaced: Any = jaxpr
-    return replaced.replace(eqns=list(equations), effects={*effects})
+    is_open = getattr(jaxpr, "jaxpr", jaxpr) is jaxpr
+    return inner if is_open else jaxpr.replace(jaxpr=inner)
 
 
 def new_variable(aval: AbstractValue) -> Var:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jax.core import Tracer
@@ -80,7 +79,7 @@ def numbers(variables: Sequence[Var], values: Sequence[ArrayLike]) -> Numbers:
     return found
 
 
-def as_number(value: Any) -> np.ndarray | None:
+def as_number(value: ArrayLike) -> np.ndarray | None:
     """The value as an array, where it is a known integer or truth value of moderate size."""
     dtype = getattr(value, "dtype", None)
     if dtype is None:

@@ -10,8 +10,8 @@ Three things stand between what a function computes and what its jaxpr shows:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax import lax
@@ -71,9 +71,9 @@ def _rewritten(jaxpr: Jaxpr, keep_callbacks: bool, done: dict[int, Jaxpr]) -> Ja
             continue
         equations.append(_inside(equation, keep_callbacks, done))
     same = len(equations) == len(jaxpr.eqns)
-    if not same or any(a is not b for a, b in zip(equations, jaxpr.eqns, strict=True)):
+    if not same or not all(map(operator.is_, equations, jaxpr.eqns)):
         effects = set().union(*(equation.effects for equation in equations))
-        jaxpr = compat.with_equations(jaxpr, equations, effects & {*jaxpr.effects})
+        jaxpr = jaxpr.replace(eqns=equations, effects=effects & {*jaxpr.effects})
     done[id(jaxpr)] = jaxpr
     return jaxpr
 
@@ -81,34 +81,27 @@ def _rewritten(jaxpr: Jaxpr, keep_callbacks: bool, done: dict[int, Jaxpr]) -> Ja
 def _inside(equation: JaxprEqn, keep_callbacks: bool, done: dict[int, Jaxpr]) -> JaxprEqn:
     """An equation with the jaxprs in its parameters rewritten."""
 
-    def renewed(value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            items = [renewed(v) for v in value]
-            changed = any(a is not b for a, b in zip(items, value, strict=True))
-            return type(value)(items) if changed else value
-        if not hasattr(value, "eqns"):
+    def renewed(value: object) -> object:
+        if isinstance(value, AnyJaxpr):
+            inner = compat.unpack(value)[0]
+            new = _rewritten(inner, keep_callbacks, done)
+            return value if new is inner else compat.with_inner(value, new)
+        if not isinstance(value, tuple | list) or type(value) not in (tuple, list):
             return value
-        inner = compat.unpack(value)[0]
-        new = _rewritten(inner, keep_callbacks, done)
-        return value if new is inner else compat.with_inner(value, new)
+        items = [renewed(v) for v in value]
+        return value if all(map(operator.is_, items, value)) else type(value)(items)
 
-    changed = {}
-    for key, value in equation.params.items():
-        if type(value) in (tuple, list) or hasattr(value, "eqns"):
-            new = renewed(value)
-            if new is not value:
-                changed[key] = new
-    if not changed:
+    params = {key: renewed(value) for key, value in equation.params.items()}
+    if all(map(operator.is_, params.values(), equation.params.values())):
         return equation
-    params = {**equation.params, **changed}
     before, after = _effects(equation.params), _effects(params)
     return equation.replace(params=params, effects=equation.effects - (before - after))
 
 
-def _effects(params: Mapping[str, Any]) -> set[object]:
+def _effects(params: Mapping[str, object]) -> set[object]:
     """The effects of the jaxprs among the parameters of an equation."""
     found = [v for value in params.values() for v in (value if type(value) is tuple else (value,))]
-    return set().union(*(compat.unpack(j)[0].effects for j in found if hasattr(j, "eqns")))
+    return set().union(*(compat.unpack(j)[0].effects for j in found if isinstance(j, AnyJaxpr)))
 
 
 def _reductions(equation: JaxprEqn) -> list[JaxprEqn]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.typing import ArrayLike
@@ -38,7 +37,7 @@ class Step:
     index: int = 0
 
     @property
-    def note(self) -> Any:
+    def note(self) -> object:
         """What the rule of its primitive noted when the function was walked."""
         return None if self.frame is None else self.frame.notes.get(self.index)
 
@@ -115,7 +114,8 @@ class Program:
             ins = [number(v) for v in equation.invars]
             body = traits_of(equation).body if calls(equation) else ""
             if body:
-                called = equation.params[body] if frame is None else frame.notes[i]
+                note = None if frame is None else frame.notes[i]
+                called = note if isinstance(note, Frame) else equation.params[body]
                 outs = self._add(called, ins, (equation, *callers), calls)
             else:
                 data = tuple(self.data[n] for n in ins)

@@ -47,7 +47,7 @@ class Frame:
     jaxpr: Jaxpr
     constants: list[ArrayLike]
     axes: dict[Var, Axes] = dataclasses.field(default_factory=dict)
-    notes: dict[int, Any] = dataclasses.field(default_factory=dict)
+    notes: dict[int, object] = dataclasses.field(default_factory=dict)
     numbers: static.Numbers = dataclasses.field(default_factory=dict)
     positions: dict[Var, Positions] = dataclasses.field(default_factory=dict)
 
@@ -113,7 +113,7 @@ class Context:
     store: AxisStore
     rule: Callable[[str], Any]
     equation: JaxprEqn | None = None
-    note: Any = None
+    note: object = None
     macs: list[Axes] = dataclasses.field(default_factory=list)
     callers: tuple[JaxprEqn, ...] = ()
     frame: Frame | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from ifjax.namespace import AnyArray
 from ifjax.tree import is_concrete
 
 TIMES = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 PANEL = 256  # columns that are swept at once
 
 
-def mesh_of(*arrays: Any) -> Mesh | None:
+def mesh_of(*arrays: object) -> Mesh | None:
     """The mesh of several devices on which one of the arrays lies; None for others, and in jit."""
     for x in arrays:
         if not isinstance(x, (jax.Array, jax.ShapeDtypeStruct)) or not is_concrete(x):
@@ -58,7 +58,7 @@ def _axes(mesh: Mesh, shape: Sequence[int]) -> tuple[tuple[str, ...], tuple[str,
     return names[0], names[1]
 
 
-def placed(x: Any, mesh: Mesh | None) -> Array:
+def placed(x: AnyArray, mesh: Mesh | None) -> Array:
     """Matrices where `spread` says; without a mesh where they are, or on the default device."""
     if mesh is None:
         return jnp.asarray(x)

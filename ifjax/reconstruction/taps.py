@@ -91,7 +91,7 @@ def form_of(walk: Walk, step: Step, side: int) -> NormalForm:
     if is_ragged(step):
         return form_of_kernels(step)
     groups = step.equation.params.get("feature_group_count", 1)
-    if step.note is not None and groups != 1:
+    if isinstance(step.note, int) and groups != 1:
         groups = walk.resized.size(step.note)
     return normal_form(step.equation, side, groups)
 

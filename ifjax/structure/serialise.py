@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtyping import PyTree
+
 from ifjax.structure import axis as ex
 from ifjax.structure.names import group_names, renamed
 from ifjax.structure.structure import (
@@ -20,7 +22,7 @@ from ifjax.structure.structure import (
 READABLE = (2, SCHEMA_VERSION)
 
 
-def to_dict(structure: Structure) -> dict[str, Any]:
+def to_dict(structure: Structure) -> dict[str, object]:
     """The structure as what `json.dumps` takes; inverse of `from_dict`."""
     return {
         "version": structure.version,
@@ -33,7 +35,7 @@ def to_dict(structure: Structure) -> dict[str, Any]:
     }
 
 
-def from_dict(value: Mapping[str, Any]) -> Structure:
+def from_dict(value: Mapping[str, PyTree]) -> Structure:
     """The structure that `to_dict` wrote, of this schema version or of 2.
 
     Schema 2 called groups that share an axis by their place, ``attn_q@0:9=3x3.0``; they get the
@@ -69,11 +71,11 @@ def _group(value: Mapping[str, Any]) -> Group:
     return Group(**{**value, **tuples, "members": members})
 
 
-def _to_lists(leaves: Sequence[Leaf]) -> list[list[Any]]:
+def _to_lists(leaves: Sequence[Leaf]) -> list[list[object]]:
     return [[x.path, list(x.shape), x.dtype, [ex.to_json(a) for a in x.axes]] for x in leaves]
 
 
-def _from_lists(values: Sequence[Any]) -> tuple[Leaf, ...]:
+def _from_lists(values: Sequence[PyTree]) -> tuple[Leaf, ...]:
     return tuple(
         Leaf(path, tuple(shape), dtype, tuple(ex.from_json(a) for a in axes))
         for path, shape, dtype, axes in values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.extend.core import JaxprEqn
 
@@ -11,6 +11,7 @@ from ifjax.graph.facts.slices import Slices, positions, sliced
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.axis_nodes import Factors, Permuted, Segments
 from ifjax.jaxprs.axis_store import AxisStore
+from ifjax.jaxprs.compat import Atom
 from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.jaxprs.walk import Axes, Frame, Loop, frames_of
 
@@ -150,7 +151,7 @@ class _Search:
         self.found: dict[int, set[int]] = {}
         self._divisors: dict[int, frozenset[int]] = {}
         self._mentioned: dict[int, tuple[int, ...]] = {}
-        self._dealt: dict[int, set[tuple[Any, int, int]]] = {}
+        self._dealt: dict[int, set[tuple[tuple[int, Atom], int, int]]] = {}
 
     def deal(self, frame: Frame) -> None:
         """Notes for every class by which sizes which rows are dealt out to its kernels."""
@@ -254,7 +255,7 @@ class _Search:
             if not inner:
                 self.equation(equation, [frame.read(v, self.store) for v in equation.invars], note)
 
-    def equation(self, equation: JaxprEqn, ins: Sequence[Axes], note: Any) -> None:
+    def equation(self, equation: JaxprEqn, ins: Sequence[Axes], note: object) -> None:
         """Forbids what an equation mixes: it may come back to the same axis afterwards."""
         name, p, traits = equation.primitive.name, equation.params, traits_of(equation)
         if name == "conv_general_dilated":

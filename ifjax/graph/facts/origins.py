@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from jax.extend.core import JaxprEqn
 
+from ifjax.jaxprs.compat import AnyJaxpr
 from ifjax.jaxprs.traits import traits_of
 
 SHAPING = {"expand_dims", "real", "conj"}
@@ -83,4 +84,4 @@ def _described(equation: JaxprEqn) -> tuple[object, ...] | None:
 def _is_large(value: object) -> bool:
     """Whether a parameter is a jaxpr or a function, whose text says too much or too little."""
     items = value if isinstance(value, tuple | list) else (value,)
-    return any(hasattr(v, "eqns") or callable(v) for v in items)
+    return any(isinstance(v, AnyJaxpr) or callable(v) for v in items)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from jax.extend.core import JaxprEqn
 
@@ -119,7 +118,7 @@ class _Search:
 
     def __init__(self, store: AxisStore, read: Mapping[int, int]) -> None:
         self.store, self.read = store, read
-        self.note: Any = None
+        self.note: object = None
         self.dead: set[Key] = set()  # all copies of a stack are one
         self.nested: set[Key] = set()  # some array has two axes of the number of slices
         self._parent: list[int] = []
@@ -289,7 +288,7 @@ def _read_axes(store: AxisStore, frame: Frame) -> dict[int, int]:
 READS = ("slice", "dynamic_slice", "gather", "unstack", "split")
 
 
-def positions(equation: JaxprEqn, note: Any) -> list[dict[int, int]]:
+def positions(equation: JaxprEqn, note: object) -> list[dict[int, int]]:
     """By result, the axes of the first operand that single positions are taken of, and which.
 
     Args:
@@ -311,8 +310,8 @@ def positions(equation: JaxprEqn, note: Any) -> list[dict[int, int]]:
             found.append({p["axis"]: start} if size == 1 else {})
             start += int(size)
         return found
-    if name == "dynamic_slice":
-        ranges = dict(enumerate(note or ()))
+    if name == "dynamic_slice" and isinstance(note, list):
+        ranges = dict(enumerate(note))
     elif name == "gather" and isinstance(note, dict):
         ranges = note
     else:

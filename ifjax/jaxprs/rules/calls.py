@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +83,7 @@ def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     moving = [i for i, v in enumerate(equation.invars) if _is_inexact(v)]
     varying = [i for i, v in enumerate(equation.outvars) if _is_inexact(v)]
 
-    def forward_half(*args: Any) -> tuple[Values, PyTree]:
+    def forward_half(*args: ArrayLike) -> tuple[Values, PyTree]:
         def primal(*moved: Array) -> tuple[Values, Values]:
             given = dict(enumerate(args)) | dict(zip(moving, moved, strict=True))
             outs = compat.bind(equation, list(given.values()))
@@ -94,7 +93,7 @@ def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
         return outs, pullback
 
     def rewrite(
-        function: Callable[..., PyTree], structs: Sequence[Shaped], derive: Derive, *rest: Any
+        function: Callable[..., PyTree], structs: Sequence[Shaped], derive: Derive, *rest: PyTree
     ) -> tuple[PyTree, Values, list[Axes], Derive]:
         try:
             jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*structs)
@@ -110,7 +109,7 @@ def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
     def run(*args: ArrayLike) -> Values:
         return resize.call(resize.note, args)
 
-    def forward(*args: Any) -> tuple[Values, PyTree]:
+    def forward(*args: ArrayLike) -> tuple[Values, PyTree]:
         structs = list(map(compat.struct_of, equation.invars))
         (outs, pullback), flat, axes, derive = rewrite(
             forward_half, structs, resize.derive, resize.inputs, resize.outputs, args
@@ -118,10 +117,10 @@ def _custom_vjp(resize: Resize, equation: JaxprEqn, values: Values) -> Values:
         residuals, tree = jax.tree.flatten(pullback)
         n, k = len(outs), len(residuals)
 
-        def backward_half(*args: Any) -> Values:
+        def backward_half(*args: ArrayLike) -> Values:
             return jax.tree.unflatten(tree, args[:k])(list(args[k:]))
 
-        def backward(*args: Any) -> Values:
+        def backward(*args: ArrayLike) -> Values:
             structs = [*residuals, *(outs[i] for i in varying)]
             given = [*axes[n:], *(resize.outputs[i] for i in varying)]
             wanted = [resize.inputs[i] for i in moving]
