@@ -83,13 +83,7 @@ def layer_inputs(
 
     def leaf_axes(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
         del x
-
-        def atom(a: ex.Atom) -> int:
-            if a.name not in atoms:
-                atoms[a.name] = store.fresh(a.size)
-            return atoms[a.name]
-
-        return tuple(store.instantiate(e, atom) for e in structure.leaf[path].axes)
+        return tuple(store.instantiate(e, atoms) for e in structure.leaf[path].axes)
 
     analysis = analyse(apply_fn, params, arguments, static, leaf_axes)
     analysis.store.number_by(atoms.values())

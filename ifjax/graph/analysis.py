@@ -6,12 +6,11 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import jax
 from jax.core import Tracer
 from jax.extend.core import JaxprEqn
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, PyTreeDef
 
 from ifjax.graph.facts.numbers import Numbers, find_numbers
 from ifjax.graph.twin import Elsewhere, traced_at
@@ -54,7 +53,7 @@ class Analysis:
     store: AxisStore
     leaves: list[Axes]
     inputs: list[Axes]
-    out_tree: Any
+    out_tree: PyTreeDef
     outputs: list[Axes]
     macs: list[Axes]
     numbers: Numbers
@@ -162,7 +161,7 @@ def _tie_unread(
     for node in (node for i in unread for node in axes[i]):
         met = other.resolve(node, str)
         if not isinstance(met, ex.Pinned) and {*ex.atoms(met)} <= live.keys():
-            store.unify(node, store.instantiate(met, lambda atom: live[atom.name]))
+            store.unify(node, store.instantiate(met, live))
 
 
 def _carried_outputs(out_shape: PyTree, carried: Callable[[str], bool]) -> dict[int, Named]:

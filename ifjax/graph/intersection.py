@@ -33,9 +33,7 @@ def intersect(a: Coupling, b: Coupling) -> Coupling:
     ]
     structure = a.structure
     macs = [
-        tuple(
-            joint.store.instantiate(e, lambda atom: joint.atoms["a:" + atom.name]) for e in product
-        )
+        tuple(joint.store.instantiate(e, joint.atoms["a:"]) for e in product)
         for product in structure.products
     ]
     found = build(
@@ -70,25 +68,21 @@ class _Joint:
 
     Attributes:
       store: of the axes.
-      atoms: the node of every group and named pinned axis, by side and name.
+      atoms: by side, the node of every group and named pinned axis.
       state: inputs that follow the widths, by path, with their axes.
     """
 
     store: AxisStore = dataclasses.field(default_factory=AxisStore)
-    atoms: dict[str, int] = dataclasses.field(default_factory=dict)
+    atoms: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     state: dict[str, tuple[Leaf, Axes]] = dataclasses.field(default_factory=dict)
 
     def leaf_axes(self, graph: Coupling, side: str) -> list[Axes]:
         """The axes of a graph's leaves, and of its state."""
-
-        def atom(a: ex.Atom) -> int:
-            return self.atoms.setdefault(side + a.name, self.store.fresh(a.size))
-
-        named: dict[str, int] = {}
+        atoms, named = self.atoms.setdefault(side, {}), dict[str, int]()
 
         def axes_of(leaf: Leaf, reasons: Sequence[str]) -> Axes:
             pairs = zip(leaf.axes, reasons, strict=True)
-            return tuple(self.store.instantiate(e, atom, why, named) for e, why in pairs)
+            return tuple(self.store.instantiate(e, atoms, why, named) for e, why in pairs)
 
         reason = {(p.path, p.axis): p.reason for p in graph.pinned}
         found = [
@@ -98,9 +92,9 @@ class _Joint:
             )
             for leaf in graph.structure.leaves
         ]
-        self.atoms.update({side + name: node for name, node in named.items()})
         for leaf in graph.structure.state:
             self._add_state(leaf, axes_of(leaf, ["an axis of a state"] * len(leaf.axes)))
+        atoms.update(named)
         return found
 
     def _add_state(self, leaf: Leaf, axes: Axes) -> None:
@@ -121,7 +115,7 @@ class _Joint:
         held: dict[int, list[tuple[str, Group]]] = defaultdict(list)
         for side, graph in (("a:", a), ("b:", b)):
             for group in graph.structure.groups:
-                for root in self.store.classes(self.atoms[side + group.name]):
+                for root in self.store.classes(self.atoms[side][group.name]):
                     held[root].append((side, group))
         return held
 
@@ -130,7 +124,7 @@ class _Joint:
     ) -> dict[int, Slices | None]:
         """What batches a class in both functions, and what leaves hold where entries are shared."""
         each = [
-            {self.store.find(self.atoms[side + x]): _shared(structures[side], x) for x in g.along}
+            {self.store.find(self.atoms[side][x]): _shared(structures[side], x) for x in g.along}
             for side, g in groups
         ]
         first = each[0]

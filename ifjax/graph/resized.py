@@ -36,16 +36,10 @@ def _axes_of(leaf: Leaf, atoms: dict[str, int], named: dict[str, int]) -> LeafAx
     def axes(store: AxisStore, path: str, x: jax.ShapeDtypeStruct) -> Axes:
         del path
 
-        def atom(a: ex.Atom) -> int:
-            if a.name not in atoms:
-                # a group that is not cut may be split or pinned by another function
-                atoms[a.name] = store.fresh(a.size)
-            return atoms[a.name]
-
-        pairs = zip(leaf.axes, x.shape, strict=True)
+        # a group that is not cut may be split or pinned by another function
         return tuple(
-            store.instantiate(e if ex.size(e) == n else ex.Pinned(n), atom, named=named)
-            for e, n in pairs
+            store.instantiate(e if ex.size(e) == n else ex.Pinned(n), atoms, named=named)
+            for e, n in zip(leaf.axes, x.shape, strict=True)
         )
 
     return axes
@@ -79,8 +73,6 @@ def resized(
         ),
         params,
     )
-    atoms: dict[str, int] = {}
-    named: dict[str, int] = {}
     follows = {s.path: s for s in structure.state if s.path in arguments.paths}
 
     arrays = [
@@ -93,8 +85,7 @@ def resized(
     given = [tuple(x.shape) for x in arguments.arrays]
 
     def walked(keep_callbacks: bool) -> Resized:
-        atoms.clear()
-        named.clear()
+        atoms, named = dict[str, int](), dict[str, int]()
         analysis = analyse(
             apply_fn,
             full,
@@ -106,7 +97,7 @@ def resized(
             keep_callbacks,
             lambda store, leaves, arrays, numbers: [(small, given)] if numbers.asks else [],
         )
-        return Resized(analysis, structure, dict(atoms), dict(named))
+        return Resized(analysis, structure, atoms, named)
 
     shrunk = walked(keep_callbacks=True)
     try:

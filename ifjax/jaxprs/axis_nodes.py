@@ -243,38 +243,18 @@ class AxisNodes:
             return ex.Pinned(self._size[root], pinned.get(root))
         if isinstance(form, Permuted):
             return ex.in_order(self.resolve(form.node, name, pinned), form.order)
-        parts: list[ex.Expression] = []
-        is_product = isinstance(form, Factors)
-        nodes = self.factors(root) if is_product else self.segments(root)
-        for part in (self.resolve(n, name, pinned) for n in nodes):
-            inner: tuple[ex.Expression, ...] = (part,)
-            if is_product and isinstance(part, ex.Product):
-                inner = part.factors
-            elif not is_product and isinstance(part, ex.Sum):
-                inner = part.segments
-            for p in inner:
-                last = parts[-1] if parts else None
-                if (
-                    isinstance(p, ex.Pinned)
-                    and isinstance(last, ex.Pinned)
-                    and not (p.name or last.name)
-                ):
-                    n = last.size
-                    parts[-1] = ex.Pinned(n * p.size if is_product else n + p.size)
-                else:
-                    parts.append(p)
-        if len(parts) == 1:
-            return parts[0]
-        return ex.Product(tuple(parts)) if is_product else ex.Sum(tuple(parts))
+        if isinstance(form, Factors):
+            return ex.product(self.resolve(n, name, pinned) for n in self.factors(root))
+        return ex.concatenation(self.resolve(n, name, pinned) for n in self.segments(root))
 
     def instantiate(
         self,
         expression: ex.Expression,
-        atom: Callable[[ex.Atom], int],
+        atoms: dict[str, int],
         reason: object = "pinned in the spec",
         named: dict[str, int] | None = None,
     ) -> int:
-        """A node for a frozen expression; ``atom`` gives the node of a named class.
+        """A node for a frozen expression; ``atoms`` remembers the nodes of its classes.
 
         Pinned axes of one name are one node; ``named`` remembers them.
         """
@@ -283,11 +263,13 @@ class AxisNodes:
                 if name is None or named is None or n == 1:
                     return self.pinned(n, reason)
                 return named.setdefault(name, self.pinned(n, reason))
-            case ex.Atom():
-                return atom(expression)
+            case ex.Atom(name, n):
+                if name not in atoms:
+                    atoms[name] = self.fresh(n)
+                return atoms[name]
             case ex.Product(parts):
-                return self.product([self.instantiate(p, atom, reason, named) for p in parts])
+                return self.product([self.instantiate(p, atoms, reason, named) for p in parts])
             case ex.Sum(parts):
-                return self.sum([self.instantiate(p, atom, reason, named) for p in parts])
+                return self.sum([self.instantiate(p, atoms, reason, named) for p in parts])
             case ex.Ordered(inside, order):
-                return self.permuted(self.instantiate(inside, atom, reason, named), order)
+                return self.permuted(self.instantiate(inside, atoms, reason, named), order)

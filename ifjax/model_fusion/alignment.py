@@ -21,6 +21,7 @@ from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.axis import Sizes
 from ifjax.structure.batch_view import View, mentioned
+from ifjax.structure.layout import localised
 from ifjax.structure.structure import Group, Member, Structure
 
 SELF = "self"  # the group at hand
@@ -210,18 +211,8 @@ def _carried(
 
 def _local(e: ex.Expression, name: str, sizes: Sizes) -> ex.Expression:
     """An axis with one group on it, all else pinned, so that like groups share their programs."""
-    if name in set(ex.atoms(e)):
-        match e:
-            case ex.Atom():
-                return ex.Atom(SELF, ex.size(e, sizes))
-            case ex.Product(parts):
-                return ex.Product(tuple(_local(p, name, sizes) for p in parts))
-            case ex.Sum(parts):
-                return ex.Sum(tuple(_local(p, name, sizes) for p in parts))
-            case ex.Ordered(inside, order):
-                local = _local(inside, name, sizes)
-                return ex.in_order(local, order) if ex.size(local) == len(order) else local
-    return ex.Pinned(ex.size(e, sizes))
+    (local,) = localised((e,), {name}, sizes)
+    return ex.rename(local, {name: SELF})
 
 
 def describing(structure: Structure, group: Group, aligned: Collection[str]) -> list[Member]:

@@ -85,27 +85,15 @@ def _matched(
 def _simple(e: ex.Expression, widths: Mapping[str, int]) -> ex.Expression:
     """The expression at some widths, without factors of one and nested or neighbouring parts."""
     match e:
+        case ex.Pinned(n):
+            return ex.Pinned(n)
         case ex.Atom(name, n):
             n = widths.get(name, n)
             return ex.Atom(name, n) if n > 1 else ex.Pinned(1)
         case ex.Product(parts):
-            flat: list[ex.Expression] = []
-            for part in (_simple(p, widths) for p in parts):
-                flat += part.factors if isinstance(part, ex.Product) else [part]
-            flat = [p for p in flat if ex.size(p) != 1] or [ex.Pinned(1)]
-            return flat[0] if len(flat) == 1 else ex.Product(tuple(flat))
+            long = [p for p in (_simple(p, widths) for p in parts) if ex.size(p) != 1]
+            return ex.product(long or [ex.Pinned(1)])
         case ex.Sum(parts):
-            joined: list[ex.Expression] = []
-            for part in (_simple(p, widths) for p in parts):
-                for segment in part.segments if isinstance(part, ex.Sum) else [part]:
-                    if isinstance(segment, ex.Pinned) and joined:
-                        last = joined[-1]
-                        if isinstance(last, ex.Pinned):
-                            joined[-1] = ex.Pinned(last.size + segment.size)
-                            continue
-                    joined.append(segment)
-            return joined[0] if len(joined) == 1 else ex.Sum(tuple(joined))
+            return ex.concatenation(_simple(p, widths) for p in parts)
         case ex.Ordered(inside, order):
-            found = _simple(inside, widths)
-            return ex.in_order(found, order) if ex.size(found) == len(order) else found
-    return e
+            return ex.in_order(_simple(inside, widths), order)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -77,15 +78,55 @@ Expression = Pinned | Atom | Product | Sum | Ordered
 def in_order(inside: Expression, order: tuple[int, ...]) -> Expression:
     """An axis in another order, as `Ordered` where that says anything.
 
+    An axis that is shorter than the order has been cut, and has none.
+
     >>> in_order(Ordered(Atom("a", 3), (1, 2, 0)), (2, 0, 1))
     Atom(name='a', size=3)
     """
+    if size(inside) != len(order):
+        return inside
     match inside:
         case Pinned(n):
             return Pinned(n)
         case Ordered(inner, first):
             return in_order(inner, tuple(first[i] for i in order))
     return inside if order == tuple(range(len(order))) else Ordered(inside, order)
+
+
+def product(factors: Iterable[Expression]) -> Expression:
+    """Merged axes, without products among the factors, pinned neighbours as one.
+
+    >>> product((Pinned(2), Product((Pinned(3), Atom("a", 4))))).factors[0].size
+    6
+    """
+    flat = (f for p in factors for f in (p.factors if isinstance(p, Product) else (p,)))
+    found = _neighbours(flat, operator.mul)
+    return found[0] if len(found) == 1 else Product(found)
+
+
+def concatenation(segments: Iterable[Expression]) -> Expression:
+    """Axes one after another, without sums among the segments, pinned neighbours as one.
+
+    >>> concatenation((Pinned(2), Sum((Pinned(3), Atom("a", 4))))).segments[0].size
+    5
+    """
+    flat = (s for p in segments for s in (p.segments if isinstance(p, Sum) else (p,)))
+    found = _neighbours(flat, operator.add)
+    return found[0] if len(found) == 1 else Sum(found)
+
+
+def _neighbours(
+    parts: Iterable[Expression], join: Callable[[int, int], int]
+) -> tuple[Expression, ...]:
+    """Parts of an axis, those next to each other joined that are pinned and have no name."""
+    found: list[Expression] = []
+    for part in parts:
+        match found[-1:], part:
+            case [Pinned(m, None)], Pinned(n, None):
+                found[-1] = Pinned(join(m, n))
+            case _:
+                found.append(part)
+    return tuple(found)
 
 
 def unordered(expression: Expression) -> Expression:
@@ -138,16 +179,21 @@ def size(expression: Expression, sizes: Sizes | None = None) -> int:
             return size(inside, sizes)
 
 
-def atoms(expression: Expression) -> Iterator[str]:
-    """Names of the groups along the axis, outermost and first come first, with repetitions."""
+def ends(expression: Expression) -> Iterator[Atom | Pinned]:
+    """What the axis is made of in the end, outermost and first come first, with repetitions."""
     match expression:
-        case Atom(name, _):
-            yield name
         case Product(parts) | Sum(parts):
             for part in parts:
-                yield from atoms(part)
+                yield from ends(part)
         case Ordered(inside, _):
-            yield from atoms(inside)
+            yield from ends(inside)
+        case _:
+            yield expression
+
+
+def atoms(expression: Expression) -> Iterator[str]:
+    """Names of the groups along the axis, as `ends` come."""
+    return (e.name for e in ends(expression) if isinstance(e, Atom))
 
 
 def places(expression: Expression, name: str, offset: int = 0) -> Iterator[str]:
@@ -180,8 +226,12 @@ def places(expression: Expression, name: str, offset: int = 0) -> Iterator[str]:
             yield from (base if alone else base + place for place in places(inside, name))
 
 
-def mapped(expression: Expression, atom: Callable[[Atom], Expression]) -> Expression:
-    """The same expression with something else in the place of every atom.
+def mapped(
+    expression: Expression,
+    atom: Callable[[Atom], Expression],
+    pinned: Callable[[Pinned], Expression] = lambda part: part,
+) -> Expression:
+    """The same expression with something else in the place of every atom, or pinned part.
 
     >>> mapped(Sum((Atom("a", 4), Pinned(2))), lambda a: Atom("b", a.size)).segments[0]
     Atom(name='b', size=4)
@@ -189,24 +239,19 @@ def mapped(expression: Expression, atom: Callable[[Atom], Expression]) -> Expres
     match expression:
         case Atom():
             return atom(expression)
+        case Pinned():
+            return pinned(expression)
         case Product(parts):
-            return Product(tuple(mapped(p, atom) for p in parts))
+            return Product(tuple(mapped(p, atom, pinned) for p in parts))
         case Sum(parts):
-            return Sum(tuple(mapped(p, atom) for p in parts))
+            return Sum(tuple(mapped(p, atom, pinned) for p in parts))
         case Ordered(inside, order):
-            found = mapped(inside, atom)
-            return in_order(found, order) if size(found) == len(order) else found
-    return expression
+            return in_order(mapped(inside, atom, pinned), order)
 
 
 def numbering(axes: Sequence[Expression], name: str) -> Iterator[Pinned]:
     """Where a pinned axis of a name lies along an array."""
-    for e in axes:
-        match e:
-            case Pinned(_, found) if found == name:
-                yield e
-            case Product(parts) | Sum(parts):
-                yield from numbering(parts, name)
+    return (e for x in axes for e in ends(x) if isinstance(e, Pinned) and e.name == name)
 
 
 def shared(expression: Expression, name: str, entries: tuple[int, ...], batch: int) -> Expression:
@@ -218,14 +263,8 @@ def shared(expression: Expression, name: str, entries: tuple[int, ...], batch: i
       entries: that its positions hold; where there are none, each has one of its own.
       batch: how many there are.
     """
-    match expression:
-        case Pinned(n, found) if found == name:
-            return Pinned(n, name, entries, batch)
-        case Product(parts):
-            return Product(tuple(shared(p, name, entries, batch) for p in parts))
-        case Sum(parts):
-            return Sum(tuple(shared(p, name, entries, batch) for p in parts))
-    return expression
+    held = lambda p: Pinned(p.size, name, entries, batch) if p.name == name else p  # noqa: E731
+    return mapped(expression, lambda a: a, held)
 
 
 def rename(expression: Expression, names: Mapping[str, str]) -> Expression:

@@ -110,16 +110,7 @@ def take_batched(
 
 def mentioned(expression: Expression) -> list[str]:
     """Names of groups and of pinned axes along an axis, with repetitions."""
-    match expression:
-        case Atom(name, _):
-            return [name]
-        case Pinned(_, str(name)):
-            return [name]
-        case Product(parts) | Sum(parts):
-            return [name for part in parts for name in mentioned(part)]
-        case Ordered(inside, _):
-            return mentioned(inside)
-    return []
+    return [e.name for e in ex.ends(expression) if e.name is not None]
 
 
 def without(expression: Expression, name: str) -> Expression:
@@ -146,17 +137,10 @@ def without(expression: Expression, name: str) -> Expression:
 
 
 def _size_of(axes: Sequence[Expression], name: str, sizes: Mapping[str, int]) -> int:
-    for e in axes:
-        match e:
-            case Atom(found, n) if found == name:
-                return sizes.get(name, n)
-            case Pinned(n, found, entries, batch) if found == name:
-                return batch if entries else n
-            case Product(parts) | Sum(parts) if name in mentioned(e):
-                return _size_of(parts, name, sizes)
-            case Ordered(inside, _) if name in mentioned(e):
-                return _size_of([inside], name, sizes)
-    raise ValueError(f"expected an axis {name} among {axes}")
+    end = next(end for e in axes for end in ex.ends(e) if end.name == name)
+    if isinstance(end, Atom):
+        return sizes.get(name, end.size)
+    return end.batch if end.entries else end.size
 
 
 def _front(x: AnyArray, axis: int, e: Expression, name: str, sizes: Mapping[str, int]) -> AnyArray:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from ifjax.jaxprs import axis_store as axes
 from ifjax.jaxprs.axis_store import AxisStore
-from ifjax.structure import axis as ex
 from tests.jaxprs.ledger import Ledger
 
 # the checks of argument types cost thirty times what the store itself does
@@ -156,10 +155,6 @@ def test_instantiating_a_resolved_axis_gives_the_same_axis(recipe):
         frozen = ledger.store.resolve(node, str)
         other = AxisStore()
         atoms: dict[str, int] = {}
-
-        def atom(a: ex.Atom, atoms=atoms, other=other) -> int:
-            return atoms.setdefault(a.name, other.fresh(a.size))
-
-        again = other.instantiate(frozen, atom)
+        again = other.instantiate(frozen, atoms)
         names = {str(n): name for name, n in atoms.items()}
         assert other.resolve(again, lambda root, names=names: names[str(root)]) == frozen
