@@ -20,7 +20,7 @@ from ifjax.graph.shrink import shrink
 from ifjax.namespace import AnyArray, Arrays
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec, check_spec
-from ifjax.structure.structure import Structure
+from ifjax.structure.structure import is_integer
 from ifjax.transport.transport import Transport
 from ifjax.tree import leaves_by_path
 
@@ -220,7 +220,7 @@ def _carried(
     whole, rest = dict[str, Likeness](), list[Likeness]()
     for x in arrays:
         floating = jnp.issubdtype(x.entry.value.dtype, jnp.inexact)
-        fits = kind == "select" or floating == _is_floating(structure, x.leaf)
+        fits = kind == "select" or floating != is_integer(structure.leaf[x.leaf].dtype)
         if x.axes is None and fits and x.leaf not in whole:
             whole[x.leaf] = x
         else:
@@ -240,11 +240,6 @@ def _index(x: Likeness) -> int:
     return x.entry.index
 
 
-def _is_floating(structure: Structure, path: str) -> bool:
-    dtype = structure.leaf[path].dtype
-    return not dtype.startswith("key") and bool(jnp.issubdtype(jnp.dtype(dtype), jnp.inexact))
-
-
 def _missing(spec: FusionSpec, given: Arrays, lacking: Arrays) -> dict[str, AnyArray]:
     """The parameters that are not given: from elsewhere, or zeros where nothing given needs them.
 
@@ -258,7 +253,7 @@ def _missing(spec: FusionSpec, given: Arrays, lacking: Arrays) -> dict[str, AnyA
     found = {path: x for path, x in lacking.items() if path in structure.leaf}
     for path, leaf in structure.leaf.items():
         if path not in {*given, *found, *needed}:
-            dtype = leaf.dtype if _is_floating(structure, path) else "int32"
+            dtype = "int32" if is_integer(leaf.dtype) else leaf.dtype
             found[path] = jnp.zeros(leaf.shape, dtype)
     return found
 

@@ -106,16 +106,8 @@ def trace(
         for (path, x), axes in zip(given, analysis.inputs, strict=True)
         if path in held
     ]
-    facts = _facts(analysis, products)
-    found = build(
-        analysis.store,
-        analysis.leaves,
-        analysis.macs,
-        leaves,
-        facts,
-        follows,
-        tuple(carried),
-    )
+    facts, macs = _facts(analysis, products), analysis.macs
+    found = build(analysis.store, analysis.leaves, macs, leaves, facts, follows, tuple(carried))
     names = group_names(analysis.store, analysis.leaves, [x.axes for x in found.structure.leaves])
     numbers = width_numbers(analysis.numbers, analysis.store, names, products.contracted)
     said = hints(analysis, found, facts.roles, arguments.paths)
@@ -184,12 +176,8 @@ def _described(params: PyTree) -> list[Described]:
 
 def _facts(analysis: Analysis, products: Products) -> Facts:
     """What is known of a walked function besides its axes."""
-    frame, store, leaves, inputs = (
-        analysis.frame,
-        analysis.store,
-        analysis.leaves,
-        analysis.inputs,
-    )
+    frame, store = analysis.frame, analysis.store
+    leaves, inputs = analysis.leaves, analysis.inputs
     roles = find_roles(frame, store, leaves, inputs)
     norms = find_norms(frame, store, leaves, inputs)
     for norm in norms:

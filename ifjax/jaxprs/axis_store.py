@@ -136,17 +136,15 @@ class AxisStore(AxisNodes):
                 self._unify(a, bound, reason)
                 return
             back = Permuted(a, tuple(np.argsort(form.order).tolist()))
-            if isinstance(self._form[base], Free):
+            inner = self._form[base]
+            bound = self._blocks(base, back) if isinstance(inner, Segments) else None
+            if isinstance(inner, Free):
                 self._form[base] = back
-            elif (bound := self._blocks_of(base, back)) is not None:
+            elif bound is not None:
                 self._unify(base, bound, reason)
             else:
                 self.pin(a, MIXED)
                 self.pin(base, MIXED)
-
-    def _blocks_of(self, base: int, form: Permuted) -> int | None:
-        """The same from the other side: stretches of it as long as the parts of a bound axis."""
-        return self._blocks(base, form) if isinstance(self._form[base], Segments) else None
 
     def _blocks(self, like: int, form: Permuted) -> int | None:
         """A permuted axis as the sum of parts as long as those of ``like``; None where these mix.

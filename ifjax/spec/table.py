@@ -7,10 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ifjax.spec.method import Method
 from ifjax.structure import axis as ex
-from ifjax.structure.structure import (
-    Group,
-    Structure,
-)
+from ifjax.structure.structure import Group, Structure
 
 MOST_LINES = 24
 

@@ -14,24 +14,7 @@ from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
 from ifjax.structure.axis import Sizes
 from ifjax.structure.batch_view import View
-from ifjax.structure.structure import Group, Member, Role, Structure
-
-
-@dataclasses.dataclass(frozen=True)
-class LocalMember:
-    """Where one axis of an array holds the neurons of groups.
-
-    Attributes:
-      path: of the array.
-      axis: its axis; of a group with batch axes, in one entry of the array.
-      role: what the array does to the neurons.
-      where: what lies along the axis; all but the groups in question is pinned.
-    """
-
-    path: str
-    axis: int
-    role: Role
-    where: ex.Expression
+from ifjax.structure.structure import Group, Member, Structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +23,21 @@ class GroupLayout:
 
     Attributes:
       group: name of the group.
-      members: the axes that hold it.
+      members: the axes that hold it: path of the array, its axis (of a group with batch axes, in
+        one entry of the array), and what lies along it; all but the group is pinned.
       views: how batch axes come to the front, by path; empty where the group has none.
       features: how many numbers belong to a neuron.
     """
 
     group: str
-    members: tuple[LocalMember, ...]
+    members: tuple[tuple[str, int, ex.Expression], ...]
     views: tuple[tuple[str, View], ...] = ()
     features: int = 0
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Of the arrays, each once."""
-        return tuple(dict.fromkeys(m.path for m in self.members))
+        return tuple(dict.fromkeys(path for path, _, _ in self.members))
 
     def entries(self, leaves: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """The arrays as ``[batch, *entry]``, the batch axes in front; as they are without batch."""
@@ -68,8 +52,8 @@ class GroupLayout:
         """
         return [
             part
-            for m in self.members
-            for part in axis_arrays.parts(entry[m.path], m.axis, m.where, self.group)
+            for path, axis, where in self.members
+            for part in axis_arrays.parts(entry[path], axis, where, self.group)
         ]
 
 
@@ -92,15 +76,14 @@ def layout_of(
         )
         for m in members
     }
-    local = tuple(
-        LocalMember(m.path, m.axis, m.role, views[m.path].rest()[m.axis]) for m in members
-    )
-    features = sum(
-        math.prod(ex.size(e) for i, e in enumerate(views[m.path].rest()) if i != m.axis)
-        * _multiplicity(m.where, group.name)
-        for m in local
-    )
-    return GroupLayout(group.name, local, tuple(views.items()) if group.batch else (), features)
+    local, features = [], 0
+    for m in members:
+        rest = views[m.path].rest()
+        local.append((m.path, m.axis, rest[m.axis]))
+        others = math.prod(ex.size(e) for i, e in enumerate(rest) if i != m.axis)
+        features += others * _multiplicity(rest[m.axis], group.name)
+    batched = tuple(views.items()) if group.batch else ()
+    return GroupLayout(group.name, tuple(local), batched, features)
 
 
 def _multiplicity(e: ex.Expression, name: str) -> int:
@@ -146,8 +129,7 @@ def _localised(e: ex.Expression, names: Collection[str], sizes: Sizes) -> ex.Exp
         case ex.Sum(parts):
             return _joined(parts, names, sizes)
         case ex.Ordered(inside, order):
-            local = _localised(inside, names, sizes)
-            return ex.in_order(local, order) if ex.size(local) == len(order) else local
+            return ex.in_order(_localised(inside, names, sizes), order)
 
 
 def _joined(parts: Sequence[ex.Expression], names: Collection[str], sizes: Sizes) -> ex.Expression:

@@ -12,6 +12,8 @@ from ifjax.namespace import AnyArray
 from ifjax.structure.structure import Leaf, Structure
 from ifjax.tree import check_finite, leaves_by_path, lowest, named_leaves, numbers_of
 
+WHOLE = 'pass the whole tree, for flax.linen {"params": ..., "batch_stats": ...}'
+
 
 def checked_leaves(params: PyTree, structure: Structure) -> dict[str, AnyArray]:
     """Leaves by path, if they are those of the structure.
@@ -30,12 +32,8 @@ def checked_leaves(params: PyTree, structure: Structure) -> dict[str, AnyArray]:
     leaves = leaves_by_path(params)
     missing = [p for p in structure.leaf if p not in leaves]
     if missing:
-        roles = {m.path: m.role for g in structure.groups for m in g.members}
-        if all(roles.get(path) in ("mean", "variance") for path in missing):
-            hint = (
-                "batch statistics change their width too, pass the whole tree, for flax.linen "
-                '{"params": ..., "batch_stats": ...}'
-            )
+        if {*missing} <= _statistics(structure):
+            hint = f"batch statistics change their width too, {WHOLE}"
         else:
             hint = f"the parameters have {len(leaves)} leaves, the spec was made for others"
         raise ValueError(
@@ -83,10 +81,7 @@ def check_small(params: PyTree, structure: Structure) -> None:
     found = {path: tuple(x.shape) for path, x in named_leaves(params)}
     for path in structure.leaf:
         if path not in found:
-            roles = {m.path: m.role for g in structure.groups for m in g.members}
-            hint = ""
-            if roles.get(path) in ("mean", "variance"):
-                hint = '; pass the whole tree, for flax.linen {"params": ..., "batch_stats": ...}'
+            hint = f"; {WHOLE}" if path in _statistics(structure) else ""
             raise ValueError(f"{path}: the spec has this leaf, the parameters do not{hint}")
     for path, shape in found.items():
         if path not in structure.leaf:
@@ -97,6 +92,12 @@ def check_small(params: PyTree, structure: Structure) -> None:
                 f"{path}: expected shape {structure.shape(path)} at the widths of the spec, got "
                 f"{shape}" + (full if shape == structure.leaf[path].shape else "")
             )
+
+
+def _statistics(structure: Structure) -> set[str]:
+    """Paths of running means and variances."""
+    members = (m for g in structure.groups for m in g.members)
+    return {m.path for m in members if m.role in ("mean", "variance")}
 
 
 def _kind(dtype: str) -> str:

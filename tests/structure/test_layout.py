@@ -5,7 +5,7 @@ import numpy as np
 
 import ifjax
 from ifjax.structure import axis as ex
-from ifjax.structure.layout import GroupLayout, LocalMember, layout_of, localised
+from ifjax.structure.layout import GroupLayout, layout_of, localised
 from tests import reference
 
 N = 5
@@ -19,7 +19,7 @@ def weights(*shape):
 def test_parts_hold_every_weight_of_a_neuron():
     x, y = weights(2, N, 3), weights(N * 4)
     where = ex.Product((ex.Pinned(4), GROUP))
-    members = (LocalMember("x", 1, "consumer", GROUP), LocalMember("y", 0, "producer", where))
+    members = (("x", 1, GROUP), ("y", 0, where))
     (first, i), (second, j) = GroupLayout("g", members).parts({"x": x, "y": y})
     np.testing.assert_array_equal(np.moveaxis(first, i, 0), np.moveaxis(x, 1, 0))
     np.testing.assert_array_equal(np.moveaxis(second, j, 0), y.reshape(4, N).T)
@@ -30,7 +30,7 @@ def test_layouts_follow_the_present_sizes_of_other_groups():
     group = structure.group["fc1.weight"]
     for sizes in ({}, {"fc0.weight": 2}):
         layout = layout_of(structure, group, sizes)
-        assert {ex.size(m.where) for m in layout.members} == {4}
+        assert {ex.size(where) for _, _, where in layout.members} == {4}
         assert set(layout.paths) == {"fc1.weight", "fc1.bias", "fc2.weight"}
     whole = localised(structure.leaf["fc1.weight"].axes, {"fc1.weight"}, {"fc0.weight": 2})
     assert whole == (ex.Atom("fc1.weight", 4), ex.Pinned(2))
