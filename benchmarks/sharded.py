@@ -30,7 +30,7 @@ import record
 from tqdm import tqdm
 
 import ifjax
-from ifjax.spec.shardings import small_shardings
+from ifjax.spec.spec import small_shardings
 
 # Read when the devices are first asked for.
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -183,7 +183,7 @@ def fused(spec: Any, params: Any, **options: Any) -> tuple[Callable[..., Any], t
     import jax
 
     import ifjax
-    from ifjax.spec.shardings import small_shardings
+    from ifjax.spec.spec import small_shardings
 
     places = jax.tree.leaves(small_shardings(spec, params))
 

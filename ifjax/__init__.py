@@ -28,11 +28,9 @@ from ifjax.reconstruction.biases import with_biases
 from ifjax.reconstruction.compress import compress
 from ifjax.reconstruction.report import Report
 from ifjax.reconstruction.rotate import Rotated, rotate
-from ifjax.spec.compose import compose
 from ifjax.spec.method import Method
-from ifjax.spec.rounds import Round, iterated
-from ifjax.spec.shardings import small_shardings
-from ifjax.spec.spec import FusionSpec
+from ifjax.spec.rounds import Round, compose, iterated
+from ifjax.spec.spec import FusionSpec, small_shardings
 from ifjax.transport.transport import Transport, compose_maps
 
 __all__ = [

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ifjax
-from ifjax.spec.shardings import small_shardings
+from ifjax.spec.spec import small_shardings
 from tests import processes, xla
 from tests.spec.sharded_transformer import (
     SEED,

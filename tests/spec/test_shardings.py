@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import ifjax
-from ifjax.spec.shardings import small_shardings
+from ifjax.spec.spec import small_shardings
 
 
 def placed(shape, *parts):

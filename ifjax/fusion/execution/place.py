@@ -22,7 +22,7 @@ from ifjax.fusion.program import Program
 from ifjax.namespace import Arrays
 from ifjax.parallel.placement import on_mesh
 from ifjax.parallel.sharding import laid_like, sharding_of
-from ifjax.spec.shardings import small_shardings
+from ifjax.spec.spec import small_shardings
 from ifjax.tree import is_concrete, leaves_by_path, with_leaves
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ from ifjax.jaxprs.width_number import Followed
 Roots = frozenset[int]
 
 
-class _Value:
+class _Value(NamedTuple):
     """Classes of neurons along whose axes a value is zero where they are set to zero.
 
     Attributes:
@@ -29,17 +30,8 @@ class _Value:
         multiplied by itself.
     """
 
-    __slots__ = ("plain", "zero")
-
-    def __init__(self, zero: Roots | None, plain: Roots | None = None) -> None:
-        self.zero = zero
-        self.plain = (zero or frozenset()) if plain is None else plain
-
-    def __eq__(self, other: object) -> bool:
-        """Loops are followed until what they carry stays equal."""
-        return isinstance(other, _Value) and (self.zero, self.plain) == (other.zero, other.plain)
-
-    __hash__ = None  # type: ignore[assignment]
+    zero: Roots | None
+    plain: Roots = frozenset()
 
 
 def inexact_classes(
@@ -66,7 +58,8 @@ def inexact_classes(
       Representatives of these classes.
     """
     zeros = _Zeros(store, {*store.classes_of(node for f in followed for node in f.over)})
-    values = [_Value(store.classes_of(axes)) for axes in leaves]
+    held = map(store.classes_of, leaves)
+    values = [_Value(roots, roots) for roots in held]
     values += [_Value(frozenset()) for _ in range(inputs)]
     control = Control(lambda values, _: _all(values))
     interpret(frame, store, values, zeros.transfer, _constant, control=control)
@@ -147,7 +140,7 @@ class _Zeros:
         for axes, value in zip(ins, values, strict=True):
             if value.zero is not None:
                 zero -= self.store.classes_of(axes) - value.zero
-        return _Value(zero)
+        return _Value(zero, zero)
 
     def _contraction(
         self, equation: JaxprEqn, ins: list[Axes], outs: list[Axes], values: list[_Value]
@@ -170,7 +163,8 @@ class _Zeros:
         same = equation.invars[0] is equation.invars[1]
         seen = self.store.classes_of(contracted)
         self.noticed.update(seen if same else seen - a.zero - b.zero)
-        return _Value(self.along(outs[0], sources))
+        zero = self.along(outs[0], sources)
+        return _Value(zero, zero)
 
 
 def _all(values: Sequence[_Value]) -> _Value:
