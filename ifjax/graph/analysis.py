@@ -6,11 +6,12 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import jax
 from jax.core import Tracer
 from jax.extend.core import JaxprEqn
-from jaxtyping import Array, PyTree, PyTreeDef
+from jaxtyping import Array, PyTree
 
 from ifjax.graph.facts.numbers import Numbers, find_numbers
 from ifjax.graph.twin import Elsewhere, traced_at
@@ -53,7 +54,7 @@ class Analysis:
     store: AxisStore
     leaves: list[Axes]
     inputs: list[Axes]
-    out_tree: PyTreeDef
+    out_tree: Any
     outputs: list[Axes]
     macs: list[Axes]
     numbers: Numbers

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree, PyTreeDef
+from jaxtyping import PyTree
 
 from ifjax.namespace import Shaped
 from ifjax.tree import path_name
@@ -75,7 +75,7 @@ class Arguments:
     gives follows the widths, what is drawn with a constant one does not.
     """
 
-    tree: PyTreeDef
+    tree: Any
     static: tuple[tuple[int, object], ...]
     arrays: tuple[Shaped, ...]
     paths: tuple[str, ...] = ()
