@@ -81,7 +81,7 @@ class _Bearings:
         for step in program.steps:
             if step.equation.primitive.name in ("mul", "div") and sum(step.data) == 1:
                 n = step.inputs[step.data.index(False)]
-                leaves = self.walk.sites.origins.get(n, ()) if self.count(n) else ()
+                leaves = self.walk.program.origins.get(n, ()) if self.count(n) else ()
                 found.update(leaf for leaf in leaves if self.count(leaf))
         return found
 
@@ -109,7 +109,7 @@ class _Bearings:
     def refuse(self, step: Step, what: str, remedy: str = REWRITE) -> NoReturn:
         """Raises ValueError: what was found, where, and what to do."""
         names = dict(zip(self.walk.full, self.walk.resized.structure.leaves, strict=True))
-        origins = self.walk.sites.origins
+        origins = self.walk.program.origins
         leaves = {names[k].path for n in step.inputs for k in origins.get(n, ())}
         of = f" (with {', '.join(sorted(leaves)[:3])})" if leaves else ""
         where = line_of(step)

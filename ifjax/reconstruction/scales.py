@@ -72,7 +72,7 @@ def _vector(walk: Walk, group: Group, number: int, dense: bool) -> Float[np.ndar
 
 def _neutralise(walk: Walk, group: Group, number: int, changed: set[int]) -> None:
     """Makes the leaves of a scale the same for all channels, and the scale one where it can be."""
-    leaves = [n for n in walk.sites.origins.get(number, ()) if group.name in walk.atoms(n)]
+    leaves = [n for n in walk.program.origins.get(number, ()) if group.name in walk.atoms(n)]
     own = [n for n in leaves if n not in changed]
     changed.update(leaves)
 
@@ -96,7 +96,7 @@ def _site(walk: Walk, group: Group, reader: Reader, places: set[int]) -> Site:
     sites = {site.place: site for unit in units for site in unit.sites}
     step = walk.program.steps[reader.place]
     weight = step.inputs[1 - reader.side]
-    for leaf in walk.sites.origins.get(weight, ()):
+    for leaf in walk.program.origins.get(weight, ()):
         if not places.issuperset(walk.sites.reads[leaf]):
             _refuse(walk, group, reader, "no scale, or none that can be folded, elsewhere")
     site = sites.get(reader.place)
@@ -113,11 +113,11 @@ def _refuse(walk: Walk, group: Group, reader: Reader, what: str) -> None:
     """Raises ValueError for a weight that is shared."""
     step = walk.program.steps[reader.place]
     weight = step.inputs[1 - reader.side]
-    reads = [n for k in walk.sites.origins[weight] for n in walk.sites.reads[k]]
+    reads = [n for k in walk.program.origins[weight] for n in walk.sites.reads[k]]
     others = [walk.program.steps[n] for n in sorted({*reads} - {reader.place})]
     where = ", ".join(dict.fromkeys(map(line_of, others)))
     scales = ", ".join(_paths(walk, n) for n, _ in reader.factors)
-    size = sum(walk.leaves[k].size for k in walk.sites.origins[weight])
+    size = sum(walk.leaves[k].size for k in walk.program.origins[weight])
     raise ValueError(
         f"{_paths(walk, weight)}: it reads channels of {group.name} that {scales} scales, at "
         f"{line_of(step)}, and has {what}, at {where}, so that the scale "
@@ -140,5 +140,5 @@ def _paths(walk: Walk, number: int) -> str:
     """The leaves that a value is made of."""
     leaves = zip(walk.full, walk.resized.structure.leaves, strict=True)
     names = {n: leaf.path for n, leaf in leaves}
-    found = [names[n] for n in sorted(walk.sites.origins.get(number, ()))]
+    found = [names[n] for n in sorted(walk.program.origins.get(number, ()))]
     return " * ".join(found) or "a constant"
