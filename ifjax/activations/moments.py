@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Shaped
 
 from ifjax.jaxprs.traits import contraction_of
 from ifjax.namespace import AnyArray, namespace
+from ifjax.parallel.hosts import on_host
 from ifjax.parallel.matrices import mesh_of, placed
 from ifjax.tree import wide_dtype
 
@@ -329,5 +330,5 @@ def _summed(a: Moments, b: Moments) -> Moments:
 
 def added(a: Moments | None, b: Moments) -> Moments:
     """The sum of two, in double precision on the host."""
-    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), b)
+    wide = jax.tree.map(lambda x: on_host(x, np.float64), b)
     return wide if a is None else jax.tree.map(np.add, a, wide)

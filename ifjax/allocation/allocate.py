@@ -24,8 +24,8 @@ from ifjax.jaxprs.arguments import Arguments, check_order
 from ifjax.promotion import with_promotion
 from ifjax.reconstruction.calibration import calibration
 from ifjax.reconstruction.compress import direction_of, kept_by_importance, reconstructs
+from ifjax.reconstruction.start import start
 from ifjax.reconstruction.unroll import unrolled
-from ifjax.reconstruction.walk import start
 from ifjax.spec.options import is_real, plain_number
 from ifjax.spec.spec import FusionSpec
 from ifjax.spec.widths import Selector, Uniform

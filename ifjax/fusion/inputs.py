@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from ifjax.activations.statistics import RANKS, Stats
 from ifjax.namespace import AnyArray, Arrays, fixed, namespace, wide
+from ifjax.parallel.hosts import is_apart
 from ifjax.spec.method import Method
 from ifjax.structure.names import by_group, known_group
 from ifjax.structure.structure import BatchNorm, Group, Structure
@@ -29,7 +30,7 @@ def checked_scores(scores: Scores | None, structure: Structure) -> dict[str, Any
     result = {}
     for name, value in by_group(structure, scores or {}).items():
         group = structure.group[name]
-        finite = not is_concrete(value) or bool(np.all(np.isfinite(np.asarray(value))))
+        finite = not is_concrete(value) or _is_finite(value)
         value = _array(value)
         if jnp.issubdtype(value.dtype, jnp.complexfloating):
             raise ValueError(f"scores of group {name}: expected real numbers, got {value.dtype}")
@@ -104,11 +105,16 @@ def checked_stats(
                 f"{field} of {name}: expected shape {' or '.join(map(str, shapes))}, got {got}; "
                 f"stats.{field} must be {hint}"
             )
-        if is_concrete(found[name]) and not bool(np.all(np.isfinite(np.asarray(found[name])))):
+        if is_concrete(found[name]) and not _is_finite(found[name]):
             raise ValueError(f"{field} of {name}: expected finite numbers, got NaN or inf")
         value = _array(found[name])
         result[name] = fixed(value.astype(wide(value)))
     return Stats(**{field: result}, count=stats.count)
+
+
+def _is_finite(x: ArrayLike) -> bool:
+    """Whether all numbers are; of arrays on devices of several processes these see to it."""
+    return bool((jnp if is_apart(x) else np).isfinite(x).all())
 
 
 def _array(x: ArrayLike) -> AnyArray:

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from ifjax.namespace import AnyArray
+from ifjax.parallel.hosts import put
 from ifjax.tree import is_concrete
 
 TIMES = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -64,7 +65,7 @@ def placed(x: AnyArray, mesh: Mesh | None) -> Array:
         return jnp.asarray(x)
     if isinstance(x, jax.Array) and not is_concrete(x):
         return lax.with_sharding_constraint(x, spread(mesh, x.shape))
-    return jax.device_put(x, spread(mesh, x.shape))
+    return put(x, spread(mesh, x.shape))
 
 
 def solver(

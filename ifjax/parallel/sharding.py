@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from ifjax.namespace import AnyArray, Shaped
+from ifjax.namespace import AnyArray, Shaped, namespace
+from ifjax.parallel.hosts import put
 from ifjax.tree import is_concrete, leaves_by_path
 
 
@@ -32,7 +33,7 @@ def laid_like(tree: PyTree, params: PyTree) -> PyTree:
 def _placed(x: Shaped, place: Sharding) -> Shaped:
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-    return jax.device_put(x, place)
+    return put(x, place)
 
 
 def sharding_of(name: str, x: Shaped | Sharding) -> Sharding:
@@ -73,13 +74,37 @@ def fitted(sharding: Sharding, shape: Sequence[int]) -> Sharding:
     return NamedSharding(sharding.mesh, P(*parts), memory_kind=sharding.memory_kind)
 
 
-def on_host(x: AnyArray) -> np.ndarray:
-    """A copy on the host, put together there from its parts; the array itself keeps none.
+def unstack(x: AnyArray, axis: int = 0) -> list[AnyArray]:
+    """The arrays along an axis.
 
-    >>> on_host(jax.numpy.ones(2)).tolist()
-    [1.0, 1.0]
+    On a mesh all come out of one program, and each lies as the whole does; mesh axes over which the
+    axis itself was split go to the first other one that they divide.
+
+    >>> [y.tolist() for y in unstack(np.array([[1, 2], [3, 4]]), 1)]
+    [[1, 3], [2, 4]]
     """
-    return np.asarray(jax.numpy.array(x, copy=True) if isinstance(x, jax.Array) else x)
+    place = getattr(x, "sharding", None) if is_concrete(x) else None
+    if not isinstance(place, NamedSharding) or place.num_devices == 1:
+        return [*namespace(x).moveaxis(x, axis, 0)]
+    return _unstacked(x, axis, _without(place, axis, x.shape))
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "place"))
+def _unstacked(x: AnyArray, axis: int, place: NamedSharding) -> list[AnyArray]:
+    there = NamedSharding(place.mesh, P(None, *place.spec), memory_kind=place.memory_kind)
+    moved = jax.lax.with_sharding_constraint(jax.numpy.moveaxis(x, axis, 0), there)
+    return [jax.lax.with_sharding_constraint(y, place) for y in moved]
+
+
+def _without(place: NamedSharding, axis: int, shape: Sequence[int]) -> NamedSharding:
+    """Where the entries along an axis lie."""
+    names = [*_names(place), *[()] * (len(shape) - len(place.spec))]
+    sizes, [gone] = [*shape[:axis], *shape[axis + 1 :]], names[axis : axis + 1]
+    del names[axis]
+    for i, (own, size) in enumerate(zip(names, sizes, strict=True)):
+        if gone and size % math.prod(place.mesh.shape[a] for a in (*own, *gone)) == 0:
+            names[i], gone = (*own, *gone), ()
+    return NamedSharding(place.mesh, P(*names), memory_kind=place.memory_kind)
 
 
 def _names(sharding: Sharding) -> list[tuple[str, ...]]:

@@ -11,6 +11,7 @@ from ifjax.graph.facts.views import Path
 from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import traits_of
 from ifjax.namespace import namespace
+from ifjax.parallel.hosts import on_host
 from ifjax.reconstruction.walk import Walk
 from ifjax.tree import promoted
 
@@ -34,7 +35,7 @@ def push(walk: Walk, x: Any, path: Path, scaled: bool = True) -> Any:
             x = -x
         elif scaled and name in ("mul", "div"):
             other = promoted(walk.parameter(step.inputs[1 - k], dense=False))
-            other = other if isinstance(x, jax.Array) else np.asarray(other)
+            other = other if isinstance(x, jax.Array) else on_host(other)
             x = x * other if name == "mul" else x / other
         x = namespace(x).broadcast_to(x, walk.shape(step.outputs[0]))
     return x

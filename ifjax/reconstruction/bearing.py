@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from ifjax.parallel.sharding import on_host
+from ifjax.parallel.hosts import on_host
 from ifjax.reconstruction.walk import Walk
 from ifjax.structure import axis_arrays
 

@@ -20,7 +20,7 @@ from ifjax.activations.layer_names import layer_names
 from ifjax.activations.moments import Moments, NormalForm, kernel
 from ifjax.graph.facts.sites import Site
 from ifjax.jaxprs import compat
-from ifjax.parallel.sharding import on_host
+from ifjax.parallel.hosts import agreed, on_host
 from ifjax.reconstruction.leaves import admits_any, find_offset, write_offset, write_weight
 from ifjax.reconstruction.ridge import ridge, squared_error
 from ifjax.reconstruction.select import Evidence, choose, combined
@@ -114,7 +114,8 @@ def _cut(
         if all(t.step.outputs[0] in known for t in found):
             group = walk.resized.structure.group[name]
             parts = [_evidence(walk, t, group, known[t.step.outputs[0]]) for t in found]
-            kept[name] = choose(walk, group, combined(parts, group), given.direction)
+            found = choose(walk, group, combined(parts, group), given.direction)
+            kept[name] = agreed(found, walk.mesh)
             how[name] = "moments of what its consumers read"
     rest = [g for g in groups if g.name not in kept]
     if rest:
@@ -157,7 +158,7 @@ def _solve(
     sums = _sums(found, np.asarray(kernel(full, on_host(dense)), np.float64), kept, scale)
     mean = find_offset(walk, site, form, 1, of_norms=True)  # then it is that of the small network
     offset = mean or find_offset(walk, site, form, 1)
-    solved, shifts = ridge(sums, start, SHRINKAGE, offset is not None)
+    solved, shifts = agreed(ridge(sums, start, SHRINKAGE, offset is not None), walk.mesh)
     spread = float((sums.square - sums.target**2).sum()) or 1.0
     before = squared_error(sums, start, np.zeros_like(shifts)) / spread
     after = squared_error(sums, solved, shifts) / spread

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import linalg
 
 from ifjax.namespace import AnyArray
+from ifjax.parallel.hosts import on_host
 from ifjax.parallel.threads import one_thread
 from ifjax.reconstruction.elimination import eliminated
 
@@ -184,7 +185,7 @@ def _chosen(
         found = _on_device(gram, weights, units, entries, kept, start is _forwards)
         if found is not None:
             return found
-        gram, weights = (np.asarray(x, np.float64) for x in (gram, weights))
+        gram, weights = (on_host(x, np.float64) for x in (gram, weights))
     with one_thread(gram.shape[1] <= NARROW):
         return _on_host(gram, weights, units, entries, kept, start)
 
@@ -227,7 +228,7 @@ def _on_device(
     if (units != units[0]).any() or not np.array_equal(units[0, order], np.arange(entries * n)):
         return None
     quota = np.full(entries, kept if forward else n - kept)
-    weights = np.asarray(weights)
+    weights = on_host(weights)
     if not np.array_equal(order, np.arange(len(order))):
         gram, weights = gram[:, order[:, None], order], weights[:, order]
     taken = eliminated(gram, weights, quota, forward, RIDGE, CANDIDATES)

@@ -22,6 +22,8 @@ from ifjax.graph.resized import resized
 from ifjax.graph.shrink import shrink
 from ifjax.importance import Reconstruction
 from ifjax.jaxprs.arguments import Arguments, check_order
+from ifjax.namespace import namespace
+from ifjax.parallel.hosts import agreed, on_host
 from ifjax.parallel.sharding import laid_like
 from ifjax.promotion import with_promotion
 from ifjax.reconstruction.by_moments import sweep_moments
@@ -30,10 +32,11 @@ from ifjax.reconstruction.journal import Journal
 from ifjax.reconstruction.on_disk import OnDisk
 from ifjax.reconstruction.recompute import recomputing
 from ifjax.reconstruction.report import Report, warn_of_little
+from ifjax.reconstruction.start import laid, start
 from ifjax.reconstruction.statistics import refit_statistics
 from ifjax.reconstruction.sweep import Given, sweep
 from ifjax.reconstruction.unroll import Unrolled, unrolled
-from ifjax.reconstruction.walk import Walk, laid, start
+from ifjax.reconstruction.walk import Walk
 from ifjax.spec.options import given as given_option
 from ifjax.spec.spec import FusionSpec, check_spec
 from ifjax.structure.leaves import checked_leaves
@@ -98,7 +101,9 @@ def compress(
       stats: for importances that need them.
       folder: where finished choices and solutions are kept, of this call alone: a run that was
         killed and is called again in the same way goes on with the next, to the same bits. Where
-        leaves are memory maps, those that change become memory maps of unnamed files in it.
+        leaves are memory maps, those that change become memory maps of unnamed files in it. Of
+        several processes each keeps its own part in a folder of its own in it, which may be on a
+        disk of its own.
       frontier: what is kept from one solve to the next. ``"held"``: all values of both functions
         that are still to be read, of all inputs, about two activations of a layer each. Every layer
         is then evaluated once. ``"recompute"``: the inputs alone; each choice and each solve
@@ -167,16 +172,18 @@ def compress(
 
     def by_importance(groups: Sequence[Group]) -> Mapping[str, np.ndarray]:
         found = kept_by_importance(begin, spec, flat.originals(groups), scores, stats)
-        return flat.taken(found)
+        return flat.taken(agreed(found, walk.mesh))
 
     given = _given(begin, spec, flat, scores, stats)
+    kept, merged = agreed((given.kept, given.matrices), walk.mesh)
+    given = dataclasses.replace(given, kept=kept, matrices=merged)
     if isinstance(batches, LayerMoments):
         result = sweep_moments(walk, given, by_importance, batches, flat.sources)
     else:
         every = [*jax.tree.leaves((params, altered)), *(x for batch in arrays for x in batch)]
         names = sorted(given.kept), sorted(given.matrices), sorted(static.items()), frontier
         every += jax.tree.leaves((given.kept, given.matrices, list(given.leaves)))
-        journal = Journal.open(folder, (spec.to_json(), str(names), *every))
+        journal = Journal.open(folder, (spec.to_json(), str(names), *every), walk.mesh)
         result = sweep(walk, given, by_importance, data.held, journal)
     tree = jax.tree.structure(flat.params)
     small = flat.stacked(jax.tree.unflatten(tree, list(walk.leaves.values())))
@@ -193,7 +200,7 @@ def compress(
 def _where(params: PyTree, small: PyTree) -> PyTree:
     """Small leaves where the full ones are: on the host, on a device, or as they lie on a mesh."""
     small = laid_like(small, params)
-    host = lambda y: y if isinstance(y, np.ndarray) else np.asarray(y)  # noqa: E731
+    host = lambda y: y if isinstance(y, np.ndarray) else on_host(y)  # noqa: E731
     return jax.tree.map(lambda x, y: host(y) if isinstance(x, np.ndarray) else y, params, small)
 
 
@@ -201,7 +208,7 @@ def _fix(walk: Walk, leaves: Sequence[Any]) -> None:
     """Gives the compressed function other leaves, if any; those that differ stay."""
     for n, leaf in zip(walk.leaves if leaves else (), leaves, strict=True):
         leaf = laid(leaf)
-        if not np.array_equal(leaf, walk.full[n]):
+        if not namespace(leaf, walk.full[n]).array_equal(leaf, walk.full[n]):
             walk.write(n, leaf)
             walk.fixed.add(n)
 
@@ -220,12 +227,12 @@ def _given(
             warn_of_unsettled(leaves_by_path(params), spec.structure.norms)
         return Given(flat.taken(found), direction=direction_of(spec))
     maps = transport_maps(params, spec, scores, stats)
-    kept = {name: np.asarray(found.targets) for name, found in maps.items()}
+    kept = {name: on_host(found.targets) for name, found in maps.items()}
     side = matrix_for("producer", spec.method.merge)
     merged = {}
     for name, found in maps.items():
         if spec.method.of(spec.structure.group[name].kind).method == "fuse":
-            merged[name] = _matrix(np.asarray(found.map, np.float64), side)
+            merged[name] = _matrix(on_host(found.map, np.float64), side)
     if not merged:
         return Given(flat.taken(kept))
     small = flat.unstacked(apply_maps(params, spec, maps))
@@ -259,7 +266,7 @@ def kept_by_importance(
         method = dataclasses.replace(method, importance="l1")
     plain = dataclasses.replace(spec, method=method)
     found = transport_maps(params, plain, scores, stats)
-    return {name: np.asarray(found[name].targets) for name in names}
+    return {name: on_host(found[name].targets) for name in sorted(names)}
 
 
 def direction_of(spec: FusionSpec) -> str:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from ifjax.namespace import AnyArray
+from ifjax.parallel.hosts import on_host
 from ifjax.parallel.matrices import TIMES, inverse, mesh_of, placed
 
 
@@ -58,7 +59,7 @@ def eliminated(
         if not left.any():
             break
     done = not left.any() and bool(jnp.isfinite(right).all())
-    return np.asarray(taken) if done else None
+    return on_host(taken) if done else None
 
 
 @functools.partial(jax.jit, static_argnames=("most", "mesh"))

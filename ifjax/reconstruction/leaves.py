@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from ifjax.activations.moments import NormalForm, kernel, results, weight
 from ifjax.graph.facts.sites import Site
 from ifjax.graph.facts.views import Path, views_of
-from ifjax.parallel.sharding import on_host
+from ifjax.parallel.hosts import on_host
 from ifjax.reconstruction.along import pull, push, stands_still
 from ifjax.reconstruction.walk import Walk
 
@@ -77,7 +77,7 @@ def admits_any(walk: Walk, site: Site) -> bool:
     """
     if not site.gains:
         return True
-    w = np.asarray(walk.parameter(site.weight, dense=False))
+    w = on_host(walk.parameter(site.weight, dense=False))
     before = {n: walk.leaves[n] for n in (*site.leaves, *site.gains)}
     changed = set(walk.changed)
     wanted, rng = w.astype(np.float64), np.random.default_rng(0)
@@ -86,7 +86,7 @@ def admits_any(walk: Walk, site: Site) -> bool:
         wanted *= 2.0 ** rng.integers(-2, 3, size).reshape(shape)
     wanted *= 4 / max(np.abs(wanted).max(initial=0), np.finfo(np.float64).tiny)
     _write_normalised(walk, site, wanted)
-    got = np.asarray(walk.parameter(site.weight, dense=False), np.float64)
+    got = on_host(walk.parameter(site.weight, dense=False), np.float64)
     for n, x in before.items():
         walk.write(n, x)
     walk.changed.clear()
@@ -100,14 +100,14 @@ def _write_normalised(walk: Walk, site: Site, wanted: Float[np.ndarray, "*shape"
     [view] = site.views
     assert view.gain is not None
     number, path = view.gain
-    leaf = np.array(walk.leaves[view.leaf])
+    leaf = on_host(walk.leaves[view.leaf])
     at = push(walk, np.arange(leaf.size).reshape(leaf.shape), view.spine, scaled=False)
     flat = leaf.astype(np.float64).reshape(-1)
     flat[at] = wanted
     walk.write(view.leaf, jnp.asarray(flat.reshape(leaf.shape), leaf.dtype))
-    gain = np.asarray(walk.leaves[number])
+    gain = on_host(walk.leaves[number])
     index = push(walk, np.arange(gain.size).reshape(gain.shape), path, scaled=False).reshape(-1)
-    got = np.asarray(walk.parameter(site.weight, dense=False), np.float64)
+    got = on_host(walk.parameter(site.weight, dense=False), np.float64)
     products, squares = (
         np.bincount(index, (got * x).reshape(-1), gain.size) for x in (wanted, got)
     )
@@ -183,7 +183,7 @@ def write_offset(
     at, slope = _entries(walk, site, form, offset)
     at, slope = at[:, 0], slope.mean(1)
     used = np.abs(slope) > TINY * np.abs(slope).max(initial=0)
-    leaves = [np.asarray(walk.leaves[n]) for n in offset.leaves]
+    leaves = [on_host(walk.leaves[n]) for n in offset.leaves]
     flat = np.concatenate([x.astype(np.float64).reshape(-1) for x in leaves])
     flat[at[used]] += shifts[used] / slope[used]
     parts = np.split(flat, np.cumsum([x.size for x in leaves])[:-1])

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from ifjax.activations.moments import NormalForm, normal_form, rows
 from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of, traits_of
+from ifjax.parallel.hosts import on_host
 from ifjax.reconstruction.bilinear import (
     ProductGrams,
     best_middle,
@@ -225,7 +226,7 @@ def product_grams(walk: Walk, product: Product, held: Sequence[bool]) -> list[Pr
             for n in step.inputs
         ]
         found = _grams(forms, tuple(small), tuple(dense))
-        q, k, p, r, *sums = (np.asarray(x, np.float64) for x in found)
+        q, k, p, r, *sums = (on_host(x, np.float64) for x in found)
         square, total, count = sums
         members = dict.fromkeys(m.path for m in product.group.members)
         walk.check_finite(step, q, k, p, r, square, total, names=list(members))

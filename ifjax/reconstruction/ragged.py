@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from ifjax.activations.moments import NormalForm
 from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of
+from ifjax.parallel.hosts import on_host
 from ifjax.reconstruction.events import merge
 from ifjax.reconstruction.walk import Walk
 from ifjax.structure import axis as ex
@@ -47,7 +48,7 @@ def form_of_kernels(step: Step) -> NormalForm:
 
 def bounds_of(walk: Walk, step: Step, batch: int) -> Int[np.ndarray, " ends"]:
     """Where the rows of each kernel begin, and where those of the last one end."""
-    sizes = np.asarray(walk.value(batch, step.inputs[2], True))
+    sizes = on_host(walk.value(batch, step.inputs[2], True))
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
@@ -65,11 +66,11 @@ def kept_of(
             x = merge(x, axes, event)
             continue
         [at] = [i for i, h in enumerate(held) if group.name in h]
-        parts = np.split(np.moveaxis(np.asarray(x), at, -1), bounds[1:])
+        parts = np.split(np.moveaxis(on_host(x), at, -1), bounds[1:])
         index = event.index.reshape(-1, event.index.shape[-1])
         parts = [p[..., i] for p, i in zip(parts, [*index, index[-1]], strict=True)]
         x = np.moveaxis(np.concatenate(parts), -1, at)
-    x = np.asarray(x)
+    x = on_host(x)
     return x if x.dtype == np.float64 else x.astype(np.float32)
 
 

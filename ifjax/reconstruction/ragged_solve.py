@@ -13,7 +13,7 @@ from ifjax.graph.facts.views import weight_views
 from ifjax.jaxprs.evaluate import bind
 from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of
-from ifjax.parallel.sharding import on_host
+from ifjax.parallel.hosts import agreed, on_host
 from ifjax.reconstruction.leaves import write_weight
 from ifjax.reconstruction.ragged import bounds_of, form_of_kernels, kept_of
 from ifjax.reconstruction.ridge import fit
@@ -56,9 +56,9 @@ def solve_ragged(
     training, test = parts[False], parts.get(True)
     every = (x for sums in parts.values() for x in (sums.gram, sums.cross))
     walk.check_finite(step, spread, *every)
-    fitted = fit(training, test, start, intercept=False)
+    fitted = agreed(fit(training, test, start, intercept=False), walk.mesh)
     if fitted.shrinkage < math.inf:
-        write_weight(walk, site, form, np.ones(start.shape[::2]), np.asarray(fitted.weights))
+        write_weight(walk, site, form, np.ones(start.shape[::2]), on_host(fitted.weights))
     share = (sum(held) / len(held) or 1.0) * (spread or 1.0)
     return Solved(
         tuple(names[leaf] for leaf in site.leaves),

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ifjax.activations.moments import Moments
+from ifjax.parallel.hosts import on_host
 from ifjax.parallel.matrices import TIMES, mesh_of, placed, solver
 
 STEPS = 1  # of refinement
@@ -97,7 +98,7 @@ def squared_error_on_device(
     dtype, mesh = moments.gram.dtype, mesh_of(moments.gram)
     weights = placed(_as(weights, dtype), mesh)
     found = _errors(moments, weights, jnp.asarray(offsets, dtype), mesh)
-    return max(float(np.asarray(found, np.float64).sum()), 0.0)
+    return max(float(on_host(found, np.float64).sum()), 0.0)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

@@ -19,6 +19,7 @@ from ifjax.jaxprs.axis_nodes import Free
 from ifjax.jaxprs.traits import contraction_of
 from ifjax.parallel.sharding import laid_like, on_host
 from ifjax.promotion import with_promotion
+from ifjax.parallel.hosts import on_host
 from ifjax.reconstruction.calibration import calibration
 from ifjax.reconstruction.equivariance import find_bearings, line_of
 from ifjax.reconstruction.events import Event, merge
@@ -26,7 +27,8 @@ from ifjax.reconstruction.scales import fold_scales
 from ifjax.reconstruction.select import neuron_gram
 from ifjax.reconstruction.taps import Tap, gram_of, taps_of, units_of
 from ifjax.reconstruction.unroll import Unrolled, unrolled
-from ifjax.reconstruction.walk import Walk, start
+from ifjax.reconstruction.start import start
+from ifjax.reconstruction.walk import Walk
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
 from ifjax.structure import axis_arrays
@@ -186,7 +188,7 @@ def _principal_axes(walk: Walk, group: Group) -> tuple[np.ndarray, np.ndarray]:
     for tap in _reading(walk, group):
         ahead.run(range(done, tap.place), nothing, last)
         done, count = tap.place, count + 1
-        gram = np.asarray(gram_of(ahead, tap, dense=True), np.float64)
+        gram = on_host(gram_of(ahead, tap, dense=True), np.float64)
         total += neuron_gram(gram, units_of(ahead, tap, group), group.size)
     values, vectors = np.linalg.eigh(total / count)
     vectors = vectors[:, ::-1]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from ifjax.activations.moments import kernel
 from ifjax.graph.facts.sites import Site
-from ifjax.parallel.sharding import on_host
+from ifjax.parallel.hosts import on_host
 from ifjax.reconstruction.bearing import Reader, per_channel
 from ifjax.reconstruction.equivariance import line_of
 from ifjax.reconstruction.leaves import admits_any, write_weight

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ifjax.namespace import AnyArray
+from ifjax.parallel.hosts import on_host
 from ifjax.reconstruction.choice import kept_neurons
 from ifjax.reconstruction.ragged import is_ragged
 from ifjax.reconstruction.taps import Tap, entries_of, gram_of, kernel_of, units_of
@@ -151,7 +152,7 @@ def neuron_gram(
       [[1.0, 1.0], [1.0, 2.0]]
     """
     found = np.zeros((count, count))
-    for r, u in zip(np.asarray(gram, np.float64), units, strict=True):
+    for r, u in zip(on_host(gram, np.float64), units, strict=True):
         for own, columns in _columns(u):
             found[np.ix_(own, own)] += r[np.ix_(columns, columns)]
     return found

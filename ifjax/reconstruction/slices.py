@@ -26,6 +26,7 @@ from ifjax.jaxprs.program import Step, flatten
 from ifjax.jaxprs.traits import traits_of
 from ifjax.jaxprs.walk import Axes
 from ifjax.namespace import namespace
+from ifjax.parallel.sharding import unstack
 from ifjax.reconstruction.apart import Apart, Parts, by_leaf, copied, unstacked
 from ifjax.structure import axis as ex
 from ifjax.structure.batch_view import View, mentioned
@@ -112,7 +113,7 @@ class _Evaluation:
         if isinstance(x, _Stack):
             return x
         if self.count(axes):
-            return list(View(self.expressions(axes), (self.name,)).front(jnp.asarray(x), {}))
+            return unstack(View(self.expressions(axes), (self.name,)).front(jnp.asarray(x), {}))
         return [x] * n
 
     def whole(self, x: Any, axes: Axes) -> Any:
@@ -239,7 +240,7 @@ def _parts(
 
     def split(x: Any) -> list[Any]:
         is_full = tuple(x.shape) == tuple(map(ex.size, view.axes))
-        return list(view.front(x, {} if is_full else widths))
+        return unstack(view.front(x, {} if is_full else widths))
 
     def join(slices: Sequence[Any]) -> Any:
         return view.back(namespace(*slices).stack(slices), widths)

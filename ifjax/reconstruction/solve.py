@@ -24,7 +24,7 @@ from ifjax.activations.moments import (
 )
 from ifjax.graph.facts.sites import Site, Unit
 from ifjax.jaxprs import compat
-from ifjax.parallel.sharding import on_host
+from ifjax.parallel.hosts import agreed, on_host
 from ifjax.reconstruction import precision
 from ifjax.reconstruction.along import pull
 from ifjax.reconstruction.leaves import Offset, admits_any, find_offset, write_offset, write_weight
@@ -272,9 +272,9 @@ def _embedded(part: Moments, problem: _Problem, index: Sequence[int]) -> Moments
     at = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in index])
     b, k, o = (problem.starts[0].shape[0], int(bounds[-1]), problem.starts[0].shape[2])
     gram, rows, cross = np.zeros((b, k, k)), np.zeros((b, k)), np.zeros((b, k, o))
-    np.add.at(gram, (slice(None), at[:, None], at), np.asarray(part.gram))  # type: ignore
-    np.add.at(rows, (slice(None), at), np.asarray(part.rows))  # type: ignore
-    np.add.at(cross, (slice(None), at), np.asarray(part.cross))  # type: ignore
+    np.add.at(gram, (slice(None), at[:, None], at), on_host(part.gram))  # type: ignore
+    np.add.at(rows, (slice(None), at), on_host(part.rows))  # type: ignore
+    np.add.at(cross, (slice(None), at), on_host(part.cross))  # type: ignore
     return part._replace(gram=gram, rows=rows, cross=cross)
 
 
@@ -293,16 +293,17 @@ def _finished(
     b, _, o = training.cross.shape
     start = np.concatenate([np.zeros((b, 0, o)), *problem.starts], 1)
     if problem.is_normed:
-        start = start * best_gain(training, start, problem.offset is not None)
-    found = fit(training, test, start, problem.offset is not None, known)
-    solved = np.asarray(found.weights, np.float64)
+        gain = best_gain(training, start, problem.offset is not None)
+        start = start * agreed(gain, walk.mesh)
+    found = agreed(fit(training, test, start, problem.offset is not None, known), walk.mesh)
+    solved = on_host(found.weights, np.float64)
     parts = np.split(solved, np.cumsum([x.shape[1] for x in problem.starts]), 1)
     for i, (site, part) in enumerate(zip(problem.sites, parts, strict=False)):
         if found.shrinkage < math.inf or problem.is_normed:
             write_weight(walk, site, problem.forms[i], problem.scales[i], part)
     offset = None if found.offsets is None else problem.offset
     if offset is not None:
-        shifts = np.asarray(found.offsets, np.float64)
+        shifts = on_host(found.offsets, np.float64)
         write_offset(walk, problem.at, problem.form, offset, shifts)
     taken_up = tuple(names[n] for n in offset.leaves) if offset else ()
     share = sum(held) / len(held) or 1.0

@@ -17,7 +17,7 @@ from ifjax.graph.facts.sites import Site
 from ifjax.jaxprs.program import Step
 from ifjax.jaxprs.traits import contraction_of, traits_of
 from ifjax.namespace import AnyArray
-from ifjax.parallel.sharding import on_host
+from ifjax.parallel.hosts import on_host
 from ifjax.reconstruction import precision
 from ifjax.reconstruction.along import pull, push
 from ifjax.reconstruction.ragged import (
@@ -139,7 +139,7 @@ def gram_of(walk: Walk, tap: Tap, dense: bool) -> Float[AnyArray, "B K K"]:
         x = walk.value(batch, tap.input, dense)
         found = channel_moments(form, x)
         if not precision.stays(found.shape[1]):
-            found = np.asarray(found, np.float64)
+            found = on_host(found, np.float64)
         total = total + found
         count += x.size // (found.shape[0] * found.shape[1])
     walk.check_finite(tap.step, total)

@@ -8,6 +8,7 @@ become a group for each. So do layers that are read as slices, `ifjax.reconstruc
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from ifjax.jaxprs.program import Program, Step, flatten
 from ifjax.jaxprs.traits import traits_of
 from ifjax.jaxprs.walk import loop_parts
 from ifjax.namespace import namespace
+from ifjax.parallel.sharding import unstack
 from ifjax.reconstruction.apart import Apart, Parts, by_leaf, copied, unstacked
 from ifjax.reconstruction.slices import numbered_slices, sliced
 from ifjax.structure import axis as ex
@@ -351,6 +353,6 @@ def _parts(leaf: Leaf, axis: int) -> Parts:
     """A stacked leaf as its layers, without the axis that numbers them."""
     rest = tuple(e for k, e in enumerate(leaf.axes) if k != axis)
     places = tuple(k - int(axis < k) for k in range(len(leaf.axes)))
-    split = lambda x: [*namespace(x).moveaxis(x, axis, 0)]  # noqa: E731
+    split = functools.partial(unstack, axis=axis)
     join = lambda layers: namespace(*layers).stack(layers, axis)  # noqa: E731
     return Parts(ex.size(leaf.axes[axis]), rest, places, split, join)

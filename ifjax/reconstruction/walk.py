@@ -14,12 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ifjax.graph.facts.sites import Sites, Unit, find_sites
+from ifjax.graph.facts.sites import Sites, Unit
 from ifjax.graph.resized import Resized
 from ifjax.jaxprs.evaluate import bind
-from ifjax.jaxprs.program import Program, Step, flatten
+from ifjax.jaxprs.program import Program, Step
 from ifjax.namespace import namespace
+from ifjax.parallel.hosts import is_apart, on_device, on_host, put
 from ifjax.parallel.sharding import fitted
 from ifjax.reconstruction.events import Event, merge, narrow
 from ifjax.reconstruction.segments import Job, Key, compiled, expanded, job_of
@@ -44,6 +46,7 @@ class Walk:
       fixed: those of them that were given, and are not solved for.
       dirty: values that are no longer the dense ones.
       shared: sums over what several units read, from the first of them to the last.
+      mesh: where leaves or inputs lie on devices of several processes, their mesh.
     """
 
     resized: Resized
@@ -58,6 +61,7 @@ class Walk:
     fixed: set[int] = dataclasses.field(default_factory=set)
     dirty: set[int] = dataclasses.field(default_factory=set)
     shared: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
+    mesh: Mesh | None = None
     memo: dict[bool, dict[int, Any]] = dataclasses.field(
         default_factory=lambda: {True: {}, False: {}}
     )
@@ -129,7 +133,7 @@ class Walk:
             n = stack[-1]
             if n in leaves and n not in memo:
                 is_same = not dense and leaves[n] is self.full[n]
-                memo[n] = self.parameter(n, True) if is_same else jax.device_put(leaves[n])
+                memo[n] = self.parameter(n, True) if is_same else on_device(leaves[n])
             if n in memo:
                 stack.pop()
             elif n in self.program.constants:
@@ -338,11 +342,11 @@ class Walk:
         """Gives a leaf of the compressed function another value; it stays where it is."""
         full = self.full[leaf]
         if isinstance(full, np.ndarray):
-            value = value if isinstance(value, np.ndarray) else np.array(value)
+            value = value if isinstance(value, np.ndarray) else np.array(on_host(value))
         elif len(full.sharding.device_set) > 1:
-            value = jax.device_put(value, fitted(full.sharding, value.shape))
-        elif not isinstance(value, jax.Array):
-            value = jnp.asarray(value)
+            value = put(value, fitted(full.sharding, value.shape))
+        elif not isinstance(value, jax.Array) or is_apart(value):
+            value = jnp.asarray(on_host(value))
         self.leaves[leaf] = value
         self.changed.add(leaf)
         memo = self.memo[False]
@@ -368,32 +372,3 @@ class Walk:
             ]
             known |= zip(step.outputs, self.resized.rebuild(step, operands), strict=True)
         return known[unit.end]
-
-
-def start(resized: Resized, leaves: Sequence[Any], batches: Sequence[Sequence[Any]]) -> Walk:
-    """A walk at its beginning: nothing is cut yet.
-
-    Args:
-      resized: the walked function.
-      leaves: dense parameters, in the order of the tree.
-      batches: arrays of the inputs, by batch.
-
-    Returns:
-      The walk.
-    """
-    resized.widths.clear()
-    resized.parts.clear()
-    inputs = len(resized.analysis.inputs)
-    program = flatten(resized.analysis.frame, [False] * len(leaves) + [True] * inputs)
-    full = dict(zip(program.inputs, map(laid, leaves), strict=False))
-    numbers = program.inputs[len(leaves) :]
-    values = [dict(zip(numbers, map(jax.device_put, b), strict=True)) for b in batches]
-    sites = find_sites(program)
-    return Walk(resized, program, sites, full, dict(full), values, [dict(v) for v in values])
-
-
-def laid(leaf: Any) -> Any:
-    """A leaf on the device, or on the host where it is an array of numpy, in jax's dtype."""
-    if isinstance(leaf, np.ndarray):
-        return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
-    return jax.device_put(leaf)
