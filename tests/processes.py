@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def both(call: str, environment: Mapping[str, str]) -> None:
+def both(call: str, environment: Mapping[str, str], timeout: int = 300) -> None:
     """Calls a function of ``tests`` in both, and waits for what each says if all went well.
 
     Args:
       call: module and function, and further arguments: ``spec.test_x.process({number}, {port})``.
       environment: of the processes.
+      timeout: seconds that each may take.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -31,7 +32,7 @@ def both(call: str, environment: Mapping[str, str]) -> None:
         for one in code
     ]
     try:
-        said = [one.communicate(timeout=300)[0] for one in running]
+        said = [one.communicate(timeout=timeout)[0] for one in running]
     finally:
         for one in running:
             one.kill()

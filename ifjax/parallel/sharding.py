@@ -80,7 +80,7 @@ def unstack(x: AnyArray, axis: int = 0) -> list[AnyArray]:
     On a mesh all come out of one program, and each lies as the whole does; mesh axes over which the
     axis itself was split go to the first other one that they divide.
 
-    >>> [y.tolist() for y in unstack(np.array([[1, 2], [3, 4]]), 1)]
+    >>> [y.tolist() for y in unstack(jax.numpy.array([[1, 2], [3, 4]]), 1)]
     [[1, 3], [2, 4]]
     """
     place = getattr(x, "sharding", None) if is_concrete(x) else None
