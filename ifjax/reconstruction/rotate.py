@@ -17,17 +17,17 @@ from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments, check_order
 from ifjax.jaxprs.axis_nodes import Free
 from ifjax.jaxprs.traits import contraction_of
-from ifjax.parallel.sharding import laid_like, on_host
-from ifjax.promotion import with_promotion
 from ifjax.parallel.hosts import on_host
+from ifjax.parallel.sharding import laid_like
+from ifjax.promotion import with_promotion
 from ifjax.reconstruction.calibration import calibration
 from ifjax.reconstruction.equivariance import find_bearings, line_of
 from ifjax.reconstruction.events import Event, merge
 from ifjax.reconstruction.scales import fold_scales
 from ifjax.reconstruction.select import neuron_gram
+from ifjax.reconstruction.start import start
 from ifjax.reconstruction.taps import Tap, gram_of, taps_of, units_of
 from ifjax.reconstruction.unroll import Unrolled, unrolled
-from ifjax.reconstruction.start import start
 from ifjax.reconstruction.walk import Walk
 from ifjax.spec.spec import FusionSpec
 from ifjax.structure import axis as ex
