@@ -21,6 +21,8 @@ kept, so that an interrupted run goes on; ``--only`` measures some. A row is a m
 * ``divergence``: of layers, those whose loss changes the predictions least.
 * ``compress``: `ifjax.compress`, choice and reconstruction. Of layers: those that ``divergence``
   leaves out are made up for by the others.
+* ``allocate``: `compress` with as many feed-forward neurons in each layer as `ifjax.allocate` gives
+  it, by the effect on the predictions for the first eight windows; layers are then of many widths.
 * ``distil``: `compress`, and then some steps of `ifjax.training.distill` on other windows of the
   validation text, one window each; seconds are those of the steps.
 
@@ -56,8 +58,10 @@ from ifjax.interop import Checkpoint, load_gguf, load_tokenizer
 from ifjax.models import keep_layers, layer_divergence, silence_layers, untie_decoder
 from ifjax.models.decoder import decoder
 from ifjax.models.decoder_groups import groups_by_kind, sparsities
+from ifjax.models.decoder_widths import unstack_layers
 
 WINDOWS, LENGTH, CALIBRATION = 24, 512, 32
+ALLOCATION, LEVELS, FLOOR = 8, 3, 0.25  # windows; widths of a layer that are tried; least share
 KEYS = ("name", "text", "calibration")  # of a row
 RATE = 1e-4  # of distillation
 CUTS = ("25", "50", "hidden", "layers", "blocks-20", "blocks-30", "blocks-40")
@@ -73,6 +77,7 @@ def main() -> None:
     every = ["dense"]
     every += [f"{m}-{c}" for c in CUTS for m in (OF_LAYERS if c == "layers" else METHODS)]
     every += [f"{m}-hidden" for m in OF_HIDDEN]
+    every += [f"allocate-{c}" for c in CUTS if c.isdigit()]
     parser.add_argument("--only", nargs="+", default=every, choices=every)
     parser.add_argument("--calibration", type=int, default=CALIBRATION, help="windows")
     texts = ("validation", "python", "sampled")
@@ -167,6 +172,8 @@ class Bench:
 
     def made(self, method: str, cut: str) -> Any:
         """The parameters of a row."""
+        if method == "allocate":
+            return self.allocated(int(cut) / 100)
         apply_fn = functools.partial(decoder, self.network.config)
         graph = ifjax.trace(apply_fn, self.dense, self.calibration[:1])
         shares = shares_of(self.dense["layers"], cut)
@@ -240,6 +247,28 @@ class Bench:
             )
             ifjax.save(folder, small, spec)
         return small
+
+    def allocated(self, share: float) -> Any:
+        """Feed-forward neurons where they are missed least."""
+        apply_fn = functools.partial(decoder, self.network.config)
+        params = unstack_layers(self.dense)
+        graph = ifjax.trace(apply_fn, params, self.calibration[:1])
+        neurons = groups_by_kind(graph)["ffn"]
+        windows = [*self.calibration[:ALLOCATION, None]]
+        spec = ifjax.allocate(
+            apply_fn,
+            params,
+            graph,
+            windows,
+            share,
+            "neurons",
+            include=neurons,
+            levels=LEVELS,
+            floor=FLOOR,
+        )
+        print({name: spec.structure.widths.get(name) for name in neurons}, flush=True)
+        batches = [self.calibration[i : i + 2] for i in range(0, len(self.calibration), 2)]
+        return ifjax.compress(apply_fn, params, spec, batches)[0]
 
     def distilled(self, small: Any) -> Any:
         """A short recovery."""
