@@ -206,7 +206,7 @@ def _branch(walk: Walk) -> Walk:
         dirty=set(),
         memo={True: walk.memo[True], False: {}},
     )
-    for fact in ("_variables", "_owner", "_pinned"):  # the same for all branches
+    for fact in ("_variables", "_owner", "_pinned", "normed"):  # the same for all branches
         branch.__dict__[fact] = getattr(walk, fact)
     return branch
 

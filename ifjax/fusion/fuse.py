@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from ifjax.activations.statistics import Stats
 from ifjax.fusion.execution.merging import merged
 from ifjax.fusion.execution.place import (
+    fused_outputs,
     held_by_host,
     leaf_outputs,
     placed,
@@ -82,7 +82,7 @@ def fuse_params(
     if not spec.structure.widths:
         return params
     _check_in_place(program, "weights")
-    outputs = lambda: (leaf_outputs(program, params, leaves), P())  # noqa: E731
+    outputs = functools.partial(fused_outputs, program, params, leaves)
     small, states = run(_fused, program, leaves, *given, outputs=outputs)
     check_converged(states, spec.method)
     return placed(params, small)

@@ -79,12 +79,14 @@ def numbers(variables: Sequence[Var], values: Sequence[ArrayLike]) -> Numbers:
     return found
 
 
-def as_number(value: ArrayLike) -> np.ndarray | None:
+def as_number(value: ArrayLike | str | None) -> np.ndarray | None:
     """The value as an array, where it is a known integer or truth value of moderate size."""
     dtype = getattr(value, "dtype", None)
     if dtype is None:
         dtype = np.result_type(value) if isinstance(value, bool | int) else np.dtype(object)
-    if isinstance(value, Tracer) or not _is_whole(dtype) or np.size(value) > LIMIT:
+    if isinstance(value, Tracer | str) or value is None or not _is_whole(dtype):
+        return None
+    if np.size(value) > LIMIT:
         return None
     return np.asarray(value)
 

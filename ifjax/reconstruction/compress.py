@@ -74,7 +74,8 @@ def compress(
     adds one, :math:`\mu` the mean diagonal of X'X, and :math:`\lambda` chosen by the error on a
     quarter of the inputs, which are held out for it; where none makes it smaller, V stays
     :math:`V_0`. Behind a norm over neurons that are cut :math:`V_0` is taken times the number that
-    fits best, for the norm divides by the mean of fewer. Where only products of two activations
+    fits best, if it does so on inputs that are held out, for the norm divides by the mean of fewer.
+    Where only products of two activations
     Q K' contract the neurons, as dimensions of queries and keys, the product is what is restored:
     by a matrix between the kept ones, multiplied into weights of Q or K where they are linear in
     them. Nothing is fine-tuned and no gradient taken.

@@ -332,7 +332,8 @@ class _Bearings:
         if held[0] == held[1] == TURNED:
             return
         for k in (0, 1):
-            if held[k].kind == "scaled" and held[1 - k] == TURNED and not step.data[1 - k]:
+            once = self.count(step.inputs[k]) == 1
+            if held[k].kind == "scaled" and held[1 - k] == TURNED and once and not step.data[1 - k]:
                 self.readers.append(Reader(place, k, held[k].factors))
                 return
         if any(b.kind == "scaled" for b in held):

@@ -18,6 +18,7 @@ from ifjax.reconstruction.ridge_on_device import ridge_on_device, squared_error_
 
 NARROW = 2048  # rows of a kernel up to which more threads of BLAS gain little
 WIDE = 0.3  # outputs per row from which on to diagonalise is faster than to solve five times
+_VARIES = 1e-5  # of all squares: deviations of less are rounding
 SHRINKAGES = (0.001, 0.01, 0.1, 1.0, 10.0)
 Known = dict[Hashable, Any]
 T = TypeVar("T")
@@ -139,34 +140,65 @@ def ridge(
     return start + change, offsets
 
 
-def best_gain(moments: Moments, start: Float[np.ndarray, "B K O"], intercept: bool) -> float:
+def best_gain(
+    training: Moments,
+    test: Moments | None,
+    start: Float[np.ndarray, "B K O"],
+    intercept: bool,
+) -> float:
     """The number that weights are best multiplied by, all alike.
 
     A norm over fewer neurons divides by another mean: what reads it would be too large by one
     factor, and to shrink towards that would keep it so.
 
     Args:
-      moments: sums over the positions.
+      training: sums over the positions that the number is found on.
+      test: sums over those that are held out, on which it has to be better than one.
       start: the weights.
       intercept: whether there is an offset, which takes up the means.
 
     Returns:
-      The number; one where the weights give nothing.
+      The number, above zero; one where what the weights give hardly varies, and where another
+      number is no better.
 
     Example:
       >>> x = np.array([[1.0], [2.0], [3.0]])
       >>> found = Moments(3.0, x.sum(0)[None], (x.T @ x)[None], (x.T @ (2 * x))[None],
       ...                 (2 * x).sum(0)[None], ((2 * x) ** 2).sum(0)[None])
-      >>> best_gain(found, np.ones((1, 1, 1)), True)
+      >>> best_gain(found, found, np.ones((1, 1, 1)), True)
       2.0
     """
-    given = float((start * moments.cross).sum())
-    square = float((start * (moments.gram @ start)).sum())
+    given, square = _given(training, start)
+    whole, made = float(square), (training.rows[:, None] @ start)[:, 0]
     if intercept:
-        mean = (moments.rows[:, None] @ start)[:, 0]
-        given -= float((mean * moments.target).sum() / moments.count)
-        square -= float((mean * mean).sum() / moments.count)
-    return given / square if square > 0 else 1.0
+        given -= float((made * training.target).sum() / training.count)
+        square -= float((made * made).sum() / training.count)
+    if not square > _VARIES * whole or not given > 0:
+        return 1.0
+    if test is None:
+        return given / square
+    cross, own = _given(test, start)
+    there = (test.rows[:, None] @ start)[:, 0]
+
+    def error(gain: float) -> float:
+        """On the positions that are held out, but for what is the same for all numbers."""
+        found = gain * gain * own - 2 * gain * cross
+        if intercept:
+            offset = (training.target - gain * made) / training.count
+            found += float(
+                (offset * (test.count * offset - 2 * (test.target - gain * there))).sum()
+            )
+        return found
+
+    return min(1.0, given / square, key=error)
+
+
+def _given(moments: Moments, start: Float[np.ndarray, "B K O"]) -> tuple[float, float]:
+    """Sums of what weights give times the target, and of its squares."""
+    return (
+        float((start * moments.cross).sum()),
+        float((start * (moments.gram @ start)).sum()),
+    )
 
 
 def left_over(moments: Moments, start: Float[np.ndarray, "B K O"]) -> Moments:

@@ -36,7 +36,10 @@ from ifjax.structure.leaves import checked_leaves
 from ifjax.structure.names import known_group
 from ifjax.structure.structure import Group, keeping
 
-AGREEMENT = 30.0  # times the root of the rounding unit: what a layer may differ by, relatively
+AGREEMENT, MOST = 30.0, 0.1  # times the root of the rounding unit, and at most: what may differ
+
+
+_ADVICE = "give that use a leaf of its own, or trace and rotate the function without it"
 
 
 class Rotated(NamedTuple):
@@ -74,12 +77,12 @@ def rotate(
     Q' W. Taken are the eigenvectors of
 
     .. math::
-        \sum_s \frac{1}{N_s} X_s' X_s = Q \operatorname{diag}(e) Q',
+        \frac{1}{S} \sum_s \frac{1}{N_s} X_s' X_s = Q \operatorname{diag}(e) Q',
 
-    with :math:`X_s`, ``[N_s, n]``, what the consumers at place s read, behind their norm, and e
-    descending: the first channels carry most, and cutting the group then cuts minor axes where it
-    would have cut single channels. With ``scores={group: energy}`` `ifjax.compress` and
-    `ifjax.fuse_params` keep the first ones; without, ``compress`` chooses among them.
+    with :math:`X_s`, ``[N_s, n]``, what the consumers at the s-th of S places read, behind their
+    norm, and e descending: the first channels carry most, and cutting the group then cuts minor
+    axes where it would have cut single channels. With ``scores={group: energy}`` `ifjax.compress`
+    and `ifjax.fuse_params` keep the first ones; without, ``compress`` chooses among them.
 
     A scale of a norm along the channels is folded into the weights that read them beforehand, of
     every layer of a scan its own, and gets what makes it one: ones, or zeros where the function
@@ -102,7 +105,8 @@ def rotate(
         line of the function: an activation function, a layer norm (which takes their mean away), a
         scale that cannot be folded; for an unknown group, one that has copies (experts, heads) or
         that inputs hold; for inputs as `ifjax.compress`; and where what the rotated function
-        computes on the first batch differs from what the function did.
+        computes on the first batch, its outputs or what reads the channels, differs from what the
+        function did: where a folded scale, or a weight that took one, is used for something else.
       TypeError: for batches of another form, or anything but a graph or spec.
 
     References:
@@ -240,27 +244,45 @@ def _times(x: Any, axes: Sequence[ex.Expression], group: Group, rotation: np.nda
 
 
 def _check_same(walk: Walk, group: Group, rotated: Mapping[int, Any], rotation: np.ndarray) -> None:
-    """Raises where what reads the channels does not give what it gave before."""
+    """Raises where what reads the channels, or an output, is not what it was before."""
     for n, leaf in rotated.items():
         if leaf is not walk.full[n]:
             walk.write(n, leaf)
-    last, done = walk.last_use({}), 0
+    last, done = walk.last_use({}) | dict.fromkeys(walk.program.outputs, math.inf), 0
     for tap in taps_of(walk, [group.name])[group.name]:
         walk.run(range(done, tap.place), {}, last)
         done = tap.place
         dense, small = (_given(walk, tap, is_dense) for is_dense in (True, False))
         [number] = tap.step.outputs
         dense = _times(dense, walk.axes(number), group, rotation)
-        unit = float(jnp.finfo(compat.dtype_of(tap.step.equation.outvars[0])).eps)
-        allowed = min(AGREEMENT * math.sqrt(unit), 0.5)
-        apart = float(np.linalg.norm(dense - small))
-        if not apart <= allowed * max(float(np.linalg.norm(dense)), unit):
-            where = line_of(tap.step)
+        if (apart := _apart(dense, small, compat.dtype_of(tap.step.equation.outvars[0]))) is None:
+            continue
+        raise ValueError(
+            f"{group.name}: expected the same numbers with rotated channels, but at "
+            f"{line_of(tap.step)} they are apart by {apart}: numbers that are out of range, or "
+            f"a scale, or a weight that took one, that is used for something else too; {_ADVICE}"
+        )
+    walk.run(range(done, len(walk.program.steps)), {}, last)
+    for i, n in enumerate(walk.program.outputs):
+        dense, small = (walk.value(0, n, is_dense) for is_dense in (True, False))
+        if not jnp.issubdtype(dtype := jnp.asarray(dense).dtype, jnp.floating):
+            continue
+        dense, small = (on_host(x).astype(np.float64) for x in (dense, small))
+        if (apart := _apart(dense, small, dtype)) is not None:
             raise ValueError(
-                f"{group.name}: expected the same numbers with rotated channels, but at {where} "
-                f"they are apart by {apart:.3g} of {np.linalg.norm(dense):.3g}: numbers that are "
-                "out of range, or a defect of ifjax, please report it"
+                f"{group.name}: expected the same outputs with rotated channels, but output {i} of "
+                f"the function is apart by {apart}: it uses the scale of a norm, or a weight that "
+                f"took one, for something else too; {_ADVICE}"
             )
+
+
+def _apart(dense: np.ndarray, small: np.ndarray, dtype: Any) -> str | None:
+    """How far values are apart; None where it is rounding."""
+    unit, size = float(jnp.finfo(dtype).eps), float(np.linalg.norm(dense))
+    apart = float(np.linalg.norm(dense - small))
+    if apart <= min(AGREEMENT * math.sqrt(unit), MOST) * max(size, unit):
+        return None
+    return f"{apart:.3g} of {size:.3g}"
 
 
 def _given(walk: Walk, tap: Tap, dense: bool) -> Float[np.ndarray, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from ifjax.reconstruction.equivariance import line_of
 from ifjax.reconstruction.leaves import admits_any, write_weight
 from ifjax.reconstruction.taps import Tap, form_of, units_of
 from ifjax.reconstruction.walk import Walk
+from ifjax.structure import axis_arrays
 from ifjax.structure.structure import Group
 
 
@@ -77,17 +78,30 @@ def _neutralise(walk: Walk, group: Group, number: int, changed: set[int]) -> Non
     changed.update(leaves)
 
     def value(leaf: int, x: float) -> float:
-        walk.write(leaf, np.full_like(on_host(walk.full[leaf]), x))
+        there = np.array(on_host(walk.full[leaf]))
+        walk.write(leaf, _of_channels(walk, group, leaf, there, lambda part: np.full_like(part, x)))
         return float(_vector(walk, group, number, dense=False)[0])
 
     for leaf in own:
-        at = float(np.mean(on_host(walk.full[leaf]), dtype=np.float64))
+        there = np.asarray(on_host(walk.full[leaf]), np.float64)
+        axes = enumerate(walk.axes(leaf))
+        rows = [r for axis, e in axes for r in axis_arrays.rows(there, axis, e, group.name)]
+        at = float(np.mean([row.mean() for row in rows]))
         if len(leaves) == 1:
             nought = value(leaf, 0.0)
             slope = value(leaf, 1.0) - nought
             if slope and np.isfinite((1 - nought) / slope):
                 at = (1 - nought) / slope
         value(leaf, at)
+
+
+def _of_channels(
+    walk: Walk, group: Group, leaf: int, x: np.ndarray, function: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """A leaf with a function applied to what it has of the channels, and the rest as it is."""
+    for axis, e in enumerate(walk.axes(leaf)):
+        x = axis_arrays.transform(x, axis, e, group.name, lambda part, _: function(part))
+    return x
 
 
 def _site(walk: Walk, group: Group, reader: Reader, places: set[int]) -> Site:
@@ -104,7 +118,9 @@ def _site(walk: Walk, group: Group, reader: Reader, places: set[int]) -> Site:
         where = line_of(step)
         raise ValueError(
             f"{_paths(walk, weight)}: expected a weight that can take the scale of the channels of "
-            f"{group.name} that it reads at {where}; its entries are not those of one leaf"
+            f"{group.name} that it reads at {where}; its entries are not those of one leaf, or it "
+            "is read in a form that no weight is written in (experts dealt out, joined vectors): "
+            "multiply the scale into it by hand"
         )
     return site
 

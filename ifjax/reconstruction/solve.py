@@ -42,8 +42,8 @@ class Solved:
       sites: paths of the leaves that were solved for; of the offset where it was alone.
       rows: how many numbers the kernels read at a position.
       positions: how many positions there were.
-      shrinkage: the one that was chosen; infinite where the weights stay as they are, for none
-        gave a smaller error on inputs that were held out.
+      shrinkage: the one that was chosen; infinite where the weights stay as they are, or behind a
+        norm that times one number, for none gave a smaller error on inputs that were held out.
       before: error at the end of the unit with the weights as they were, behind a norm over neurons
         that are cut times the number that fits best; relative to the deviation of the dense values.
       after: error after.
@@ -132,7 +132,7 @@ def solve(walk: Walk, unit: Unit, held: Sequence[bool], names: dict[int, str]) -
         return None
     stays = precision.stays(sum(x.shape[1] for x in problem.starts))
     seen = set[str]().union(*(walk.atoms(site.input) for site in problem.sites))
-    is_normed = any(not e.group.exact and e.group.name in seen for e in walk.events)
+    is_normed = any(not e.group.exact and e.group.name in seen & walk.normed for e in walk.events)
     problem, sums = dataclasses.replace(problem, stays=stays, is_normed=is_normed), _Sums()
     shared = _shared(walk, problem)
     _gather(walk, problem, unit, held, sums, shared)
@@ -292,14 +292,16 @@ def _finished(
     walk.check_finite(problem.at.step, spread, *every)
     b, _, o = training.cross.shape
     start = np.concatenate([np.zeros((b, 0, o)), *problem.starts], 1)
+    gain = 1.0
     if problem.is_normed:
-        gain = best_gain(training, start, problem.offset is not None)
-        start = start * agreed(gain, walk.mesh)
+        found = best_gain(training, test, start, problem.offset is not None)
+        gain = agreed(found, walk.mesh)
+        start = start * gain
     found = agreed(fit(training, test, start, problem.offset is not None, known), walk.mesh)
     solved = on_host(found.weights, np.float64)
     parts = np.split(solved, np.cumsum([x.shape[1] for x in problem.starts]), 1)
     for i, (site, part) in enumerate(zip(problem.sites, parts, strict=False)):
-        if found.shrinkage < math.inf or problem.is_normed:
+        if found.shrinkage < math.inf or gain != 1:
             write_weight(walk, site, problem.forms[i], problem.scales[i], part)
     offset = None if found.offsets is None else problem.offset
     if offset is not None:

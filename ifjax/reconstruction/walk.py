@@ -100,6 +100,16 @@ class Walk:
         """Names of what lies along the axes of a value."""
         return {name for e in self.axes(number) for name in ex.atoms(e)}
 
+    @functools.cached_property
+    def normed(self) -> frozenset[str]:
+        """Groups over whose neurons activations alone are summed, as norms of them do."""
+        found = set[str]()
+        for step in self.program.steps:
+            if step.data and all(step.data):
+                read = set[str]().union(*map(self.atoms, step.inputs))
+                found |= read.difference(*map(self.atoms, step.outputs))
+        return frozenset(found)
+
     @property
     def sizes(self) -> dict[str, int]:
         """Present widths of the groups that are cut already."""

@@ -71,7 +71,7 @@ def test_later_levels_see_the_sizes_of_earlier_ones():
     for level in program.levels:
         for p in level.problems:
             assert p.extent == (p.size, p.size // 2)
-            assert {ex.size(m.where) for m in p.described.members} == {p.size}
+            assert {ex.size(where) for _, _, where in p.described.members} == {p.size}
 
 
 def test_all_groups_of_an_axis_are_merged_at_once():

@@ -10,6 +10,7 @@ from ifjax.reconstruction.ridge import (
     SHRINKAGES,
     WIDE,
     _by_spectrum,
+    best_gain,
     fit,
     held_out,
     ridge,
@@ -137,3 +138,28 @@ def test_errors_of_held_out_rows_are_the_same_both_ways(intercept):
     by_spectrum = _by_spectrum(*parts, intercept, known)
     np.testing.assert_allclose(solved, by_spectrum, rtol=1e-9)
     assert held_out(*parts, intercept, known) == by_spectrum, "where it is diagonal already"
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_the_gain_is_that_of_the_least_error_if_it_holds_on_other_rows(intercept):
+    rng = np.random.default_rng(0)
+    x, v = rng.normal(2, 1, (40, 3)), rng.normal(size=(3, 2))
+    t, start = 0.7 * x @ v + rng.normal(0, 0.1, (40, 2)) + 5 * intercept, v[None]
+
+    def error(rows, gain):
+        left = t[rows] - gain * x[rows] @ v
+        mean = (t[:30] - gain * x[:30] @ v).mean(0) if intercept else 0
+        return np.square(left - mean).sum()
+
+    found = best_gain(sums(x[:30], t[:30]), sums(x[30:], t[30:]), start, intercept)
+    tried = np.linspace(0.1, 4, 391)
+    assert abs(found - min(tried, key=lambda gain: error(slice(30), gain))) <= 0.01
+    assert error(slice(30, 40), found) < error(slice(30, 40), 1)
+    for held in (x[30:] @ v, 1.2 * x[30:] @ v):  # that one is better there
+        assert best_gain(sums(x[:30], t[:30]), sums(x[30:], held), start, True) == 1
+
+
+def test_the_gain_of_rows_that_hardly_vary_is_one():
+    rng = np.random.default_rng(0)
+    x, t = 1 + rng.normal(0, 1e-7, (8, 3)), rng.normal(size=(8, 2))
+    assert best_gain(sums(x, t), None, np.ones((1, 3, 2)), True) == 1

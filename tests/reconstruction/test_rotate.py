@@ -202,6 +202,62 @@ def test_what_depends_on_the_basis_is_refused_with_its_line(name):
     assert name == "single entries" or "test_rotate.py:" in str(found.value)
 
 
+def normed(h):
+    return h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True))
+
+
+def read_scaled(p, x):
+    return jax.nn.relu((normed(x @ p["in"]) * p["scale"]) @ p["up"]) @ p["out"]
+
+
+USES = {
+    "scale": lambda p, y: y * p["scale"].mean(),
+    "weight": lambda p, y: (y, (p["up"] ** 2).sum()),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_second_use_of_what_was_folded_is_refused(use):
+    shapes = {"in": (5, D), "scale": (D,), "up": (D, 7), "out": (7, 3)}
+    params = {k: normal(i, *shape) for i, (k, shape) in enumerate(shapes.items())}
+    apply, x = lambda p, x: USES[use](p, read_scaled(p, x)), normal(40, 8, 5)
+    graph = ifjax.trace(apply, params, x)
+    with pytest.raises(ValueError, match=r"same outputs.*, but output .* for something else too"):
+        ifjax.rotate(apply, params, graph, stream(graph), [x])
+
+
+def test_a_scale_over_more_than_the_channels_keeps_the_rest():
+    """A stream beside other channels, behind one norm."""
+
+    def apply(p, x):
+        h = jnp.concatenate([x @ p["in"], x @ p["beside"]], -1)
+        return (normed(h) * p["scale"]) @ p["out"]
+
+    shapes = {"in": (5, D), "beside": (5, 4), "scale": (D + 4,), "out": (D + 4, 3)}
+    with jax.enable_x64(True):
+        params = double({k: normal(i, *shape) for i, (k, shape) in enumerate(shapes.items())})
+        x = jnp.asarray(normal(40, 8, 5), jnp.float64)
+        graph = ifjax.trace(apply, params, x)
+        rotated = ifjax.rotate(apply, params, graph, stream(graph), [x]).params
+        np.testing.assert_allclose(apply(rotated, x), apply(params, x), rtol=1e-10)
+    np.testing.assert_array_equal(rotated["scale"][D:], params["scale"][D:])
+    np.testing.assert_array_equal(rotated["scale"][:D], 1)
+
+
+def test_a_scale_of_one_of_two_axes_is_refused():
+    def apply(p, x):
+        h = x @ p["in"]
+        z = jnp.einsum("bi,bj->bij", h, h) * p["scale"]
+        return jnp.einsum("bjf,jg->bfg", jnp.einsum("bij,if->bjf", z, p["up"]), p["out"])
+
+    shapes = {"in": (5, D), "scale": (D,), "up": (D, 2), "out": (D, 3)}
+    params = {k: normal(i, *shape) for i, (k, shape) in enumerate(shapes.items())}
+    x = normal(40, 8, 5)
+    graph = ifjax.trace(apply, params, x)
+    with pytest.raises(ValueError, match="no weight that could take the scale"):
+        ifjax.rotate(apply, params, graph, stream(graph), [x])
+
+
 def test_a_tied_embedding_is_untied_first():
     apply, params = functools.partial(decoder, LLAMA), made(LLAMA)
     del params["head"]

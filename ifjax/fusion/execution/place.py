@@ -139,3 +139,8 @@ def leaf_outputs(program: Program, params: PyTree, read: Arrays) -> dict[str, P]
 def map_outputs(program: Program) -> dict[str, P]:
     """The `PartitionSpec` of what is known of every group, on a mesh with explicit axes."""
     return {group.name: P() for group in program.spec.structure.in_order()}
+
+
+def fused_outputs(program: Program, params: PyTree, read: Arrays) -> tuple[dict[str, P], P]:
+    """The `PartitionSpec` of the merged leaves, and of how their maps were solved."""
+    return leaf_outputs(program, params, read), P()
