@@ -153,13 +153,8 @@ def compress(
         raise ValueError(f"frontier: expected 'held' or 'recompute', got {frontier!r}")
     for tree in (params, begin := params if altered is None else altered):
         checked_leaves(tree, spec.structure)
-    if isinstance(batches, LayerMoments):
-        if folder is not None or frontier != "held" or altered is not None:
-            raise ValueError("moments take no folder, frontier or altered: nothing is evaluated")
-        data, example = Calibration((), ()), batches.inputs
-    else:
-        data = calibration(batches, apply_fn, params)
-        example = data.batches[0]
+    is_plain = folder is None and frontier == "held" and altered is None
+    data, example = _inputs(batches, apply_fn, params, is_plain)
     flat = unrolled(apply_fn, params, spec.structure, example, static)
     arguments = Arguments.split(example, static)
     walked = resized(flat.apply_fn, flat.structure, flat.params, arguments, static)
@@ -196,6 +191,21 @@ def compress(
     sizes = {name: spec.structure.group[name].size for name in kept}
     found = tuple(result.chosen), tuple(result.solved), tuple(result.follows)
     return _where(params, small), Report(*found, kept, sizes)
+
+
+def _inputs(
+    batches: Iterable[Any] | LayerMoments,
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    is_plain: bool,
+) -> tuple[Calibration, Any]:
+    """The batches, none of moments, and the inputs that the function is traced for."""
+    if not isinstance(batches, LayerMoments):
+        data = calibration(batches, apply_fn, params)
+        return data, data.batches[0]
+    if not is_plain:
+        raise ValueError("moments take no folder, frontier or altered: nothing is evaluated")
+    return Calibration((), ()), batches.inputs
 
 
 def _where(params: PyTree, small: PyTree) -> PyTree:
