@@ -33,15 +33,24 @@ def is_apart(x: object) -> bool:
 def mesh_apart(*trees: PyTree) -> Mesh | None:
     """The mesh over several processes on which an array lies; None where there is none.
 
-    >>> mesh_apart({"w": jax.numpy.ones(2)}) is None
-    True
+    Raises:
+      TypeError: for an array of several processes with a sharding that has no mesh.
+
+    Example:
+      >>> mesh_apart({"w": jax.numpy.ones(2)}) is None
+      True
     """
-    for x in jax.tree.leaves(trees):
-        if is_apart(x) and isinstance(x.sharding, NamedSharding):
-            mesh = x.sharding.mesh
-            assert isinstance(mesh, Mesh)  # of an array, which lies on devices
-            return mesh
-    return None
+    return next((_mesh_of(x.sharding) for x in jax.tree.leaves(trees) if is_apart(x)), None)
+
+
+def _mesh_of(place: Sharding) -> Mesh:
+    """The mesh of an array that lies on devices of several processes."""
+    if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
+        return place.mesh
+    raise TypeError(
+        f"expected arrays over several processes with a jax.sharding.NamedSharding, got "
+        f"{type(place).__name__}; lay them out again by jax.device_put with one"
+    )
 
 
 def on_host(x: Any, dtype: Any = None) -> np.ndarray:
@@ -63,8 +72,7 @@ def on_host(x: Any, dtype: Any = None) -> np.ndarray:
 @functools.cache
 def _replicating(place: Sharding) -> Callable[[Array], Array]:
     """What lays an array whole on all devices of a sharding."""
-    assert isinstance(place, NamedSharding), place
-    return jax.jit(lambda x: x, out_shardings=NamedSharding(place.mesh, P()))
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(_mesh_of(place), P()))
 
 
 def on_device(x: AnyArray) -> Array:

@@ -45,6 +45,12 @@ def fsdp(path, x):
     return P() if axis is None else P(*[None] * axis, ("data", "model"))
 
 
+def test_a_layout_without_a_mesh_is_told(monkeypatch):
+    monkeypatch.setattr(hosts, "is_apart", lambda x: True)
+    with pytest.raises(TypeError, match="NamedSharding, got SingleDeviceSharding; lay"):
+        hosts.mesh_apart(jax.device_put(np.ones(4), jax.devices()[0]))
+
+
 def tensor_parallel(path, x):
     """Feed-forward neurons and heads over one axis of the mesh; behind the axis of the layers."""
     at = {"query": 2, "key": 2, "value": 2, "out": 1, "gate": 2, "up": 2, "down": 1}
