@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import tempfile
@@ -26,6 +27,9 @@ import jaxtyping
 import pytest
 import typecheck
 
+# Tracing makes many objects and hardly any cycles: looking for these took a tenth of the time.
+gc.freeze()
+gc.set_threshold(100_000, 20, 20)
 xla.exact()
 xla.reuse_contexts()
 typecheck.install()
