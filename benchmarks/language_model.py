@@ -17,6 +17,7 @@ kept, so that an interrupted run goes on; ``--only`` measures some. A row is a m
   weights that the other methods remove (the idea of SliceGPT, arXiv 2401.15024).
 * ``rotate``, ``leading``: the hidden width of the network with a head of its own, turned to its
   principal axes by `ifjax.rotate`; then `compress`, which chooses among them, or keeps the first.
+  ``subspace``: with ``kept=``, turned to the subspace that consumers lose least by.
   ``untied``: the same without a turn.
 * ``divergence``: of layers, those whose loss changes the predictions least.
 * ``compress``: `ifjax.compress`, choice and reconstruction. Of layers: those that ``divergence``
@@ -66,7 +67,7 @@ KEYS = ("name", "text", "calibration")  # of a row
 RATE = 1e-4  # of distillation
 CUTS = ("25", "50", "hidden", "layers", "blocks-20", "blocks-30", "blocks-40")
 METHODS = ("compress", "distil", "l1", "fusion", "energy", "bias", "slice")
-OF_HIDDEN = ("rotate", "leading", "untied")
+OF_HIDDEN = ("rotate", "leading", "subspace", "untied")
 OF_LAYERS = ("compress", "divergence", "l1", "energy", "slice")
 PYTHON = 2**21  # characters of the standard library, files by name
 
@@ -226,26 +227,21 @@ class Bench:
 
     def rotated(self, method: str, cut: str) -> Any:
         """Compressed with a head of its own, its stream turned before or not."""
-        params, apply_fn = (
-            untie_decoder(self.dense),
-            functools.partial(decoder, self.network.config),
-        )
+        params = untie_decoder(self.dense)
+        apply_fn = functools.partial(decoder, self.network.config)
         graph = ifjax.trace(apply_fn, params, self.calibration[:1])
         groups = sparsities(graph, shares_of(self.dense["layers"], cut))
+        spec = graph.spec(groups, importance="reconstruction", method="prune")
         batches = [self.calibration[i : i + 2] for i in range(0, len(self.calibration), 2)]
         scores = None
         if method != "untied":
             [name] = groups
-            params, _, energy = ifjax.rotate(apply_fn, params, graph, name, batches)
-            scores = {name: energy} if method == "leading" else None
-        spec = graph.spec(groups, importance="reconstruction", method="prune")
+            [cut_group] = [g for g in spec.groups if g.name == name]
+            kept = cut_group.kept if method == "subspace" else None
+            params, _, _ = ifjax.rotate(apply_fn, params, graph, name, batches, kept=kept)
+            scores = None if method == "rotate" else {name: np.arange(cut_group.size, 0, -1)}
         small, report = ifjax.compress(apply_fn, params, spec, batches, scores=scores)
         print(report, file=sys.stderr, flush=True)
-        if self.args.work is not None:
-            folder = (
-                self.args.work / f"{method}-{cut}-{self.args.text}-{self.args.calibration}-done"
-            )
-            ifjax.save(folder, small, spec)
         return small
 
     def allocated(self, share: float) -> Any:

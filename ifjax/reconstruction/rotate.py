@@ -24,9 +24,10 @@ from ifjax.reconstruction.calibration import calibration
 from ifjax.reconstruction.equivariance import find_bearings, line_of
 from ifjax.reconstruction.events import Event, merge
 from ifjax.reconstruction.scales import fold_scales
-from ifjax.reconstruction.select import neuron_gram
+from ifjax.reconstruction.select import neuron_gram, neuron_weights
 from ifjax.reconstruction.start import start
-from ifjax.reconstruction.taps import Tap, gram_of, taps_of, units_of
+from ifjax.reconstruction.subspace import least_read
+from ifjax.reconstruction.taps import Tap, gram_of, kernel_of, taps_of, units_of
 from ifjax.reconstruction.unroll import Unrolled, unrolled
 from ifjax.reconstruction.walk import Walk
 from ifjax.spec.spec import FusionSpec
@@ -37,6 +38,7 @@ from ifjax.structure.names import known_group
 from ifjax.structure.structure import Group, keeping
 
 AGREEMENT, MOST = 30.0, 0.1  # times the root of the rounding unit, and at most: what may differ
+OF_NORMS = 0.25  # a share s of squares less is s / 2 of their root; s^2 / 4 is at most a quarter s
 
 
 _ADVICE = "give that use a leaf of its own, or trace and rotate the function without it"
@@ -48,7 +50,8 @@ class Rotated(NamedTuple):
     Attributes:
       params: the parameters.
       rotation: what a row of channels was multiplied by, orthogonal.
-      energy: mean square of every channel in what its consumers read, descending.
+      energy: mean square of every channel in what its consumers read, descending; where so many
+        are to be kept, among these, and among the others.
 
     Example:
       >>> rotated = Rotated({"w": np.eye(2)}, np.eye(2), np.array([3.0, 1.0]))
@@ -68,6 +71,8 @@ def rotate(
     graph: DependencyGraph | FusionSpec,
     group: str,
     batches: Iterable[Any],
+    *,
+    kept: int | None = None,
     **static: Any,
 ) -> Rotated:
     r"""Rotates the channels of a residual stream to their principal axes; the function stays.
@@ -84,6 +89,14 @@ def rotate(
     axes where it would have cut single channels. With ``scores={group: energy}`` `ifjax.compress`
     and `ifjax.fuse_params` keep the first ones; without, ``compress`` chooses among them.
 
+    Where it is known how many are to be kept, the first ones span the subspace from which all that
+    the consumers give can be made best, their errors relative to what they give: minor axes that
+    are read with large weights are in it, major ones that hardly are not. Consumers whose results
+    do not come back to the channels, as those of a head, count as much as all others. What norms
+    divide by counts too: a large axis that nobody reads may be all that makes it large. Among the
+    kept channels, and among the others, axes are principal. ``scores={group: range(n, 0, -1)}``
+    keeps them.
+
     A scale of a norm along the channels is folded into the weights that read them beforehand, of
     every layer of a scan its own, and gets what makes it one: ones, or zeros where the function
     adds one to it. A tied embedding has no weight of its own that could take the scale before the
@@ -95,6 +108,8 @@ def rotate(
       graph: of it, or a spec, whose widths do not matter.
       group: name of the group.
       batches: unlabelled inputs, as for `ifjax.compress`.
+      kept: how many channels are to be kept afterwards, if that is known. It takes two matrices
+        [n, n] on the host for every place where the channels are read.
       **static: keyword arguments of ``apply_fn``, not traced.
 
     Returns:
@@ -104,9 +119,10 @@ def rotate(
       ValueError: where something is done to the channels that depends on their basis, with the
         line of the function: an activation function, a layer norm (which takes their mean away), a
         scale that cannot be folded; for an unknown group, one that has copies (experts, heads) or
-        that inputs hold; for inputs as `ifjax.compress`; and where what the rotated function
-        computes on the first batch, its outputs or what reads the channels, differs from what the
-        function did: where a folded scale, or a weight that took one, is used for something else.
+        that inputs hold; for a number of channels to keep that is not between none and all; for
+        inputs as `ifjax.compress`; and where what the rotated function computes on the first batch,
+        its outputs or what reads the channels, differs from what the function
+        did: where a folded scale, or a weight that took one, is used for something else.
       TypeError: for batches of another form, or anything but a graph or spec.
 
     References:
@@ -140,6 +156,8 @@ def rotate(
     checked_leaves(params, structure)
     found = known_group(structure, group)
     _check_group(found, structure.state)
+    if kept is not None and not 0 < kept < found.size:
+        raise ValueError(f"{group}: expected kept from 1 to {found.size - 1}, got {kept}")
     data = calibration(batches, apply_fn, params)
     flat = unrolled(apply_fn, params, structure, data.batches[0], static)
     arguments = Arguments.split(data.batches[0], static)
@@ -150,7 +168,8 @@ def rotate(
     folded = start(walked, leaves, arrays[:1])
     fold_scales(folded, found, find_bearings(folded, found.name)[1])
     walk = start(walked, [*folded.leaves.values()], arrays)
-    rotation, energy = _principal_axes(walk, found)
+    reading = _read(walk, found)
+    rotation, energy = _axes(reading, kept, found.name in walk.normed)
     rotated = _rotated(walk, found, rotation)
     _check_same(start(walked, leaves, arrays[:1]), found, rotated, rotation)
     return Rotated(_stacked(flat, params, rotated), rotation, energy)
@@ -183,32 +202,85 @@ def _check_free(walked: Resized, group: Group) -> None:
         )
 
 
-def _principal_axes(walk: Walk, group: Group) -> tuple[np.ndarray, np.ndarray]:
-    """The rotation, and the energy of every axis."""
+class _Read(NamedTuple):
+    """By place where the channels are read.
+
+    Attributes:
+      grams: mean squares of what is read.
+      reads: W W' of the weights, each relative to what it gives.
+      shares: how much a place counts. What most give goes back into the channels, of which it is a
+        small part; the last ones, whose results do not, count as much as all others.
+    """
+
+    grams: Float[np.ndarray, "S n n"]
+    reads: Float[np.ndarray, "S n n"]
+    shares: Float[np.ndarray, " S"]
+
+
+def _read(walk: Walk, group: Group) -> _Read:
+    """What the consumers of the channels read, and how."""
     ahead = walk.alone()
     nothing = dict.fromkeys(range(len(walk.program.steps)), 0.0)
-    last = walk.last_use({})
-    total, done, count = np.zeros((group.size, group.size)), 0, 0
-    for tap in _reading(walk, group):
-        ahead.run(range(done, tap.place), nothing, last)
-        done, count = tap.place, count + 1
-        gram = on_host(gram_of(ahead, tap, dense=True), np.float64)
-        total += neuron_gram(gram, units_of(ahead, tap, group), group.size)
-    values, vectors = np.linalg.eigh(total / count)
-    vectors = vectors[:, ::-1]
-    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
-    return np.ascontiguousarray(vectors * np.sign(largest)), np.maximum(values[::-1], 0)
+    last, places = walk.last_use({}), _reading(walk, group)
+    returning = _ancestors(walk, [tap.input for taps in places for tap in taps])
+    grams, reads, ends, done = [], [], [], 0
+    for taps in places:
+        ahead.run(range(done, taps[0].place), nothing, last)
+        done, found = taps[0].place, []
+        for tap in taps:
+            units = units_of(ahead, tap, group)
+            if tap is taps[0]:
+                gram = on_host(gram_of(ahead, tap, dense=True), np.float64)
+                grams.append(neuron_gram(gram, units, group.size))
+            weights = neuron_weights(kernel_of(ahead, tap), units, group.size)
+            read = weights @ weights.T
+            found.append(read / ((read * grams[-1]).sum() or 1.0))
+        reads.append(np.mean(found, 0))
+        ends.append(returning.isdisjoint(n for tap in taps for n in tap.step.outputs))
+    count = len(ends) - sum(ends)
+    shares = np.where(ends, max(count, 1) / sum(ends), 1.0)
+    return _Read(np.stack(grams), np.stack(reads), shares)
 
 
-def _reading(walk: Walk, group: Group) -> list[Tap]:
-    """Where the channels are read, what several consumers read alike once."""
-    found: dict[Any, Tap] = {}
+def _ancestors(walk: Walk, numbers: Iterable[int]) -> set[int]:
+    """Some values and what they are made of."""
+    found = set(numbers)
+    for step in reversed(walk.program.steps):
+        if not found.isdisjoint(step.outputs):
+            found.update(step.inputs)
+    return found
+
+
+def _axes(
+    read: _Read, kept: int | None, is_normed: bool
+) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, " n"]]:
+    """The rotation, and the energy of every axis."""
+    n, gram = read.grams.shape[1], read.grams.mean(0)
+    spaces = [np.eye(n)]
+    if kept is not None:
+        energy = OF_NORMS * read.shares if is_normed else None
+        gone = least_read(read.grams, read.reads * read.shares[:, None, None], n - kept, energy)
+        basis, _ = np.linalg.qr(gone, mode="complete")
+        spaces = [basis[:, n - kept :], basis[:, : n - kept]]
+    parts = []
+    for space in spaces:
+        _, vectors = np.linalg.eigh(space.T @ gram @ space)
+        parts.append(space @ vectors[:, ::-1])
+    axes = np.concatenate(parts, 1)
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0)
+    axes = np.ascontiguousarray(axes * np.sign(largest))
+    return axes, np.maximum(np.einsum("ij,ik,kj->j", axes, gram, axes, optimize=True), 0)
+
+
+def _reading(walk: Walk, group: Group) -> list[list[Tap]]:
+    """Where the channels are read: consumers that read alike together."""
+    found: dict[Any, list[Tap]] = {}
     for tap in taps_of(walk, [group.name]).get(group.name, ()):
         key = tap.input, contraction_of(tap.step.equation).contracted[tap.side]
-        found.setdefault(key, tap)
+        found.setdefault(key, []).append(tap)
     if not found:
         raise ValueError(f"{group.name}: expected a weight that reads its channels, found none")
-    return sorted(found.values(), key=lambda tap: tap.place)
+    return sorted(found.values(), key=lambda taps: taps[0].place)
 
 
 def _rotated(walk: Walk, group: Group, rotation: np.ndarray) -> dict[int, Any]:

@@ -124,14 +124,34 @@ def _is_even(units: Int[np.ndarray, "B K"]) -> bool:
 
 def _reduced(part: Evidence, units: int) -> tuple[np.ndarray, np.ndarray]:
     """One column per neuron: the columns of a neuron count as further positions."""
-    kernels = []
-    for w, u in zip(part.weights, part.units, strict=True):
+    gram = neuron_gram(part.gram, part.units, units)
+    return gram, neuron_weights(part.weights, part.units, units)
+
+
+def neuron_weights(
+    weights: Float[np.ndarray, "B K O"], units: Int[np.ndarray, "B K"], count: int
+) -> Float[np.ndarray, "n o"]:
+    """Weights of neurons: what else a neuron has, problems and columns, are further outputs.
+
+    Args:
+      weights: of B problems.
+      units: which neuron a column belongs to, -1 for none.
+      count: how many neurons there are.
+
+    Returns:
+      The rows of each neuron, side by side; zeros where it has fewer columns than others.
+
+    Example:
+      >>> neuron_weights(np.array([[[3.0], [4.0], [5.0]]]), np.array([[1, 0, 1]]), 2).tolist()
+      [[4.0, 0.0], [3.0, 5.0]]
+    """
+    kernels = [np.zeros((count, 0))]
+    for w, u in zip(weights, units, strict=True):
         for own, columns in _columns(u):
-            kernel = np.zeros((units, w.shape[-1]))
+            kernel = np.zeros((count, w.shape[-1]))
             kernel[own] = w[columns]
             kernels.append(kernel)
-    gram = neuron_gram(part.gram, part.units, units)
-    return gram, np.concatenate(kernels, -1) if kernels else np.zeros((units, 0))
+    return np.concatenate(kernels, -1)
 
 
 def neuron_gram(
