@@ -85,6 +85,7 @@ def read_checkpoint(
     progress: Callable[[int, int], None] | None = None,
 ) -> Checkpoint:
     """A checkpoint from tensors of any file and the text config that belongs to them."""
+    hf.decoder_config(source)  # refuses before anything is read
     widths, tied = hf.widths_in(source), bool(hf.value(source, "tie_word_embeddings", False))
     leaves = {*_plain_leaves(), *hf.extra_leaves(source)}
     params = read_tree(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,10 +82,7 @@ def text_config(source: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(source.get("text_config"), Mapping):
         inner = dict(source["text_config"])
         found = inner | {"model_type": inner.get("model_type", f"{source.get('model_type')}_text")}
-    if found.get("model_type") not in FAMILIES:
-        raise ValueError(
-            f"model_type: expected one of {', '.join(FAMILIES)}, got {found.get('model_type')!r}"
-        )
+    _one_of(found.get("model_type"), "model_type", FAMILIES)
     return found
 
 
@@ -94,6 +92,39 @@ def value(source: Mapping[str, Any], key: str, default: Any = None) -> Any:
     if found is None and key not in source:
         found = FAMILIES[source["model_type"]].defaults.get(key)
     return default if found is None else found
+
+
+def _number(found: Any, where: str) -> float:
+    """A positive number, not a string or a boolean; ``where`` is the key."""
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < 1e300:
+        raise ValueError(f"{where}: expected a positive number, got {_said(found)}")
+    return float(found)
+
+
+def _integer(found: Any, where: str) -> int:
+    """A positive integer, as `_number`."""
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 < found < 2**31:
+        raise ValueError(f"{where}: expected a positive integer, got {_said(found)}")
+    return found
+
+
+def _object(found: Any, where: str) -> dict[str, Any]:
+    """A JSON object."""
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{where}: expected a JSON object, got {_said(found)}")
+    return dict(found)
+
+
+def _one_of(found: Any, where: str, known: Collection[str]) -> str:
+    """One of the names that are known."""
+    if not isinstance(found, str) or found not in known:
+        raise ValueError(f"{where}: expected one of {', '.join(known)}, got {found!r}")
+    return found
+
+
+def _said(found: Any) -> str:
+    given = "none" if found is None else textwrap.shorten(repr(found), 80)
+    return f"{given}; write it as in the config.json that the weights came with"
 
 
 def widths_in(source: Mapping[str, Any]) -> DecoderWidths:
@@ -110,10 +141,7 @@ def widths_in(source: Mapping[str, Any]) -> DecoderWidths:
     """
 
     def number(key: str, default: int | None = None) -> int:
-        found = value(source, key, default)
-        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-            raise ValueError(f"{key}: expected a positive integer, got {found!r}")
-        return found
+        return _integer(value(source, key, default), key)
 
     hidden, heads = number("hidden_size"), number("num_attention_heads")
     return DecoderWidths(
@@ -154,7 +182,8 @@ def decoder_config(source: Mapping[str, Any], dtype: Any = np.float32) -> Decode
       The config.
 
     Raises:
-      ValueError: for an activation or a kind of rotary positions that is not known.
+      ValueError: for an activation or a kind of rotary positions that is not known, and for a key
+        that is missing or of another kind, with its name.
 
     Example:
       >>> source = {"model_type": "llama", "vocab_size": 11, "hidden_size": 8, "rope_theta": 100.0}
@@ -163,26 +192,27 @@ def decoder_config(source: Mapping[str, Any], dtype: Any = np.float32) -> Decode
       0.5
     """
     kind, widths = FAMILIES[source["model_type"]], widths_in(source)
-    activation = value(source, "hidden_activation" if kind.gemma else "hidden_act", "silu")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(
-            f"hidden_act: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}"
-        )
-    windowed = _windowed(source, widths.layers)
+    key = "hidden_activation" if kind.gemma else "hidden_act"
+    activation = _one_of(value(source, key, "silu"), key, _ACTIVATIONS)
+    windowed, window = _windowed(source, widths.layers), value(source, "sliding_window")
     gemma3 = source["model_type"] == "gemma3_text"
-    cap = value(source, "attn_logit_softcapping") if source["model_type"] == "gemma2" else None
+
+    def optional(key: str, is_read: bool) -> float | None:
+        found = value(source, key) if is_read else None
+        return None if found is None else _number(found, key)
+
     return DecoderConfig(
         logit_scale=logit_scale(source, widths.head_dim),
-        eps=float(value(source, "rms_norm_eps", 1e-6)),
+        eps=_number(value(source, "rms_norm_eps", 1e-6), "rms_norm_eps"),
         norm_offset=1.0 if kind.gemma else 0.0,
         embedding_scale=embedding_scale(source, widths.hidden, dtype),
         activation="gelu" if _ACTIVATIONS[activation] == "gelu" else "silu",
         rotary=_rotary(source, "full_attention"),
         local_rotary=_rotary(source, "sliding_attention") if gemma3 else None,
-        window=value(source, "sliding_window") if any(windowed) else None,
+        window=_integer(window, "sliding_window") if any(windowed) else None,
         windowed=windowed,
-        attention_cap=cap,
-        output_cap=value(source, "final_logit_softcapping") if kind.gemma else None,
+        attention_cap=optional("attn_logit_softcapping", source["model_type"] == "gemma2"),
+        output_cap=optional("final_logit_softcapping", kind.gemma),
     )
 
 
@@ -191,7 +221,7 @@ def logit_scale(source: Mapping[str, Any], head_dim: int) -> float:
     scalar = (
         value(source, "query_pre_attn_scalar") if FAMILIES[source["model_type"]].gemma else None
     )
-    return float(scalar or head_dim) ** -0.5
+    return _number(scalar or head_dim, "query_pre_attn_scalar") ** -0.5
 
 
 def embedding_scale(source: Mapping[str, Any], hidden: int, dtype: Any) -> float:
@@ -206,12 +236,11 @@ def embedding_scale(source: Mapping[str, Any], hidden: int, dtype: Any) -> float
 def _windowed(source: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     types = source.get("layer_types")
     if types is not None:
-        unknown = {*types} - {"full_attention", "sliding_attention"}
-        if unknown or len(types) != layers:
-            raise ValueError(
-                f"layer_types: expected full_attention or sliding_attention of {layers} layers, "
-                f"got {len(types)} of {sorted(set(types))}"
-            )
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(types, list | tuple) or len(types) != layers:
+            raise ValueError(f"layer_types: expected a list of {layers} names, got {_said(types)}")
+        for i, name in enumerate(types):
+            _one_of(name, f"layer_types[{i}]", known)
         found = tuple(t == "sliding_attention" for t in types)
     else:
         found = tuple(_is_windowed(source, i) for i in range(layers))
@@ -223,28 +252,40 @@ def _is_windowed(source: Mapping[str, Any], i: int) -> bool:
         case "mistral":
             return True
         case "qwen2" | "qwen3":
-            return bool(value(source, "use_sliding_window")) and i >= int(
-                value(source, "max_window_layers", 28)
-            )
+            first = value(source, "max_window_layers", 28)
+            if isinstance(first, bool) or not isinstance(first, int):
+                raise ValueError(f"max_window_layers: expected an integer, got {_said(first)}")
+            return bool(value(source, "use_sliding_window")) and i >= first
         case "gemma2":
             return i % 2 == 0
         case "gemma3_text":
-            return (i + 1) % int(value(source, "sliding_window_pattern")) != 0
+            key = "sliding_window_pattern"
+            return (i + 1) % _integer(value(source, key), key) != 0
         case _:
             return False
 
 
 def _rotary(source: Mapping[str, Any], layer_type: str) -> Rotary:
     """Rotary positions of one kind of layers, by the keys of transformers 4 or 5."""
-    given = source.get("rope_parameters")
+    given, local = source.get("rope_parameters"), layer_type == "sliding_attention"
+    where, key = "rope_scaling", "rope_local_base_freq" if local else "rope_theta"
     if given is not None:
-        scaling = dict(given.get(layer_type, given))
-        base = scaling.get("rope_theta")
+        where, scaling = "rope_parameters", _object(given, "rope_parameters")
+        if layer_type in scaling:
+            where += f".{layer_type}"
+            scaling = _object(scaling[layer_type], where)
+        base, key = scaling.get("rope_theta"), f"{where}.rope_theta"
     else:
-        local = layer_type == "sliding_attention"
-        base = value(source, "rope_local_base_freq" if local else "rope_theta")
-        scaling = {} if local else dict(source.get("rope_scaling") or {})
-    base = float(base or value(source, "rope_theta", 10_000.0))
+        base = value(source, key)
+        scaling = {} if local else _object(source.get(where) or {}, where)
+    if base is None:
+        key = "rope_theta"
+        base = value(source, key, 10_000.0)
+    base = _number(base, key)
+
+    def number(name: str) -> float:
+        return _number(scaling.get(name), f"{where}.{name}")
+
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     partial = scaling.get("partial_rotary_factor", source.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
@@ -253,19 +294,20 @@ def _rotary(source: Mapping[str, Any], layer_type: str) -> Rotary:
         case "default":
             return Rotary(base)
         case "linear":
-            return Rotary(base, factor=float(scaling["factor"]))
+            return Rotary(base, factor=number("factor"))
         case "llama3":
             return Rotary(
                 base,
                 scaling=FrequencyScaling(
-                    float(scaling["factor"]),
-                    float(scaling["low_freq_factor"]),
-                    float(scaling["high_freq_factor"]),
-                    int(scaling["original_max_position_embeddings"]),
+                    number("factor"),
+                    number("low_freq_factor"),
+                    number("high_freq_factor"),
+                    int(number("original_max_position_embeddings")),
                 ),
             )
         case _:
-            raise ValueError(f"rope_type: expected default, linear or llama3, got {kind!r}")
+            known = "default, linear or llama3"
+            raise ValueError(f"{where}.rope_type: expected {known}, got {kind!r}")
 
 
 def cut_config(

@@ -129,6 +129,38 @@ def test_bad_input_is_one_line_and_nothing_is_written(options, message, dense, t
     assert list(tmp_path.iterdir()) == []
 
 
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_parameters": "linear"}, "rope_parameters: expected a JSON object, got 'linear'"),
+        ({"rope_parameters": LLAMA3}, r"\.original_max_position_embeddings: .*, got none; write"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, r"rope_scaling\.factor: "),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, r"rope_parameters\.rope_theta: .*got '1e4'"),
+        ({"rms_norm_eps": []}, r"rms_norm_eps: expected a positive number, got \[\]"),
+        ({"hidden_size": -24}, "hidden_size: expected a positive integer, got -24"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers: expected a positive integer, got '3'"),
+        ({"hidden_act": ["silu"]}, r"hidden_act: expected one of silu, .* got \['silu'\]"),
+        ({"layer_types": 3}, "layer_types: expected a list of 3 names, got 3"),
+        ({"model_type": ["llama"]}, "model_type: expected one of llama, "),
+        ([], r"config\.json: expected a JSON object, got list"),
+    ],
+)
+def test_a_malformed_config_is_one_line(change, message, dense, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    config = json.loads((dense / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(change and config | change))
+    (copy / "model.safetensors").symlink_to(dense / "model.safetensors")
+    assert run(dense, tmp_path / "small", "--checkpoint", str(copy)) == 2
+    shown = capsys.readouterr().err
+    line = next(line for line in shown.splitlines() if "error" in line)
+    assert re.search(f"--checkpoint: .*{message}", line), line
+    assert [*tmp_path.iterdir()] == [copy]
+
+
 def test_a_damaged_checkpoint_and_a_folder_that_is_there(dense, tmp_path, capsys):
     copy = tmp_path / "copy"
     copy.mkdir()
