@@ -28,7 +28,6 @@ import pytest
 import typecheck
 
 # Tracing makes many objects and hardly any cycles: looking for these took a tenth of the time.
-gc.freeze()
 gc.set_threshold(100_000, 20, 20)
 xla.exact()
 xla.reuse_contexts()

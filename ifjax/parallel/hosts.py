@@ -34,13 +34,15 @@ def mesh_apart(*trees: PyTree) -> Mesh | None:
     """The mesh over several processes on which an array lies; None where there is none.
 
     Raises:
-      TypeError: for an array of several processes with a sharding that has no mesh.
+      TypeError: where arrays of several processes have shardings without a mesh alone.
 
     Example:
       >>> mesh_apart({"w": jax.numpy.ones(2)}) is None
       True
     """
-    return next((_mesh_of(x.sharding) for x in jax.tree.leaves(trees) if is_apart(x)), None)
+    places = [x.sharding for x in jax.tree.leaves(trees) if is_apart(x)]
+    found = next((p for p in places if isinstance(p, NamedSharding)), None)
+    return _mesh_of(found or places[0]) if places else None
 
 
 def _mesh_of(place: Sharding) -> Mesh:
@@ -48,8 +50,8 @@ def _mesh_of(place: Sharding) -> Mesh:
     if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
         return place.mesh
     raise TypeError(
-        f"expected arrays over several processes with a jax.sharding.NamedSharding, got "
-        f"{type(place).__name__}; lay them out again by jax.device_put with one"
+        f"expected arrays over several processes with a jax.sharding.NamedSharding on a mesh of "
+        f"devices, got {place}; lay them out again by jax.device_put with one"
     )
 
 

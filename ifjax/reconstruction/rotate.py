@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,18 +17,17 @@ from ifjax.graph.resized import Resized, resized
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.arguments import Arguments, check_order
 from ifjax.jaxprs.axis_nodes import Free
-from ifjax.jaxprs.traits import contraction_of
-from ifjax.parallel.hosts import on_host
+from ifjax.parallel.hosts import agreed, on_host
 from ifjax.parallel.sharding import laid_like
 from ifjax.promotion import with_promotion
 from ifjax.reconstruction.calibration import calibration
 from ifjax.reconstruction.equivariance import find_bearings, line_of
 from ifjax.reconstruction.events import Event, merge
+from ifjax.reconstruction.reading import grams_of, readings
 from ifjax.reconstruction.scales import fold_scales
-from ifjax.reconstruction.select import neuron_gram, neuron_weights
 from ifjax.reconstruction.start import start
 from ifjax.reconstruction.subspace import least_read
-from ifjax.reconstruction.taps import Tap, gram_of, kernel_of, taps_of, units_of
+from ifjax.reconstruction.taps import Tap, taps_of
 from ifjax.reconstruction.unroll import Unrolled, unrolled
 from ifjax.reconstruction.walk import Walk
 from ifjax.spec.spec import FusionSpec
@@ -38,7 +38,9 @@ from ifjax.structure.names import known_group
 from ifjax.structure.structure import Group, keeping
 
 AGREEMENT, MOST = 30.0, 0.1  # times the root of the rounding unit, and at most: what may differ
-OF_NORMS = 0.25  # a share s of squares less is s / 2 of their root; s^2 / 4 is at most a quarter s
+# Where a share s of what a norm sums is lost, its root is about s / 2 smaller. The square of that,
+# if only at some positions, is up to a quarter of the mean share.
+OF_NORMS = 0.25
 
 
 _ADVICE = "give that use a leaf of its own, or trace and rotate the function without it"
@@ -50,8 +52,8 @@ class Rotated(NamedTuple):
     Attributes:
       params: the parameters.
       rotation: what a row of channels was multiplied by, orthogonal.
-      energy: mean square of every channel in what its consumers read, descending; where so many
-        are to be kept, among these, and among the others.
+      energy: mean square of every channel in what its consumers read, descending; with ``kept=``
+        descending among these, and among the others, which may be larger.
 
     Example:
       >>> rotated = Rotated({"w": np.eye(2)}, np.eye(2), np.array([3.0, 1.0]))
@@ -89,13 +91,14 @@ def rotate(
     axes where it would have cut single channels. With ``scores={group: energy}`` `ifjax.compress`
     and `ifjax.fuse_params` keep the first ones; without, ``compress`` chooses among them.
 
-    Where it is known how many are to be kept, the first ones span the subspace from which all that
-    the consumers give can be made best, their errors relative to what they give: minor axes that
-    are read with large weights are in it, major ones that hardly are not. Consumers whose results
-    do not come back to the channels, as those of a head, count as much as all others. What norms
-    divide by counts too: a large axis that nobody reads may be all that makes it large. Among the
-    kept channels, and among the others, axes are principal. ``scores={group: range(n, 0, -1)}``
-    keeps them.
+    Where it is known how many are to be kept, the first ones span a subspace from which the
+    consumers' results can be made well, errors relative to what they give: minor axes that are read
+    with large weights are in it, major ones that hardly are not. Consumers whose results do not
+    come back to the channels, as those of a head, count as much as all others. What norms divide by
+    counts too: a large axis that nobody reads may be all that makes it large. It is found by
+    descent from principal axes, in a time that goes with places, n^2 and the number of channels
+    that go. Among the kept channels, and among the others, axes are principal. ``energy`` does not
+    say then which to keep: ``scores={group: range(n, 0, -1)}`` keeps the first ones.
 
     A scale of a norm along the channels is folded into the weights that read them beforehand, of
     every layer of a scan its own, and gets what makes it one: ones, or zeros where the function
@@ -108,8 +111,8 @@ def rotate(
       graph: of it, or a spec, whose widths do not matter.
       group: name of the group.
       batches: unlabelled inputs, as for `ifjax.compress`.
-      kept: how many channels are to be kept afterwards, if that is known. It takes two matrices
-        [n, n] on the host for every place where the channels are read.
+      kept: how many channels are to be kept afterwards, if that is known. It takes about five
+        matrices [n, n] in double precision on the host for every place where they are read.
       **static: keyword arguments of ``apply_fn``, not traced.
 
     Returns:
@@ -121,8 +124,8 @@ def rotate(
         scale that cannot be folded; for an unknown group, one that has copies (experts, heads) or
         that inputs hold; for a number of channels to keep that is not between none and all; for
         inputs as `ifjax.compress`; and where what the rotated function computes on the first batch,
-        its outputs or what reads the channels, differs from what the function
-        did: where a folded scale, or a weight that took one, is used for something else.
+        its outputs or what reads the channels, differs from what the function did: where a folded
+        scale, or a weight that took one, is used for something else.
       TypeError: for batches of another form, or anything but a graph or spec.
 
     References:
@@ -156,6 +159,7 @@ def rotate(
     checked_leaves(params, structure)
     found = known_group(structure, group)
     _check_group(found, structure.state)
+    kept = None if kept is None else operator.index(kept)
     if kept is not None and not 0 < kept < found.size:
         raise ValueError(f"{group}: expected kept from 1 to {found.size - 1}, got {kept}")
     data = calibration(batches, apply_fn, params)
@@ -168,8 +172,7 @@ def rotate(
     folded = start(walked, leaves, arrays[:1])
     fold_scales(folded, found, find_bearings(folded, found.name)[1])
     walk = start(walked, [*folded.leaves.values()], arrays)
-    reading = _read(walk, found)
-    rotation, energy = _axes(reading, kept, found.name in walk.normed)
+    rotation, energy = agreed(_axes(walk, found, kept), walk.mesh)
     rotated = _rotated(walk, found, rotation)
     _check_same(start(walked, leaves, arrays[:1]), found, rotated, rotation)
     return Rotated(_stacked(flat, params, rotated), rotation, energy)
@@ -202,85 +205,27 @@ def _check_free(walked: Resized, group: Group) -> None:
         )
 
 
-class _Read(NamedTuple):
-    """By place where the channels are read.
-
-    Attributes:
-      grams: mean squares of what is read.
-      reads: W W' of the weights, each relative to what it gives.
-      shares: how much a place counts. What most give goes back into the channels, of which it is a
-        small part; the last ones, whose results do not, count as much as all others.
-    """
-
-    grams: Float[np.ndarray, "S n n"]
-    reads: Float[np.ndarray, "S n n"]
-    shares: Float[np.ndarray, " S"]
-
-
-def _read(walk: Walk, group: Group) -> _Read:
-    """What the consumers of the channels read, and how."""
-    ahead = walk.alone()
-    nothing = dict.fromkeys(range(len(walk.program.steps)), 0.0)
-    last, places = walk.last_use({}), _reading(walk, group)
-    returning = _ancestors(walk, [tap.input for taps in places for tap in taps])
-    grams, reads, ends, done = [], [], [], 0
-    for taps in places:
-        ahead.run(range(done, taps[0].place), nothing, last)
-        done, found = taps[0].place, []
-        for tap in taps:
-            units = units_of(ahead, tap, group)
-            if tap is taps[0]:
-                gram = on_host(gram_of(ahead, tap, dense=True), np.float64)
-                grams.append(neuron_gram(gram, units, group.size))
-            weights = neuron_weights(kernel_of(ahead, tap), units, group.size)
-            read = weights @ weights.T
-            found.append(read / ((read * grams[-1]).sum() or 1.0))
-        reads.append(np.mean(found, 0))
-        ends.append(returning.isdisjoint(n for tap in taps for n in tap.step.outputs))
-    count = len(ends) - sum(ends)
-    shares = np.where(ends, max(count, 1) / sum(ends), 1.0)
-    return _Read(np.stack(grams), np.stack(reads), shares)
-
-
-def _ancestors(walk: Walk, numbers: Iterable[int]) -> set[int]:
-    """Some values and what they are made of."""
-    found = set(numbers)
-    for step in reversed(walk.program.steps):
-        if not found.isdisjoint(step.outputs):
-            found.update(step.inputs)
-    return found
-
-
-def _axes(
-    read: _Read, kept: int | None, is_normed: bool
-) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, " n"]]:
+def _axes(walk: Walk, group: Group, kept: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The rotation, and the energy of every axis."""
-    n, gram = read.grams.shape[1], read.grams.mean(0)
-    spaces = [np.eye(n)]
-    if kept is not None:
-        energy = OF_NORMS * read.shares if is_normed else None
-        gone = least_read(read.grams, read.reads * read.shares[:, None, None], n - kept, energy)
+    n = group.size
+    if kept is None:
+        count, gram = 0, np.zeros((n, n))
+        for _, part in grams_of(walk, group):
+            count, gram = count + 1, gram + part
+        gram, spaces = gram / count, [np.eye(n)]
+    else:
+        found = readings(walk, group)
+        energy = OF_NORMS * found.shares if group.name in walk.normed else None
+        reads = found.reads * found.shares[:, None, None]
+        gone = least_read(found.grams, reads, n - kept, energy)
         basis, _ = np.linalg.qr(gone, mode="complete")
-        spaces = [basis[:, n - kept :], basis[:, : n - kept]]
-    parts = []
-    for space in spaces:
-        _, vectors = np.linalg.eigh(space.T @ gram @ space)
-        parts.append(space @ vectors[:, ::-1])
-    axes = np.concatenate(parts, 1)
+        gram, spaces = found.grams.mean(0), [basis[:, n - kept :], basis[:, : n - kept]]
+    parts = [np.linalg.eigh(space.T @ gram @ space) for space in spaces]
+    axes = [space @ vectors[:, ::-1] for space, (_, vectors) in zip(spaces, parts, strict=True)]
+    axes = np.concatenate(axes, 1)
     largest = np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0)
-    axes = np.ascontiguousarray(axes * np.sign(largest))
-    return axes, np.maximum(np.einsum("ij,ik,kj->j", axes, gram, axes, optimize=True), 0)
-
-
-def _reading(walk: Walk, group: Group) -> list[list[Tap]]:
-    """Where the channels are read: consumers that read alike together."""
-    found: dict[Any, list[Tap]] = {}
-    for tap in taps_of(walk, [group.name]).get(group.name, ()):
-        key = tap.input, contraction_of(tap.step.equation).contracted[tap.side]
-        found.setdefault(key, []).append(tap)
-    if not found:
-        raise ValueError(f"{group.name}: expected a weight that reads its channels, found none")
-    return sorted(found.values(), key=lambda taps: taps[0].place)
+    energy = np.concatenate([values[::-1] for values, _ in parts])
+    return np.ascontiguousarray(axes * np.sign(largest)), np.maximum(energy, 0)
 
 
 def _rotated(walk: Walk, group: Group, rotation: np.ndarray) -> dict[int, Any]:

@@ -11,15 +11,18 @@ for one direction the cost of backward elimination. It depends on what N spans a
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from jaxtyping import Float
-from scipy import linalg, optimize
+from scipy import optimize
 
 from ifjax.parallel.threads import one_thread
 
 RIDGE = 1e-6  # of the mean diagonal: what no input reaches has no infinite inverse
-STEPS, ENOUGH = 200, 1e-7  # of L-BFGS: at most, and until a step gains no larger part
-NARROW = 256  # directions up to which more threads of BLAS gain little
+STEPS, ENOUGH = 200, 1e-7  # of L-BFGS: at most, and until a step gains less of the first loss
+NARROW = 1024  # channels up to which more threads of BLAS gain little
+Term = tuple[np.ndarray, np.ndarray]  # the inverse of C, and W W'
 
 
 def least_read(
@@ -28,17 +31,17 @@ def least_read(
     count: int,
     energy: Float[np.ndarray, " S"] | None = None,
 ) -> Float[np.ndarray, "n k"]:
-    r"""Directions without which the consumers of several places lose least, together.
+    r"""Directions without which the consumers of several places lose little, together.
 
-    Minimises the sum over places of what is lost, by L-BFGS from those principal axes of the mean
-    of the Gram matrices that cost least when each alone is left out. With :math:`S = N' C^{-1} N`
-    the gradient of a place's loss is
+    Lowers the sum over places of what is lost, by L-BFGS from those principal axes of the mean of
+    the Gram matrices that cost least when each alone is left out. With :math:`S = N' C^{-1} N` the
+    gradient of a place's loss is
 
     .. math::
         2 (W W' N - C^{-1} N S^{-1} N' W W' N) S^{-1}.
 
     Args:
-      grams: mean squares of what is read, C, by place.
+      grams: mean squares of what is read, C, by place; a place of zeros counts nothing.
       reads: W W', by place, in units of their own: divided by what they give, tr W' C W, losses are
         relative.
       count: k, how many directions.
@@ -46,43 +49,64 @@ def least_read(
         proportion; None for none.
 
     Returns:
-      An orthonormal basis of the directions.
+      An orthonormal basis of the directions, which cost no more than the minor axes.
 
     Example:
       >>> grams = np.diag([9.0, 4.0, 1.0])[None]  # the largest direction is hardly read
-      >>> least_read(grams, np.diag([0.01, 1.0, 1.0])[None], 1).round(2).T
+      >>> np.abs(least_read(grams, np.diag([0.01, 1.0, 1.0])[None], 1)).round(2).T
       array([[1., 0., 0.]])
     """
     n = grams.shape[1]
-    units = np.einsum("snn->s", grams)[:, None, None] / n
-    units = np.where(units > 0, units, 1)
-    inverses = np.linalg.inv(grams + RIDGE * units * np.eye(n))
-    terms = [*zip(inverses, reads, strict=True)]
+    seen = [s for s, gram in enumerate(grams) if np.trace(gram) > 0]
+    terms = [(_inverse(grams[s]), reads[s]) for s in seen]
     if energy is not None:  # what reads the channels as they are
-        terms.append((np.eye(n), np.einsum("s,sij->ij", energy, grams / (units * n))))
-
-    def lost(x: np.ndarray) -> tuple[float, np.ndarray]:
-        """The loss, and its gradient."""
-        directions = x.reshape(n, count)
-        total, gradient = 0.0, np.zeros((n, count))
-        for inverse, read in terms:
-            made, given = inverse @ directions, read @ directions
-            left = np.linalg.inv(directions.T @ made)
-            share = directions.T @ given @ left
-            total += float(np.trace(share))
-            gradient += 2 * (given - made @ left @ (directions.T @ given)) @ left
-        return total, gradient.ravel()
-
+        terms.append((np.eye(n), sum(energy[s] / np.trace(grams[s]) * grams[s] for s in seen)))
     _, axes = np.linalg.eigh(grams.mean(0))
-    alone = sum(((m @ axes) * axes).sum(0) / ((c @ axes) * axes).sum(0) for c, m in terms)
-    first = axes[:, np.argsort(alone, kind="stable")[:count]].ravel()
-    begin = lost(first)[0] or 1.0
-    with one_thread(count <= NARROW):
+    alone = sum(
+        (((m @ axes) * axes).sum(0) / ((c @ axes) * axes).sum(0) for c, m in terms), np.zeros(n)
+    )
+    minor, first = axes[:, :count], axes[:, np.argsort(alone, kind="stable")[:count]]
+    unit = loss(terms, minor)[0] or 1.0
+    with one_thread(n <= NARROW):
         found = optimize.minimize(
-            lambda x: tuple(y / begin for y in lost(x)),
-            first,
+            lambda x: tuple(y / unit for y in loss(terms, x.reshape(n, count))),
+            first.ravel(),
             jac=True,
             method="L-BFGS-B",
             options={"maxiter": STEPS, "ftol": ENOUGH, "gtol": 0.0},
         )
-    return linalg.orth(found.x.reshape(n, count))
+    if not found.success and found.nit < STEPS:
+        warnings.warn(f"the search for a subspace ended early: {found.message}", stacklevel=2)
+    basis, _ = np.linalg.qr(found.x.reshape(n, count))
+    return basis if loss(terms, basis)[0] <= loss(terms, minor)[0] else minor
+
+
+def loss(terms: list[Term], directions: Float[np.ndarray, "n k"]) -> tuple[float, np.ndarray]:
+    """What is lost without some directions, and its gradient, as one vector.
+
+    Args:
+      terms: by place, the inverse of C, and W W'.
+      directions: N.
+
+    Returns:
+      The sum over places of the losses, and its derivative by the directions.
+
+    Example:
+      >>> loss([(np.eye(2), np.diag([1.0, 3.0]))], np.array([[1.0], [0.0]]))[0]
+      1.0
+    """
+    total, gradient = 0.0, np.zeros_like(directions)
+    for inverse, read in terms:
+        made, given = inverse @ directions, read @ directions
+        left = np.linalg.inv(directions.T @ made)
+        share = directions.T @ given @ left
+        total += float(np.trace(share))
+        gradient += 2 * (given @ left - made @ (left @ share))
+    return total, gradient.ravel()
+
+
+def _inverse(gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """With a ridge, of what float32 may have made indefinite."""
+    values, vectors = np.linalg.eigh(gram)
+    least = max(RIDGE * np.trace(gram) / len(gram), float(np.finfo(np.float32).eps * values[-1]))
+    return vectors / (np.maximum(values, 0) + least) @ vectors.T

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 import ifjax
 from ifjax.models import DecoderConfig, DecoderWidths, decoder, init_decoder
 from ifjax.models.decoder_widths import unstack_layers
-from ifjax.reconstruction.subspace import least_read
+from ifjax.reconstruction.subspace import least_read, loss
 
 D, KEPT = 12, 8
 CONSUMERS = {"query": ("query", "key", "value"), "gate": ("gate", "up"), "head": ("head",)}
@@ -89,6 +90,70 @@ def test_directions_that_no_input_reaches_cost_nothing():
     x = normal(2, 100, KEPT) @ span.T
     gone = least_read((x.T @ x / len(x))[None], np.eye(D)[None], D - KEPT)
     assert np.abs(x @ gone).max() < 1e-3 * np.abs(x).max()
+
+
+def test_rounding_of_float32_makes_it_no_worse():
+    """Of a stream of low rank beside one large direction, whose rounding is more than the rest."""
+    x = normal(0, 400, 40) @ np.diag([300, *np.ones(39)]) @ np.linalg.qr(normal(1, 96, 40))[0].T
+    weights = normal(2, 96, 7)
+    grams = [(x.T @ x / 400)[None], (x.astype(np.float32).T @ x.astype(np.float32) / 400)[None]]
+    gone = [least_read(gram, (weights @ weights.T)[None], 70) for gram in grams]
+    left = [lost([x], [[weights]], np.linalg.qr(g, mode="complete")[0][:, 70:]) for g in gone]
+    assert left[1] < 1.1 * left[0] + 1e-6
+
+
+def test_a_place_of_zeros_counts_nothing():
+    grams = np.stack([np.diag([5.0, 4, 3, 2, 1, 0.5]), np.zeros((6, 6))])
+    reads = np.stack([np.diag([0.0, 1, 1, 1, 1, 1]), 1e6 * np.diag([1.0, 1, 1, 1, 1, 0])])
+    found = least_read(grams, reads, 1, energy=np.zeros(2))
+    np.testing.assert_allclose(np.abs(found[:, 0]), np.eye(6)[0], atol=1e-6)
+
+
+def test_the_gradient_is_that_of_differences():
+    inputs, weights = places(7)
+    terms = [(np.linalg.inv(x.T @ x), w @ w.T) for x, (w, _) in zip(inputs, weights, strict=True)]
+    flat = normal(8, D * 3)
+    differences = optimize.approx_fprime(flat, lambda x: loss(terms, x.reshape(D, 3))[0], 1e-6)
+    np.testing.assert_allclose(loss(terms, flat.reshape(D, 3))[1], differences, rtol=1e-3)
+
+
+def blocks(p, x, is_normed):
+    """Three blocks, a head that reads what the last of them reads, and one that reads the end."""
+
+    def norm(h):
+        return h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True)) if is_normed else h
+
+    h = x @ p["embed"]
+    for i in range(3):
+        y = norm(h)
+        h = h + jnp.tanh(y @ p[f"up{i}"]) @ p[f"down{i}"]
+    return norm(h) @ p["head"], y @ p["early"]
+
+
+@pytest.mark.parametrize("is_normed", [False, True])
+def test_ends_count_as_much_as_all_that_comes_back(is_normed):
+    sides = {"embed": (9, D), "early": (D, 3), "head": (D, 4)}
+    sides |= {f"up{i}": (D, 7) for i in range(3)} | {f"down{i}": (7, D) for i in range(3)}
+    params = {k: normal(i, *v).astype(np.float32) for i, (k, v) in enumerate(sides.items())}
+    x = normal(20, 64, 9).astype(np.float32)
+    apply = functools.partial(blocks, is_normed=is_normed)
+    graph = ifjax.trace(apply, params, x)
+    name = next(g.name for g in graph.groups if g.size == D)
+    found = ifjax.rotate(apply, params, graph, name, [x], kept=KEPT)
+    seen = ifjax.collect_moments(apply, params, [x])
+    order, shares = ["up0", "up1", "up2", "early", "head"], np.array([1, 1, 1, 1.5, 1.5])
+    grams = np.stack([np.asarray(seen[k].gram[0] / seen[k].count, np.float64) for k in order])
+    squares = [params[k].astype(np.float64) @ params[k].T for k in order]
+    reads = np.stack([m / (m * c).sum() for m, c in zip(squares, grams, strict=True)])
+
+    def apart(shares, energy):
+        gone = least_read(grams, reads * shares[:, None, None], D - KEPT, energy * shares)
+        return np.abs(onto - gone @ gone.T).max()
+
+    onto = found.rotation[:, KEPT:] @ found.rotation[:, KEPT:].T
+    energy, other = (0.25, 0.0) if is_normed else (0.0, 0.25)
+    assert apart(shares, energy) < 0.01
+    assert min(apart(shares, other), apart(np.ones(5), energy)) > 0.03, "the test can tell"
 
 
 def test_a_decoder_rotated_for_a_width():
