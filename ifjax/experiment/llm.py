@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,8 +173,8 @@ def prepare(options: Options) -> Job:
             raise UserError(f"--{name}: expected a path, got none; see --help")
     assert options.checkpoint is not None
     assert options.out is not None
-    if options.out.exists():
-        raise UserError(f"--out: {options.out} is there; give a new folder")
+    with user_error("--out"):
+        check_new(options.out)
     tokenizer_path = options.tokenizer or options.checkpoint
     with user_error("--checkpoint"):
         if not options.checkpoint.exists():
@@ -217,6 +218,23 @@ def prepare(options: Options) -> Job:
         )
         found = overrides_for(config, small, network.source)
     return Job(network, config, kept, spec, found, calibration, test, tokenizer)
+
+
+def check_new(folder: Path) -> None:
+    """Whether a folder that is not there yet can be made, tried where its first parent is.
+
+    Raises:
+        ValueError: where it is there, or its parent is a file or cannot be written to.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} is there; give a new folder")
+    parent = next(p for p in folder.absolute().parents if p.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: no folder can be made in {parent} ({error.strerror}); give another place"
+        ) from error
 
 
 def kept_layers(network: Checkpoint, count: int, tokens: np.ndarray) -> list[int]:

@@ -119,6 +119,10 @@ def test_layers_alone(dense, tmp_path):
         (["--ffn", "0"], "--ffn: spec needs a sparsity"),
         (["--round-to", "0"], "round_to must be a positive integer"),
         (["--tokenizer", __file__], "--tokenizer: "),
+        (
+            ["--out", f"{__file__}/a/b", "--text", "nowhere"],
+            "--out: .*test_llm.py .*; give another",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(options, message, dense, tmp_path, capsys):
