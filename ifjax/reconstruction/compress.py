@@ -98,7 +98,8 @@ def compress(
         `ifjax.analytic_moments` gives: neurons are then chosen, and every weight is solved for, on
         what the dense network's layers read by its running statistics; what is left over on average
         goes into the running means, and variances stay as they are.
-      scores: by group name, scores that choose the neurons of these groups.
+      scores: by group name, scores ``[*batch, n]`` that choose the neurons of these groups; ``[n]``
+        for a group of stacked layers is one choice for all of them.
       stats: for importances that need them.
       folder: where finished choices and solutions are kept, of this call alone: a run that was
         killed and is called again in the same way goes on with the next, to the same bits. Where

@@ -37,6 +37,20 @@ def test_forms_of_batches_and_other_importances():
     np.testing.assert_array_equal(scored["w1"], params["w1"][:, 6:])
 
 
+@pytest.mark.parametrize("one", [True, False])
+def test_scores_of_stacked_layers_are_one_choice_or_one_each(one):
+    params = {"up": normal(1, 2, 4, 6), "down": normal(2, 2, 6, 4)}
+    step = lambda h, p: (h + jnp.tanh(h @ p["up"]) @ p["down"], None)  # noqa: E731
+    apply = lambda p, x: jax.lax.scan(step, x, p)[0]  # noqa: E731
+    x = normal(0, 48, 4)
+    spec = ifjax.trace(apply, params, x).spec({"up": 0.5}, importance="reconstruction")
+    scores = np.array([5.0, 0, 4, 1, 2, 3]) if one else np.array([[5.0, 0, 4, 1, 2, 3], range(6)])
+    small, report = ifjax.compress(apply, params, spec, [x], scores={"up": scores})
+    kept = [[0, 2, 5], [0, 2, 5] if one else [3, 4, 5]]
+    np.testing.assert_array_equal(np.sort(report.kept["up"]), kept)
+    np.testing.assert_array_equal(small["up"][0], params["up"][0][:, kept[0]])
+
+
 @pytest.mark.parametrize("direction", ["backward", "forward"])
 def test_the_importance_says_in_which_direction(direction):
     apply, params, x, graph = small_case()
