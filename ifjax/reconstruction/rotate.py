@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -159,9 +158,10 @@ def rotate(
     checked_leaves(params, structure)
     found = known_group(structure, group)
     _check_group(found, structure.state)
-    kept = None if kept is None else operator.index(kept)
-    if kept is not None and not 0 < kept < found.size:
-        raise ValueError(f"{group}: expected kept from 1 to {found.size - 1}, got {kept}")
+    if kept is not None and not (hasattr(kept, "__index__") and 0 < kept < found.size):
+        raise ValueError(
+            f"{group}: expected kept from 1 to {found.size - 1}, got {kept}; a number of channels"
+        )
     data = calibration(batches, apply_fn, params)
     flat = unrolled(apply_fn, params, structure, data.batches[0], static)
     arguments = Arguments.split(data.batches[0], static)

@@ -21,6 +21,7 @@ from ifjax.parallel.threads import one_thread
 
 RIDGE = 1e-6  # of the mean diagonal: what no input reaches has no infinite inverse
 STEPS, ENOUGH = 200, 1e-7  # of L-BFGS: at most, and until a step gains less of the first loss
+ROUNDING = float(np.finfo(np.float32).eps)  # of what is summed
 NARROW = 1024  # channels up to which more threads of BLAS gain little
 Term = tuple[np.ndarray, np.ndarray]  # the inverse of C, and W W'
 
@@ -66,7 +67,12 @@ def least_read(
         (((m @ axes) * axes).sum(0) / ((c @ axes) * axes).sum(0) for c, m in terms), np.zeros(n)
     )
     minor, first = axes[:, :count], axes[:, np.argsort(alone, kind="stable")[:count]]
-    unit = loss(terms, minor)[0] or 1.0
+    unit, given = (
+        loss(terms, minor)[0],
+        sum(float((m * grams[s]).sum()) for s, m in enumerate(reads)),
+    )
+    if not unit > ROUNDING * given:
+        return minor  # on which nothing lies, or nothing that is read
     with one_thread(n <= NARROW):
         found = optimize.minimize(
             lambda x: tuple(y / unit for y in loss(terms, x.reshape(n, count))),
@@ -108,5 +114,5 @@ def loss(terms: list[Term], directions: Float[np.ndarray, "n k"]) -> tuple[float
 def _inverse(gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     """With a ridge, of what float32 may have made indefinite."""
     values, vectors = np.linalg.eigh(gram)
-    least = max(RIDGE * np.trace(gram) / len(gram), float(np.finfo(np.float32).eps * values[-1]))
+    least = max(RIDGE * np.trace(gram) / len(gram), ROUNDING * float(values[-1]))
     return vectors / (np.maximum(values, 0) + least) @ vectors.T

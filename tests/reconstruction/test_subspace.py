@@ -85,6 +85,11 @@ def test_it_stays_where_a_norm_divides_by_it():
     assert np.abs(least_read(*both, energy=np.full(2, 0.25))[0, 0]) < 0.1
 
 
+def test_a_stream_of_one_direction_stays_whole():
+    gone = least_read(np.ones((1, 6, 6)), np.ones((1, 6, 6)), 3)
+    np.testing.assert_allclose(np.ones(6) @ gone, 0, atol=1e-6)
+
+
 def test_directions_that_no_input_reaches_cost_nothing():
     span = normal(1, D, KEPT)
     x = normal(2, 100, KEPT) @ span.T
