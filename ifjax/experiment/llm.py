@@ -174,7 +174,10 @@ def prepare(options: Options) -> Job:
     assert options.checkpoint is not None
     assert options.out is not None
     with user_error("--out"):
-        check_new(options.out)
+        check_folder(options.out, is_new=True)
+    if options.work is not None:
+        with user_error("--work"):
+            check_folder(options.work, is_new=False)
     tokenizer_path = options.tokenizer or options.checkpoint
     with user_error("--checkpoint"):
         if not options.checkpoint.exists():
@@ -220,20 +223,20 @@ def prepare(options: Options) -> Job:
     return Job(network, config, kept, spec, found, calibration, test, tokenizer)
 
 
-def check_new(folder: Path) -> None:
-    """Whether a folder that is not there yet can be made, tried where its first parent is.
+def check_folder(folder: Path, is_new: bool) -> None:
+    """Whether a folder can be written to, or made, tried where it or its first parent is.
 
     Raises:
-        ValueError: where it is there, or its parent is a file or cannot be written to.
+        ValueError: where that is a file or cannot be written to, or a new one is there.
     """
-    if folder.exists():
+    if is_new and folder.exists():
         raise ValueError(f"{folder} is there; give a new folder")
-    parent = next(p for p in folder.absolute().parents if p.exists())
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     try:
-        tempfile.TemporaryDirectory(dir=parent).cleanup()
+        tempfile.TemporaryDirectory(dir=there).cleanup()
     except OSError as error:
         raise ValueError(
-            f"{folder}: no folder can be made in {parent} ({error.strerror}); give another place"
+            f"{folder}: nothing can be written in {there} ({error.strerror}); give another place"
         ) from error
 
 

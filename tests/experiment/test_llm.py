@@ -123,6 +123,7 @@ def test_layers_alone(dense, tmp_path):
             ["--out", f"{__file__}/a/b", "--text", "nowhere"],
             "--out: .*test_llm.py .*; give another",
         ),
+        (["--work", __file__, "--text", "nowhere"], "--work: .*test_llm.py .*; give another"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(options, message, dense, tmp_path, capsys):
