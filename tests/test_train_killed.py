@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 
 import ifjax
-from tests.main_job import SCRIPT
+from tests.main_job import SCRIPT, train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def start(out: Path, *more: str) -> subprocess.Popen:
+def words(out: Path) -> list[str]:
     options = "--model mlp --epochs 4 --sparsities 0.5 --fine-tune-epochs 2 --checkpoint-every 7"
-    words = [*options.split(), "--no-progress", "--out", str(out), *more]
-    return subprocess.Popen([sys.executable, str(SCRIPT), *words], stdout=subprocess.DEVNULL)
+    return [*options.split(), "--no-progress", "--out", str(out)]
+
+
+def start(out: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, str(SCRIPT), *words(out)], stdout=subprocess.DEVNULL)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
@@ -32,7 +35,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
     """Killed by SIGKILL in the training and in the fine-tuning; test_kill.py does it more often."""
-    assert start(tmp_path / "whole").wait() == 0
+    assert train.cli(words(tmp_path / "whole")) == 0  # in this process, and with its devices
     out, kills = tmp_path / "killed", 0
     checkpoints = out / ".checkpoints"
 
