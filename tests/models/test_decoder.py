@@ -102,9 +102,10 @@ def test_everything_is_read_off_the_graph_and_shrinks_to_the_decoder_itself(para
         assert {*layer_widths(small)["ffn"]} == {5}
 
 
-def test_it_serves_as_a_linen_module(params):
+def test_it_serves_as_a_module_of_linen_or_nnx(params):
     """Bare arrays underneath: a module of any framework holds them as its parameters."""
     import flax.linen as nn
+    from flax import nnx
 
     class Module(nn.Module):
         @nn.compact
@@ -112,11 +113,19 @@ def test_it_serves_as_a_linen_module(params):
             tree = self.param("decoder", lambda key: params)
             return decoder(EVERYTHING, tree, tokens)
 
-    module = Module()
+    class Nnx(nnx.Module):
+        def __init__(self):
+            self.decoder = nnx.data(jax.tree.map(nnx.Param, params))
+
+        def __call__(self, tokens):
+            is_leaf = lambda x: isinstance(x, nnx.Param)  # noqa: E731
+            tree = jax.tree.map(lambda x: x[...], self.decoder, is_leaf=is_leaf)
+            return decoder(EVERYTHING, tree, tokens)
+
+    module, wanted = Module(), decoder(EVERYTHING, params, TOKENS)
     variables = module.init(jax.random.key(0), TOKENS)
-    np.testing.assert_array_equal(
-        module.apply(variables, TOKENS), decoder(EVERYTHING, params, TOKENS)
-    )
+    np.testing.assert_array_equal(module.apply(variables, TOKENS), wanted)
+    np.testing.assert_array_equal(Nnx()(TOKENS), wanted)
 
 
 def test_bfloat16_stays_bfloat16(params):

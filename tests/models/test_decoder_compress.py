@@ -14,7 +14,7 @@ from ifjax.models.decoder_widths import KINDS, TOP, layer_widths
 ONCE = DecoderWidths(11, 6, 5, 2, 2, 4, 1, value_dim=3)
 TWICE = {"hidden": 2, "ffn": 2, "query_heads": 4, "kv_heads": 2, "value_dim": 2}
 READS = {"down": {"ffn"}, "out": {"query_heads", "value_dim"}, "head": {"hidden"}}
-READS |= dict.fromkeys(("query", "key", "value", "gate", "up"), {"hidden"})
+READS |= {name: {"hidden"} for name in ("query", "key", "value", "gate", "up")}
 
 
 def doubled(name, x, kinds, rng):
