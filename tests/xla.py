@@ -7,7 +7,8 @@ from typing import Any
 
 from jaxlib.version import __version_info__
 
-FAST = "--xla_backend_optimization_level=0"
+# Small programs are not cut into parts for threads of their own: a twelfth of the tests' time.
+FAST = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 if __version_info__ < (0, 11):  # later ones have no others
     FAST += f" {OLD_EMITTERS}"
