@@ -54,4 +54,5 @@ def exact() -> None:
 
     if os.environ.get("JAX_PLATFORMS") != "cpu":
         os.environ["XLA_FLAGS"] += " --xla_allow_excess_precision=false"
+        os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # of processes that tests start
         jax.config.update("jax_default_matmul_precision", "highest")

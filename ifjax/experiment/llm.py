@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -177,6 +178,8 @@ def prepare(options: Options) -> Job:
         check_folder(options.out, is_new=True)
     if options.work is not None:
         with user_error("--work"):
+            if options.work.resolve().is_relative_to(options.out.resolve()):
+                raise ValueError(f"{options.work}: lies in --out, which has to be new; give another")
             check_folder(options.work, is_new=False)
     tokenizer_path = options.tokenizer or options.checkpoint
     with user_error("--checkpoint"):
@@ -229,9 +232,9 @@ def check_folder(folder: Path, is_new: bool) -> None:
     Raises:
         ValueError: where that is a file or cannot be written to, or a new one is there.
     """
-    if is_new and folder.exists():
+    if is_new and os.path.lexists(folder):
         raise ValueError(f"{folder} is there; give a new folder")
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
     try:
         tempfile.TemporaryDirectory(dir=there).cleanup()
     except OSError as error:
