@@ -63,7 +63,7 @@ from ifjax.models.decoder_widths import unstack_layers
 
 WINDOWS, LENGTH, CALIBRATION = 24, 512, 32
 ALLOCATION, LEVELS, FLOOR = 8, 3, 0.25  # windows; widths of a layer that are tried; least share
-KEYS = ("name", "text", "calibration")  # of a row
+KEYS = ("name", "text", "calibration", "steps")  # of a row; steps of distillation alone
 RATE = 1e-4  # of distillation
 CUTS = ("25", "50", "hidden", "layers", "blocks-20", "blocks-30", "blocks-40")
 METHODS = ("compress", "distil", "l1", "fusion", "energy", "bias", "slice")
@@ -93,9 +93,10 @@ def main() -> None:
     bench, rows = Bench(args), []
     for name in args.only:
         row = {"name": name, "text": args.text, "calibration": args.calibration}
+        row["steps"] = args.steps if name.startswith("distil") else None
         if not trial:  # read anew: others may measure other rows
             rows = [*record.with_earlier("language_model", [], KEYS)]
-        if any(all(found[k] == v for k, v in row.items()) for found in rows):
+        if any(all(found.get(k) == v for k, v in row.items()) for found in rows):
             continue
         rows.append(row | bench.measured(name))
         print(rows[-1], flush=True)

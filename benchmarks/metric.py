@@ -96,7 +96,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     table = []
     for metric, change in dict.fromkeys((row["metric"], row["change"]) for row in rows):
         same = [row for row in rows if (row["metric"], row["change"]) == (metric, change)]
-        shown = {"metric": metric, "change": change, "alike": np.mean([r["alike"] for r in same])}
+        alike = {row["seed"]: row["alike"] for row in same}  # the same whatever the way
+        shown = {"metric": metric, "change": change, "alike": np.mean([*alike.values()])}
         for way in WAYS:
             found = [row["accuracy"] for row in same if row["way"] == way]
             spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""

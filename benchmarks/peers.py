@@ -103,13 +103,15 @@ def with_torch(folder: Path, checkpoint: Path) -> list[dict[str, Any]]:
             build = torch_pruning.DependencyGraph().build_dependency
             seconds, graph = timed(lambda n=network, b=build: b(n, example_inputs=x[:1]))
             if choice == "own":
-                ignored = [m for m in network.modules() if m not in blocks.values()]
+                # A group with an ignored layer stays as it is: its batch norms must not be among them.
+                kinds = torch.nn.Conv2d, torch.nn.Linear
+                layers = [m for m in network.modules() if isinstance(m, kinds)]
                 pruner = torch_pruning.pruner.MagnitudePruner(
                     network,
                     x[:1],
                     importance=torch_pruning.importance.MagnitudeImportance(p=1),
                     pruning_ratio=sparsity,
-                    ignored_layers=[m for m in ignored if hasattr(m, "weight")],
+                    ignored_layers=[m for m in layers if m not in blocks.values()],
                 )
                 pruned, _ = timed(pruner.step)
             else:
