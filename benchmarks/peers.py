@@ -103,7 +103,7 @@ def with_torch(folder: Path, checkpoint: Path) -> list[dict[str, Any]]:
             build = torch_pruning.DependencyGraph().build_dependency
             seconds, graph = timed(lambda n=network, b=build: b(n, example_inputs=x[:1]))
             if choice == "own":
-                # A group with an ignored layer stays as it is: its batch norms must not be among them.
+                # A group with an ignored layer stays as it is: batch norms must not be among them.
                 kinds = torch.nn.Conv2d, torch.nn.Linear
                 layers = [m for m in network.modules() if isinstance(m, kinds)]
                 pruner = torch_pruning.pruner.MagnitudePruner(

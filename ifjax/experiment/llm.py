@@ -179,7 +179,7 @@ def prepare(options: Options) -> Job:
     if options.work is not None:
         with user_error("--work"):
             if options.work.resolve().is_relative_to(options.out.resolve()):
-                raise ValueError(f"{options.work}: lies in --out, which has to be new; give another")
+                raise ValueError(f"{options.work}: lies in --out, which has to be new")
             check_folder(options.work, is_new=False)
     tokenizer_path = options.tokenizer or options.checkpoint
     with user_error("--checkpoint"):

@@ -124,7 +124,7 @@ def test_layers_alone(dense, tmp_path):
             "--out: .*test_llm.py .*; give another",
         ),
         (["--work", __file__, "--text", "nowhere"], "--work: .*test_llm.py .*; give another"),
-        (["--out", "a", "--work", "a/b"], "--work: a/b: lies in --out, .*; give another"),
+        (["--out", "a", "--work", "a/b"], "--work: a/b: lies in --out, which has to be new"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(options, message, dense, tmp_path, capsys):
