@@ -59,8 +59,10 @@ def windows(tokens: Sequence[int], count: int, length: int) -> NDArray[np.int32]
         )
     step = len(tokens) // count
     if (count - 1) * step + length > len(tokens) or step == 0:
+        most = len(tokens) // length
+        less = f"at most {most} windows" if most else "shorter ones"
         raise ValueError(
             f"the text has {len(tokens):,} tokens, too few for {count} windows of {length} at "
-            f"equal steps; give at most {max(1, len(tokens) // length)} windows, or more text"
+            f"equal steps; give {less}, or more text"
         )
     return np.asarray([tokens[i * step : i * step + length] for i in range(count)], np.int32)

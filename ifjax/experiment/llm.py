@@ -297,12 +297,14 @@ def texts(options: Options, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     assert options.text is not None
     tokens = read("--text", options.text)
     if options.test_text is None:
-        first, second, of = tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :], "--text"
+        first, second = tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]
+        parts = "--text, first half", "--text, second half, which is measured on"
     else:
-        first, second, of = tokens, read("--test-text", options.test_text), "--test-text"
-    with user_error("--text"):
+        first, second = tokens, read("--test-text", options.test_text)
+        parts = "--text", "--test-text"
+    with user_error(parts[0]):
         calibration = windows(first, options.windows, options.length)
-    with user_error(of):
+    with user_error(parts[1]):
         return calibration, windows(second, options.test_windows, options.length)
 
 

@@ -1,6 +1,7 @@
 """Channels that turn to their principal axes: the function stays, and what would change it."""
 
 import functools
+import inspect
 import re
 
 import jax
@@ -298,7 +299,8 @@ def test_what_is_wrongly_taken_to_turn_is_found_by_trying(monkeypatch):
     def wrong(walk, name):
         return dict.fromkeys(walk.full, TURNED), ()
 
-    monkeypatch.setattr("ifjax.reconstruction.rotate.find_bearings", wrong)
+    # Its own module: doctests import that once more, and pytest keeps theirs under the name.
+    monkeypatch.setitem(inspect.unwrap(ifjax.rotate).__globals__, "find_bearings", wrong)
     params, x = {"in": normal(1, 5, D), "out": normal(2, D, 3)}, normal(3, 8, 5)
     graph = ifjax.trace(activation, params, x)
     with pytest.raises(ValueError, match="expected the same numbers with rotated channels"):
