@@ -2,6 +2,10 @@
 
 All moments are of the dense network. What a layer is to give is therefore what the dense one gives
 from the same inputs, and every weight is solved for by itself.
+
+The best guess at a number varies less than the number. On inputs, later solves make up for that;
+here, every norm would read something fainter than its running variance says, and so would all that
+follows. What a norm reads has the variance again that the dense network has there.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ifjax.activations.analytic import Gaussian
+from ifjax.activations.field import reciprocal
 from ifjax.activations.layer_names import layer_names
 from ifjax.activations.moments import Moments, NormalForm, kernel
 from ifjax.graph.facts.sites import Site
@@ -31,6 +36,7 @@ from ifjax.reconstruction.walk import Walk
 from ifjax.structure.structure import Group
 
 SHRINKAGE = 0.01  # nothing is held out that could say
+MOST_GAIN = 10.0  # what explains less than a hundredth of the variance is hardly known
 
 
 def sweep_moments(
@@ -158,7 +164,10 @@ def _solve(
     sums = _sums(found, np.asarray(kernel(full, on_host(dense)), np.float64), kept, scale)
     mean = find_offset(walk, site, form, 1, of_norms=True)  # then it is that of the small network
     offset = mean or find_offset(walk, site, form, 1)
-    solved, shifts = agreed(ridge(sums, start, SHRINKAGE, offset is not None), walk.mesh)
+    solved, shifts = ridge(sums, start, SHRINKAGE, offset is not None)
+    if mean is not None:
+        solved, shifts = _as_varied(sums, np.asarray(solved))
+    solved, shifts = agreed((solved, shifts), walk.mesh)
     spread = float((sums.square - sums.target**2).sum()) or 1.0
     before = squared_error(sums, start, np.zeros_like(shifts)) / spread
     after = squared_error(sums, solved, shifts) / spread
@@ -168,6 +177,18 @@ def _solve(
     paths, nan = tuple(names[n] for n in site.leaves), float("nan")
     taken_up = " + ".join(names[n] for n in offset.leaves) if offset else None
     return Solved(paths, start.shape[1], 0, SHRINKAGE, before, after, nan, nan, taken_up)
+
+
+def _as_varied(
+    sums: Moments, weights: Float[np.ndarray, "b k o"]
+) -> tuple[Float[np.ndarray, "b k o"], Float[np.ndarray, "b o"]]:
+    """Weights and offsets, each output with the mean and variance that it is to have."""
+    covariance = sums.gram - sums.rows[:, :, None] * sums.rows[:, None]
+    found = np.einsum("bko,bkl,blo->bo", weights, covariance, weights, optimize=True)
+    wanted = np.maximum(sums.square - sums.target**2, 0.0)
+    gain = np.sqrt(wanted * reciprocal(np.maximum(found, wanted / MOST_GAIN**2)))
+    weights = weights * gain[:, None]
+    return weights, sums.target - np.einsum("bk,bko->bo", sums.rows, weights)
 
 
 def _full_form(walk: Walk, site: Site) -> NormalForm:

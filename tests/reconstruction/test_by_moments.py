@@ -54,6 +54,42 @@ def test_every_weight_is_solved_for_on_what_it_reads():
     np.testing.assert_allclose(small["bias"], params["bias"] + means, rtol=1e-6)
 
 
+def before_norm(p, x):
+    h = jax.nn.relu(norm(p["first"], x @ p["in"]))
+    return jax.nn.relu(norm(p["second"], h @ p["w"])) @ p["out"]
+
+
+def test_a_norm_reads_what_varies_as_before():
+    """The best guess varies less, by what the neurons that are gone said alone."""
+    params = {"in": normal(1, 6, 12), "w": normal(2, 12, 5), "out": normal(3, 5, 2)}
+    params |= {"first": statistics(4, 12), "second": statistics(20, 5)}
+    params["in"][:, 3] = 0  # a neuron that does not vary
+    params["w"][:, 1] = 0  # reads nothing
+    with jax.enable_x64(True):
+        struct = jax.ShapeDtypeStruct((1, 6), jnp.float64)
+        graph = ifjax.trace(before_norm, params, struct)
+        spec = graph.spec(0.5, include=[graph.groups[0].name])
+        moments = ifjax.analytic_moments(before_norm, params, struct)
+        small, report = ifjax.compress(before_norm, params, spec, moments)
+    [index], [solved] = report.kept.values(), report.solved
+    assert solved.sites == ("w",)
+    assert solved.offset == "second/mean"
+    [mean], [covariance] = moments["w"]
+    kernel, dense = small["w"], params["w"]
+    own = covariance[np.ix_(index, index)]
+    variance = np.diag(kernel.T @ own @ kernel)
+    np.testing.assert_allclose(variance, np.diag(dense.T @ covariance @ dense), rtol=1e-6)
+    gram = covariance + np.outer(mean, mean)
+    ridge = 0.01 * np.trace(gram[np.ix_(index, index)]) / len(index) * np.eye(len(index))
+    best = np.linalg.solve(own + ridge, covariance[index] @ dense + ridge @ dense[index])
+    gain = kernel / np.where(best == 0, 1, best)
+    np.testing.assert_allclose(gain[:, [0, 2, 3, 4]], gain[:1, [0, 2, 3, 4]].repeat(6, 0))
+    assert (gain[0, [0, 2, 3, 4]] > 1).all()
+    assert (kernel[:, 1] == 0).all()
+    away = small["second"]["mean"] - mean[index] @ kernel
+    np.testing.assert_allclose(away, params["second"]["mean"] - mean @ dense, rtol=1e-6)
+
+
 def convolutional(p, x):
     numbers = ("NHWC", "HWIO", "NHWC")
 
