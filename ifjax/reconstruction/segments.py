@@ -8,7 +8,6 @@ arguments.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Values
+from ifjax.jaxprs.compiling import AS_WRITTEN, compiler_options
 from ifjax.jaxprs.program import Program, Step
 
 Key = tuple[int, bool]  # a value's number, and whether the dense function's is meant
@@ -109,8 +109,10 @@ def compiled(
     inner, constvars, consts = compat.unpack(jax.make_jaxpr(function)(*map(first, read)))
     piece = _Piece(inner, tuple(constvars), _form(inner, constvars))
 
+    evaluated = _call if compiler_options(inner.eqns) is None else _call_as_written
+
     def call(value: Callable[[Key], Any]) -> dict[Key, Any]:
-        results = _call(piece, consts, [value(key) for key in read])
+        results = evaluated(piece, consts, [value(key) for key in read])
         return dict(zip(wanted, results, strict=True))
 
     return call
@@ -131,8 +133,7 @@ class _Piece:
         return hash(self.form)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _call(piece: _Piece, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+def _evaluated(piece: _Piece, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     variables = [*piece.constvars, *piece.jaxpr.invars]
     known = dict(zip(variables, [*consts, *args], strict=True))
 
@@ -143,6 +144,10 @@ def _call(piece: _Piece, consts: Sequence[Any], args: Sequence[Any]) -> list[Any
         results = compat.bind(equation, list(map(value, equation.invars)))
         known |= zip(equation.outvars, results, strict=True)
     return list(map(value, piece.jaxpr.outvars))
+
+
+_call = jax.jit(_evaluated, static_argnums=0)
+_call_as_written = jax.jit(_evaluated, static_argnums=0, compiler_options=AS_WRITTEN)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,0 +1,64 @@
+"""What XLA is asked to leave as it is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ifjax
+from ifjax.jaxprs.compiling import AS_WRITTEN, compiler_options
+from ifjax.reconstruction import segments
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA does on a CPU")
+LAST = ("NHWC", "HWIO", "NHWC")
+
+
+def convolution(x, w, **options):
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAST, **options)
+
+
+def operands(n, k=3):
+    rng = np.random.default_rng(0)
+    return tuple(rng.normal(size=s).astype("f4") for s in ((32, n, n, 16), (k, k, 16, 16)))
+
+
+@on_cpu
+def test_a_kernel_that_is_larger_than_its_map_stays_the_kernel():
+    """The first half fails once XLA does well by itself: then all of it can go."""
+
+    def text(options):
+        lowered = jax.jit(convolution, compiler_options=options).lower(*operands(2))
+        return lowered.compile().as_text()
+
+    assert "rhs_reversal" in text(None)
+    assert "rhs_reversal" not in text(AS_WRITTEN)
+
+
+@on_cpu
+@pytest.mark.parametrize(("n", "k", "found"), [(2, 3, AS_WRITTEN), (3, 3, None), (4, 1, None)])
+def test_programs_with_such_a_kernel_are_told(n, k, found):
+    program = jax.make_jaxpr(convolution)(*operands(n, k))
+    assert compiler_options(program.eqns) == found
+    assert compiler_options(jax.make_jaxpr(jnp.dot)(*operands(2, 2)[1][0]).eqns) is None
+
+
+@on_cpu
+def test_reconstruction_and_synthesis_compile_so(monkeypatch):
+    def apply(p, x):
+        h = (convolution(x, p["a"]) - p["mean"]) / jnp.sqrt(p["variance"] + 1e-5)
+        return convolution(jax.nn.relu(h), p["b"]).mean((1, 2))
+
+    x, w = operands(2)
+    params = {"a": w, "b": w[..., ::-1], "mean": np.zeros(16, "f4"), "variance": np.ones(16, "f4")}
+    spec = ifjax.trace(apply, params, x).spec(0.5)
+    segments._call_as_written.clear_cache()  # type: ignore[attr-defined]
+    small, _ = ifjax.compress(apply, params, spec, [x[:16], x[16:]])
+    assert segments._call_as_written._cache_size() > 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(segments, "compiler_options", lambda equations: None)
+    other, _ = ifjax.compress(apply, params, spec, [x[:16], x[16:]])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), small, other)
+    shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
+    [(made,)] = ifjax.synthesize(apply, params, shape, 8, jax.random.key(0), steps=2)
+    assert made.shape == (8, 2, 2, 16)
