@@ -37,8 +37,8 @@ def shared_folder() -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """Processor count, system and versions."""
-    versions = {}
+    """Processor count, system, versions, and how XLA was told to compile where it was."""
+    versions = {"XLA_FLAGS": os.environ["XLA_FLAGS"]} if os.environ.get("XLA_FLAGS") else {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

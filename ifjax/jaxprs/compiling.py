@@ -10,16 +10,17 @@ from jax.extend.core import JaxprEqn
 
 from ifjax.jaxprs import compat
 
-AS_WRITTEN = {"xla_disable_hlo_passes": "algsimp"}
+UNSIMPLIFIED = {"xla_disable_hlo_passes": "algsimp"}
 
 
 def compiler_options(equations: Iterable[JaxprEqn]) -> dict[str, str] | None:
-    """Options of `jax.jit` for a program, on the outside: a jit within another takes none.
+    """Options of `jax.jit` for a program; for the outermost jit, others refuse to have any.
 
     XLA's algebraic simplifier makes the map the kernel where a kernel has more entries than the map
     that it moves over (3 x 3 on 2 x 2: the last layers of a VGG on small images). On a CPU the
     reversed convolution that comes of it has no fast code, and takes 60 times as long for 512
     channels. Such a program is compiled without this pass, whose other work hardly matters there.
+    Convolutions inside of loops are not looked for.
 
     Args:
       equations: of the program.
@@ -34,16 +35,23 @@ def compiler_options(equations: Iterable[JaxprEqn]) -> dict[str, str] | None:
       >>> [compiler_options(program(n).eqns) for n in (2, 3)]
       [{'xla_disable_hlo_passes': 'algsimp'}, None]
     """
-    if jax.default_backend() != "cpu":
+    if default_platform() != "cpu":
         return None
-    return AS_WRITTEN if any(map(_is_swapped, equations)) else None
+    return UNSIMPLIFIED if any(map(_would_be_swapped, equations)) else None
 
 
-def _is_swapped(equation: JaxprEqn) -> bool:
+def default_platform() -> str:
+    """Of the device on which arrays are made."""
+    chosen = getattr(jax.config, "jax_default_device", None)  # a device, or the name of a platform
+    return getattr(chosen, "platform", chosen) or jax.default_backend()
+
+
+def _would_be_swapped(equation: JaxprEqn) -> bool:
     """Whether a convolution's kernel has more entries than the map that it moves over."""
-    if equation.primitive.name != "conv_general_dilated":
+    p = equation.params
+    if equation.primitive.name != "conv_general_dilated" or p["feature_group_count"] > 1:
         return False
-    numbers = equation.params["dimension_numbers"]
+    numbers = p["dimension_numbers"]
     sides = zip(equation.invars[:2], (numbers.lhs_spec, numbers.rhs_spec), strict=True)
     places, window = (math.prod(compat.shape_of(x)[axis] for axis in spec[2:]) for x, spec in sides)
     return window > places

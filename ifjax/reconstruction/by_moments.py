@@ -5,7 +5,8 @@ from the same inputs, and every weight is solved for by itself.
 
 The best guess at a number varies less than the number. On inputs, later solves make up for that;
 here, every norm would read something fainter than its running variance says, and so would all that
-follows. What a norm reads has the variance again that the dense network has there.
+follows. A product that goes into a norm, whose running mean takes up what is left over on average,
+is scaled to the variance that it has in the dense network.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def _solve(
     offset = mean or find_offset(walk, site, form, 1)
     solved, shifts = ridge(sums, start, SHRINKAGE, offset is not None)
     if mean is not None:
-        solved, shifts = _as_varied(sums, np.asarray(solved))
+        solved, shifts = _with_variance(sums, np.asarray(solved))
     solved, shifts = agreed((solved, shifts), walk.mesh)
     spread = float((sums.square - sums.target**2).sum()) or 1.0
     before = squared_error(sums, start, np.zeros_like(shifts)) / spread
@@ -179,7 +180,7 @@ def _solve(
     return Solved(paths, start.shape[1], 0, SHRINKAGE, before, after, nan, nan, taken_up)
 
 
-def _as_varied(
+def _with_variance(
     sums: Moments, weights: Float[np.ndarray, "b k o"]
 ) -> tuple[Float[np.ndarray, "b k o"], Float[np.ndarray, "b o"]]:
     """Weights and offsets, each output with the mean and variance that it is to have."""

@@ -96,8 +96,9 @@ def compress(
         after the parameters, or the input alone. A few hundred images, or a few dozen windows of
         text; see ``frontier`` for the memory that they take. Without any, what
         `ifjax.analytic_moments` gives: neurons are then chosen, and every weight is solved for, on
-        what the dense network's layers read by its running statistics. What a norm reads is scaled
-        to the variance that it has in the dense network, and its running mean is what it then is.
+        what the dense network's layers read by its running statistics. A product that goes
+        into a norm is scaled to the variance that it has in the dense network, and what is left
+        over on average goes into the running mean.
       scores: by group name, scores ``[*batch, n]`` that choose the neurons of these groups; ``[n]``
         for a group of stacked layers is one choice for all of them.
       stats: for importances that need them.

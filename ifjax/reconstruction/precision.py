@@ -7,13 +7,11 @@ there. An accelerator is ten times faster than the way to the host and back.
 
 from __future__ import annotations
 
-import jax
+from ifjax.jaxprs.compiling import default_platform
 
 COLUMNS = 2048  # of a Gram matrix, from which on it stays where it was made
 
 
 def stays(columns: int) -> bool:
     """Whether a Gram matrix of so many columns stays on the default device."""
-    chosen = getattr(jax.config, "jax_default_device", None)  # a device, or the name of a platform
-    platform = getattr(chosen, "platform", chosen) or jax.default_backend()
-    return columns >= COLUMNS and platform != "cpu"
+    return columns >= COLUMNS and default_platform() != "cpu"

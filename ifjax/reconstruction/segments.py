@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from ifjax.jaxprs import compat
 from ifjax.jaxprs.compat import Values
-from ifjax.jaxprs.compiling import AS_WRITTEN, compiler_options
+from ifjax.jaxprs.compiling import UNSIMPLIFIED, compiler_options
 from ifjax.jaxprs.program import Program, Step
 
 Key = tuple[int, bool]  # a value's number, and whether the dense function's is meant
@@ -109,7 +109,7 @@ def compiled(
     inner, constvars, consts = compat.unpack(jax.make_jaxpr(function)(*map(first, read)))
     piece = _Piece(inner, tuple(constvars), _form(inner, constvars))
 
-    evaluated = _call if compiler_options(inner.eqns) is None else _call_as_written
+    evaluated = _call if compiler_options(inner.eqns) is None else _call_unsimplified
 
     def call(value: Callable[[Key], Any]) -> dict[Key, Any]:
         results = evaluated(piece, consts, [value(key) for key in read])
@@ -147,7 +147,7 @@ def _evaluated(piece: _Piece, consts: Sequence[Any], args: Sequence[Any]) -> lis
 
 
 _call = jax.jit(_evaluated, static_argnums=0)
-_call_as_written = jax.jit(_evaluated, static_argnums=0, compiler_options=AS_WRITTEN)
+_call_unsimplified = jax.jit(_evaluated, static_argnums=0, compiler_options=UNSIMPLIFIED)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -46,7 +46,7 @@ class Solved:
         norm that times one number, for none gave a smaller error on inputs that were held out.
       before: error at the end of the unit with the weights as they were, behind a norm over neurons
         that are cut times the number that fits best; relative to the deviation of the dense values.
-      after: error after.
+      after: error after; not the least one where products keep their variance (`by_moments`).
       held_before: the same on the inputs that were held out for choosing the shrinkage.
       held_after: with what was solved without them.
       offset: path of the bias or offset that took up the means, or of several that are joined.

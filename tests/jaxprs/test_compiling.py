@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import ifjax
-from ifjax.jaxprs.compiling import AS_WRITTEN, compiler_options
-from ifjax.reconstruction import segments
+from ifjax.activations import synthesis
+from ifjax.jaxprs.compiling import UNSIMPLIFIED, compiler_options
+from ifjax.reconstruction import segments, statistics
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA does on a CPU")
 LAST = ("NHWC", "HWIO", "NHWC")
@@ -33,32 +34,45 @@ def test_a_kernel_that_is_larger_than_its_map_stays_the_kernel():
         return lowered.compile().as_text()
 
     assert "rhs_reversal" in text(None)
-    assert "rhs_reversal" not in text(AS_WRITTEN)
+    assert "rhs_reversal" not in text(UNSIMPLIFIED)
 
 
 @on_cpu
-@pytest.mark.parametrize(("n", "k", "found"), [(2, 3, AS_WRITTEN), (3, 3, None), (4, 1, None)])
+@pytest.mark.parametrize(("n", "k", "found"), [(2, 3, UNSIMPLIFIED), (3, 3, None), (4, 1, None)])
 def test_programs_with_such_a_kernel_are_told(n, k, found):
     program = jax.make_jaxpr(convolution)(*operands(n, k))
     assert compiler_options(program.eqns) == found
-    assert compiler_options(jax.make_jaxpr(jnp.dot)(*operands(2, 2)[1][0]).eqns) is None
+    grouped = functools.partial(convolution, feature_group_count=4)
+    x, w = operands(n, k)
+    assert compiler_options(jax.make_jaxpr(grouped)(x, w[:, :, :4]).eqns) is None
 
 
 @on_cpu
 def test_reconstruction_and_synthesis_compile_so(monkeypatch):
     def apply(p, x):
         h = (convolution(x, p["a"]) - p["mean"]) / jnp.sqrt(p["variance"] + 1e-5)
-        return convolution(jax.nn.relu(h), p["b"]).mean((1, 2))
+        h = jax.nn.relu(h * p["scale"] + p["offset"])
+        return convolution(h, p["b"]).mean((1, 2))
 
     x, w = operands(2)
-    params = {"a": w, "b": w[..., ::-1], "mean": np.zeros(16, "f4"), "variance": np.ones(16, "f4")}
+    names = {"mean": 0, "variance": 1, "scale": 1, "offset": 0}
+    params = {"a": w, "b": w[..., ::-1]} | {k: np.full(16, v, "f4") for k, v in names.items()}
     spec = ifjax.trace(apply, params, x).spec(0.5)
-    segments._call_as_written.clear_cache()  # type: ignore[attr-defined]
+    segments._call_unsimplified.clear_cache()  # type: ignore[attr-defined]
     small, _ = ifjax.compress(apply, params, spec, [x[:16], x[16:]])
-    assert segments._call_as_written._cache_size() > 0  # type: ignore[attr-defined]
+    assert segments._call_unsimplified._cache_size() > 0  # type: ignore[attr-defined]
     monkeypatch.setattr(segments, "compiler_options", lambda equations: None)
+    given = []
+
+    def noted(equations):
+        given.append(compiler_options(equations))
+        return given[-1]
+
+    for module in (statistics, synthesis):
+        monkeypatch.setattr(module, "compiler_options", noted)
     other, _ = ifjax.compress(apply, params, spec, [x[:16], x[16:]])
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), small, other)
     shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
     [(made,)] = ifjax.synthesize(apply, params, shape, 8, jax.random.key(0), steps=2)
     assert made.shape == (8, 2, 2, 16)
+    assert given == [UNSIMPLIFIED, UNSIMPLIFIED]
