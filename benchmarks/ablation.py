@@ -50,7 +50,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet50 exact": ("resnet50", {"solver": "exact", "order": "simultaneous"}),
     "transformer exact, jitted": ("transformer", {"solver": "exact"}),
     "transformer sinkhorn, jitted": ("transformer", {"solver": "sinkhorn_kernel"}),
-    "vgg11 compressed": ("vgg11", {"method": "prune"}),
+    "vgg11 compressed": ("vgg11", {}),
     "resnet18 exact, jitted": ("resnet18", {"solver": "exact", "order": "simultaneous"}),
 }
 LATER = 5
@@ -101,10 +101,11 @@ def child(case: str, without: str) -> dict[str, float]:
 
     import ifjax
 
-    params, spec = job(*CASES[case])
     times, fuse = [], ifjax.fuse_params
     if _is_compressed(case):
         params, spec, fuse = compression()
+    else:
+        params, spec = job(*CASES[case])
     if without:
         WITHOUT[without]()
     if _is_jitted(case):
