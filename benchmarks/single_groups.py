@@ -180,13 +180,18 @@ def draw(rows: list[dict[str, Any]], path: Any) -> None:
         if group is None:
             axes.set_axis_off()
             continue
-        for label, way in lines.items():
-            own = [r for r in rows if (r["group"], r["metric"], r["method"]) == (group, *way)]
-            if len(own) < 3:
-                continue  # hardly measured
-            own = sorted(own, key=lambda row: row["sparsity"])
-            x, y = [r["sparsity"] for r in own], [r["accuracy"] for r in own]
-            axes.plot(x, y, label=label, **styles[label])
+        found = {
+            label: sorted(
+                (row["sparsity"], row["accuracy"])
+                for row in rows
+                if (row["group"], row["metric"], row["method"]) == (group, *way)
+            )
+            for label, way in lines.items()
+        }
+        most = max(map(len, found.values()))
+        for label, points in found.items():
+            if points and 3 * len(points) >= most:  # else hardly measured so far
+                axes.plot(*zip(*points, strict=True), label=label, **styles[label])
         title = group.removeprefix("params/").removesuffix("/kernel")
         axes.set_title(title, fontsize="medium")
         axes.set(ylim=(0, 100), xlim=(0, 1))
