@@ -13,8 +13,8 @@ less than 1.2 everywhere has to go. Plain pruning solves nothing, so that there 
 * mass stays: targets that stay in their places are left out of the problem, instead of the whole.
 * shared sizes: Sinkhorn compiled for a few padded sizes, instead of for every group's own.
 * kept program: what a spec does is asked for once (counts on later calls alone).
-* kernels stay kernels: of `compress`, 128 random images; XLA is kept from making the maps of the
-  last layers the kernels, see `ifjax.jaxprs.compiling`.
+* kernels stay kernels: of `compress` and of `reset_statistics`, 128 random images; XLA is kept from
+  making the maps of the last layers the kernels, see `ifjax.jaxprs.compiling`.
 
 Inside of `jax.jit` the first call is mostly XLA's; there threads, tiles and sizes are not used.
 
@@ -51,6 +51,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "transformer exact, jitted": ("transformer", {"solver": "exact"}),
     "transformer sinkhorn, jitted": ("transformer", {"solver": "sinkhorn_kernel"}),
     "vgg11 compressed": ("vgg11", {}),
+    "vgg11 norms reset": ("vgg11", {}),
     "resnet18 exact, jitted": ("resnet18", {"solver": "exact", "order": "simultaneous"}),
 }
 LATER = 5
@@ -102,15 +103,15 @@ def child(case: str, without: str) -> dict[str, float]:
     import ifjax
 
     times, fuse = [], ifjax.fuse_params
-    if _is_compressed(case):
-        params, spec, fuse = compression()
+    if _reads_images(case):
+        params, spec, fuse = on_images(case)
     else:
         params, spec = job(*CASES[case])
     if without:
         WITHOUT[without]()
     if _is_jitted(case):
         params, fuse = jax.device_put(params), jax.jit(fuse, static_argnums=1)
-    for _ in range(2 if _is_compressed(case) else 1 + LATER):
+    for _ in range(2 if _reads_images(case) else 1 + LATER):
         if without == "kept program":
             WITHOUT[without]()
         start = time.perf_counter(), time.process_time()
@@ -138,8 +139,8 @@ def job(name: str, method: dict[str, Any]) -> tuple[Any, Any]:
     return densenet(method)
 
 
-def compression() -> tuple[Any, Any, Callable[..., Any]]:
-    """A VGG11 and half of its widths, and `compress` on 128 random images."""
+def on_images(case: str) -> tuple[Any, Any, Callable[..., Any]]:
+    """A VGG11 and half of its widths, and `compress` or `reset_statistics` on 128 random images."""
     import jax
 
     import ifjax
@@ -149,6 +150,8 @@ def compression() -> tuple[Any, Any, Callable[..., Any]]:
     images = np.random.default_rng(0).standard_normal((4, 32, 32, 32, 3), np.float32)
     params = module.init(jax.random.key(0), images[0])
     spec = ifjax.trace(module.apply, params, images[0]).spec(0.5)
+    if "reset" in case:
+        return params, spec, lambda p, s: ifjax.reset_statistics(module.apply, p, list(images))
     return params, spec, lambda p, s: ifjax.compress(module.apply, p, s, list(images))[0]
 
 
@@ -201,8 +204,8 @@ def _ask_again() -> None:
 
 def _swapped() -> None:
     """XLA does as it likes."""
-    for module in ("segments", "statistics"):
-        _set(f"ifjax.reconstruction.{module}", "compiler_options", lambda equations: None)()
+    for module in ("reconstruction.segments", "jaxprs.compiling"):
+        _set(f"ifjax.{module}", "compiler_options", lambda equations: None)()
 
 
 def _one_by_one() -> None:
@@ -227,8 +230,8 @@ WITHOUT: dict[str, Callable[[], None]] = {
 
 def _concerns(device: str, case: str) -> bool:
     """Whether a case uses it at all."""
-    if device == "kernels stay kernels" or _is_compressed(case):
-        return device == "kernels stay kernels" and _is_compressed(case)
+    if device == "kernels stay kernels" or _reads_images(case):
+        return device == "kernels stay kernels" and _reads_images(case)
     exact, pruned, jitted = "exact" in case, "pruned" in case, _is_jitted(case)
     return {
         **dict.fromkeys(("threads", "products of one thread", "kept program"), not jitted),
@@ -241,8 +244,8 @@ def _concerns(device: str, case: str) -> bool:
     }[device]
 
 
-def _is_compressed(case: str) -> bool:
-    return "compressed" in case
+def _reads_images(case: str) -> bool:
+    return "compressed" in case or "reset" in case
 
 
 def _is_jitted(case: str) -> bool:

@@ -7,7 +7,6 @@ Inputs that look the same from every norm stand in for them.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from ifjax.activations.norm_inputs import NormInputs, find_norm_inputs
 from ifjax.activations.progress import shown_progress
 from ifjax.activations.window_axes import window_axes
 from ifjax.jaxprs.arguments import Arguments, check_order
-from ifjax.jaxprs.compiling import compiler_options
+from ifjax.jaxprs.compiling import jitted
 from ifjax.jaxprs.evaluate import Seen, evaluate
 from ifjax.promotion import with_promotion
 from ifjax.tree import promoted, wide_dtype
@@ -109,9 +108,7 @@ def synthesize(
     weights = label_weight, variation_weight
     optimizer = optax.adam(learning_rate)
 
-    options = compiler_options([step.equation for step in found.program.steps])
-
-    @functools.partial(jax.jit, compiler_options=options)
+    @jitted
     def step(leaves: list[Any], labels: Array, state: _State) -> _State:
         gradients = jax.grad(_objective)(state.arrays, leaves, labels, found, arguments, weights)
         updates, moments = optimizer.update(gradients, state.moments)

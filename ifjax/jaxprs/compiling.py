@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
-from jax.extend.core import JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from ifjax.jaxprs import compat
 
 UNSIMPLIFIED = {"xla_disable_hlo_passes": "algsimp"}
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def jitted(function: Callable[P, T]) -> Callable[P, T]:
+    """`jax.jit` of a function of arrays, compiled with the `compiler_options` of its program.
+
+    Options are for the outermost jit alone: where an argument is traced there are none.
+
+    Args:
+      function: of pytrees of arrays, with positional arguments.
+
+    Returns:
+      The function.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> jitted(lambda x: 2 * x)(jnp.ones(2)).tolist()
+      [2.0, 2.0]
+    """
+    plain = jax.jit(function)
+    unsimplified = jax.jit(function, compiler_options=UNSIMPLIFIED)
+    compiled: dict[Hashable, Any] = {}
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> T:
+        leaves, structure = jax.tree.flatten((arguments, keywords))
+        if any(isinstance(x, jax.core.Tracer) for x in leaves):
+            return plain(*arguments, **keywords)
+        form = structure, tuple(map(jax.typeof, leaves))
+        if form not in compiled:
+            program = plain.trace(*arguments, **keywords).jaxpr
+            compiled[form] = plain if compiler_options(program.eqns) is None else unsimplified
+        return compiled[form](*arguments, **keywords)
+
+    return call
 
 
 def compiler_options(equations: Iterable[JaxprEqn]) -> dict[str, str] | None:
@@ -20,10 +58,9 @@ def compiler_options(equations: Iterable[JaxprEqn]) -> dict[str, str] | None:
     that it moves over (3 x 3 on 2 x 2: the last layers of a VGG on small images). On a CPU the
     reversed convolution that comes of it has no fast code, and takes 60 times as long for 512
     channels. Such a program is compiled without this pass, whose other work hardly matters there.
-    Convolutions inside of loops are not looked for.
 
     Args:
-      equations: of the program.
+      equations: of the program; what they call, and the bodies of loops, are looked into.
 
     Returns:
       The options; None where XLA does well.
@@ -49,9 +86,16 @@ def default_platform() -> str:
 def _would_be_swapped(equation: JaxprEqn) -> bool:
     """Whether a convolution's kernel has more entries than the map that it moves over."""
     p = equation.params
+    for body in jax.tree.leaves(list(p.values()), is_leaf=_is_jaxpr):
+        if _is_jaxpr(body) and any(map(_would_be_swapped, body.eqns)):
+            return True
     if equation.primitive.name != "conv_general_dilated" or p["feature_group_count"] > 1:
         return False
     numbers = p["dimension_numbers"]
     sides = zip(equation.invars[:2], (numbers.lhs_spec, numbers.rhs_spec), strict=True)
     places, window = (math.prod(compat.shape_of(x)[axis] for axis in spec[2:]) for x, spec in sides)
     return window > places
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, (Jaxpr, ClosedJaxpr))

@@ -14,7 +14,7 @@ from ifjax.activations.batch_statistics import pool_samples
 from ifjax.activations.norm_inputs import NormInputs, Sample, find_norm_inputs
 from ifjax.graph.facts.norms import Norm
 from ifjax.jaxprs.arguments import Arguments
-from ifjax.jaxprs.compiling import compiler_options
+from ifjax.jaxprs.compiling import jitted
 from ifjax.jaxprs.evaluate import evaluate
 from ifjax.tree import leaves_by_path, with_leaves
 
@@ -61,9 +61,7 @@ def refit_statistics(
     if not norms:
         return params
 
-    options = compiler_options([step.equation for step in found.program.steps])
-
-    @functools.partial(jax.jit, compiler_options=options)
+    @jitted
     def measure(leaves: Sequence[Any], arrays: Sequence[Any]) -> dict[str, Sample]:
         program = found.program
         values = dict(zip(program.inputs, [*leaves, *arrays], strict=True))

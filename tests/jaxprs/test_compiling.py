@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ifjax.activations import synthesis
-from ifjax.jaxprs.compiling import UNSIMPLIFIED, compiler_options
+import ifjax
+from ifjax.activations import divergence, synthesis
+from ifjax.jaxprs import compiling
+from ifjax.jaxprs.compiling import UNSIMPLIFIED, compiler_options, jitted
 from ifjax.reconstruction import segments, statistics
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA does on a CPU")
@@ -47,15 +49,56 @@ def test_programs_with_such_a_kernel_are_told(n, k, found):
 
 
 @on_cpu
-def test_reconstruction_and_synthesis_compile_so(monkeypatch):
+def test_such_a_kernel_is_found_in_calls_branches_and_loops():
+    x, w = operands(2)
+
+    def looped(x):
+        return jax.lax.scan(lambda x, _: (jax.nn.relu(convolution(x, w)), None), x, length=2)[0]
+
+    def branched(x):
+        return jax.lax.cond(x.sum() > 0, looped, jax.nn.relu, x)
+
+    for function in (looped, branched, jax.jit(branched), jax.checkpoint(looped)):
+        assert compiler_options(jax.make_jaxpr(function)(x).eqns) == UNSIMPLIFIED
+    assert compiler_options(jax.make_jaxpr(jax.jit(branched))(operands(3)[0]).eqns) is None
+
+
+@on_cpu
+def test_jitted_chooses_per_shape_and_works_inside_of_jit(monkeypatch):
+    traced, given = [], noted(monkeypatch, compiling)
+
+    def counted(x, w):
+        traced.append(x.shape)
+        return convolution(x, w)
+
+    function = jitted(counted)
+    for n in (2, 3, 2):
+        x, w = operands(n)
+        np.testing.assert_allclose(function(x, w), convolution(x, w), rtol=1e-4, atol=1e-4)
+    assert given == [UNSIMPLIFIED, None]
+    assert traced == [(32, 2, 2, 16), (32, 3, 3, 16)]
+    x, w = operands(2)
+    inside = jax.jit(lambda x: 2 * function(x, w))(x)
+    np.testing.assert_allclose(inside, 2 * convolution(x, w), rtol=1e-4, atol=1e-4)
+    assert len(given) == 2
+
+
+def noted(monkeypatch, *modules):
+    """The options that the modules ask for from now on."""
     given = []
 
-    def noted(equations):
+    def asked(equations):
         given.append(compiler_options(equations))
         return given[-1]
 
-    for module in (segments, statistics, synthesis):
-        monkeypatch.setattr(module, "compiler_options", noted)
+    for module in modules:
+        monkeypatch.setattr(module, "compiler_options", asked)
+    return given
+
+
+@on_cpu
+def test_reconstruction_and_synthesis_compile_so(monkeypatch):
+    given = noted(monkeypatch, segments, compiling)
 
     def apply(p, x):
         h = (convolution(x, p["a"]) - p["mean"]) / jnp.sqrt(p["variance"] + 1e-5)
@@ -74,3 +117,15 @@ def test_reconstruction_and_synthesis_compile_so(monkeypatch):
     [(made,)] = synthesis.synthesize(apply, params, shape, 8, jax.random.key(0), steps=2)
     assert made.shape == (8, 2, 2, 16)
     assert given == [UNSIMPLIFIED] * 3
+
+    def wider(p, x):
+        return apply(p, jax.nn.relu(convolution(x, p["b"])))
+
+    params["b"] = w
+    ifjax.reset_statistics(wider, params, [(x,)])
+    ifjax.collect_moments(wider, params, [(x,)])
+    spec = ifjax.trace(wider, params, x).spec(0.5, importance="fisher")
+    batch = (x,), jnp.zeros((32, 16))
+    ifjax.collect_stats(wider, params, spec, [batch], loss_fn=lambda y, t: jnp.mean((y - t) ** 2))
+    divergence.output_divergence(wider, params, wider, params, [(x,)])
+    assert given == [UNSIMPLIFIED] * 7
