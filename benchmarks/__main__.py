@@ -3,9 +3,11 @@
     python -m benchmarks                      # the questions
     python -m benchmarks --quick [NAME ...]   # all, or some, at small size: under 15 minutes
     python -m benchmarks NAME [ARGUMENT ...]  # one in full: its script, with further arguments
+    python -m benchmarks --sample [NAME ...]  # rows of all, or some, again: do they still hold?
     python -m benchmarks --stale              # results that are older than the code
 
-Quick forms write to ``benchmarks/results/quick``, which is not kept, and leave the results alone.
+Quick forms write to ``benchmarks/results/quick``, which is not kept, and leave the results alone. A
+sample measures a few rows of the full form again and notes in the kept result how far they are off.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import age
+from benchmarks import sample as sampling
 from benchmarks.registry import FOLDER, STUDIES, Study
 
 QUICK = FOLDER / "results/quick"
@@ -88,13 +91,36 @@ def quick(names: Sequence[str], limit: float) -> int:
     return int(any(how.startswith("failed") for how in ended.values()))
 
 
+def sample(names: Sequence[str]) -> int:
+    """Measures some rows of results again; the exit status says whether all could be compared."""
+    failed = 0
+    for number, name in enumerate(names, 1):
+        study, again = STUDIES[name], QUICK / f"{name}-sample"
+        if study.sample is None:
+            sys.exit(f"{name} has no sample in benchmarks/studies.toml")
+        shutil.rmtree(again, ignore_errors=True)
+        again.mkdir(parents=True)
+        arguments = study.arguments(again, again=True)
+        how = run(study, arguments, {"IFJAX_RESULTS": str(again)}, None)
+        try:
+            file = f"{study.files[0]}.json"
+            found = sampling.noted(FOLDER / "results" / file, again / file, study.sample)
+            how += f", {found['rows']} rows, largest differences {found['largest differences']}"
+        except (OSError, ValueError) as error:
+            failed, how = 1, f"{how}, not compared: {error}"
+        print(f"[{number}/{len(names)}] {name}: {how}", flush=True)
+    return failed
+
+
 def stale() -> None:
     """Prints how old every result is."""
     found = age.ages()
     print("\n".join(map(str, found)))
-    older = sum(bool(a.files) or a.commit is None for a in found)
-    print(f"\n{older} of {len(found)} results are older than code that they depend on. A file that")
-    print("differs need not change a number; to know, run the command of the result again.")
+    old = [a for a in found if a.is_old]
+    print(f"\n{len(old)} of {len(found)} results are older than code that they depend on; of")
+    again = sum(a.is_sampled for a in old)
+    print(f"{again} of these some rows were measured again on today's code, with what came of it.")
+    print("A file that differs need not change a number; to know, run the command of the result.")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -113,11 +139,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--quick", nargs="*", choices=list(STUDIES), metavar="NAME")
     parser.add_argument("--limit", type=float, default=300, help="seconds of one quick form")
+    sampled = [name for name, study in STUDIES.items() if study.sample]
+    parser.add_argument("--sample", nargs="*", choices=sampled, metavar="NAME")
     parser.add_argument("--stale", action="store_true", help="how old the results are")
     parser.add_argument("--table", action="store_true", help="the questions as a markdown table")
     args = parser.parse_args(arguments)
     if args.quick is not None:
         return quick(args.quick or list(STUDIES), args.limit)
+    if args.sample is not None:
+        return sample(args.sample or sampled)
     stale() if args.stale else print(table() if args.table else listing())
     return 0
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +23,8 @@ class Age(NamedTuple):
       uncommitted: whether the code was changed when it was measured.
       files: that it depends on and that differ today.
       commits: since then that changed one of what it depends on.
+      sampled: how rows that were measured again compare, see `benchmarks.sample`; None for none.
+      since: files it depends on that differ from the code of that sample.
     """
 
     result: str
@@ -30,6 +33,18 @@ class Age(NamedTuple):
     uncommitted: bool
     files: tuple[str, ...]
     commits: int
+    sampled: dict[str, Any] | None = None
+    since: tuple[str, ...] = ()
+
+    @property
+    def is_old(self) -> bool:
+        """Whether code that it depends on differs from that which made it."""
+        return bool(self.files) or self.commit is None
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether rows of it were measured again on today's code."""
+        return self.sampled is not None and not self.since and "uncommitted" not in self.sampled
 
     def __str__(self) -> str:
         if self.commit is None:
@@ -38,7 +53,17 @@ class Age(NamedTuple):
         since += ", from uncommitted code" if self.uncommitted else ""
         if not self.files:
             return f"{self.result}: of {since}, nothing that it depends on differs"
-        return f"{self.result}: of {since}, {len(self.files)} files differ ({self.commits} commits)"
+        since += f", {len(self.files)} files differ ({self.commits} commits)"
+        return f"{self.result}: of {since}{self._again()}"
+
+    def _again(self) -> str:
+        if self.sampled is None:
+            return ""
+        apart = self.sampled["largest differences"].items()
+        most = ", ".join(f"{name} by {value:g}" for name, value in apart)
+        rows, commit = self.sampled["rows"], self.sampled["commit"]
+        text = f"; {rows} rows again at {commit[:8]} differ at most in {most}"
+        return text + (f", {len(self.since)} files differ since" if self.since else "")
 
 
 def git(root: Path, *arguments: str) -> str | None:
@@ -63,10 +88,19 @@ def age_of(file: Path, root: Path = ROOT) -> Age:
     if commit is None:
         return Age(file.stem, None, False, False, (), 0)
     depends = found.get("depends") or [*scripts_of(found), "ifjax"]
-    changed = git(root, "diff", "--name-only", commit, "HEAD", "--", *depends) or ""
     commits = git(root, "rev-list", "--count", f"{commit}..HEAD", "--", *depends) or "0"
-    files = tuple(name for name in changed.splitlines() if name.endswith(".py"))
-    return Age(file.stem, commit, sure, "uncommitted" in found, files, int(commits))
+    sampled = found.get("sampled")
+    since = _differing(root, sampled["commit"], depends) if sampled else ()
+    files = _differing(root, commit, depends)
+    return Age(file.stem, commit, sure, "uncommitted" in found, files, int(commits), sampled, since)
+
+
+def _differing(root: Path, commit: str, depends: Sequence[str]) -> tuple[str, ...]:
+    """Files of today that differ from those of a commit; one that is not known differs in all."""
+    changed = git(root, "diff", "--name-only", commit, "HEAD", "--", *depends)
+    if changed is None:
+        return tuple(depends)
+    return tuple(name for name in changed.splitlines() if name.endswith(".py"))
 
 
 def scripts_of(result: dict) -> list[str]:

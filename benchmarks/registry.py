@@ -8,11 +8,14 @@ import os
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
+
+from benchmarks.sample import Sample
 
 FOLDER = Path(__file__).resolve().parent
 # Beside the scripts: what they share, and what they compare with.
 HELPERS = {
-    *("__main__", "age", "record", "registry"),
+    *("__main__", "age", "record", "registry", "sample"),
     *("corruptions", "cut_network", "hlo", "least_squares", "profile_fusion"),
     *("torch_architectures", "torch_fusion"),
     *("distilled", "language_baselines", "sampled_text"),  # of language_model
@@ -31,6 +34,7 @@ class Study:
       page: that quotes the answer, seen from the root of the repository.
       quick: arguments of the quick form; ``{results}`` is the folder of its results.
       full: arguments of the full form where none are given.
+      sample: rows that are measured again to see whether the kept ones still hold.
       results: names of its files in ``benchmarks/results``, without the suffix; as the study is
         called if not given, none where it only prints.
       needs: distributions beside ``.[test]``; "shared" are the shared files.
@@ -42,6 +46,7 @@ class Study:
     page: str
     quick: str = ""
     full: str = ""
+    sample: Sample | None = None
     results: list[str] | None = None
     needs: tuple[str, ...] = ()
     script: str | None = None
@@ -55,11 +60,12 @@ class Study:
         """What it needs and this machine does not have."""
         return [name for name in self.needs if not _there(name)]
 
-    def arguments(self, results: Path | None = None) -> list[str]:
-        """Those of the full form, or of the quick one that writes to a folder."""
+    def arguments(self, results: Path | None = None, again: bool = False) -> list[str]:
+        """Those of the full form; of the quick one, or of the sample, that write to a folder."""
         if results is None:
             return shlex.split(self.full)
-        return [part.format(results=results) for part in shlex.split(self.quick)]
+        text = self.sample.arguments if again and self.sample else self.quick
+        return [part.format(results=results) for part in shlex.split(text)]
 
     def command(self, arguments: list[str]) -> list[str]:
         """The script with arguments, to be run by a Python."""
@@ -77,7 +83,12 @@ def _there(name: str) -> bool:
     return True
 
 
+def _study(name: str, fields: dict[str, Any]) -> Study:
+    sample = fields.pop("sample", None)
+    return Study(name, sample=sample and Sample(**sample), **fields)
+
+
 STUDIES = {
-    name: Study(name, **fields)
+    name: _study(name, fields)
     for name, fields in tomllib.loads((FOLDER / "studies.toml").read_text()).items()
 }

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import __main__ as evidence
 from benchmarks import age
+from benchmarks import sample as sampling
 from benchmarks.registry import FOLDER, HELPERS, STUDIES, Study
 from tests.benchmark_module import loaded
 from tests.test_pages import PAGES, ROOT
@@ -109,6 +110,61 @@ def test_a_result_that_names_no_commit_of_this_history_is_at_most_as_old_as_its_
     found = age.age_of(root / "result/new.json", root)
     assert found.commit is None
     assert str(found) == "new: of unknown age"
+
+
+def test_a_sample_says_how_far_rows_are_off_until_the_code_changes(repository):
+    root, commit = repository
+    first = commit(benchmarks__a="1", ifjax__x="1")
+    rows = [{"n": 1, "seeds": [90.0, 80.0], "s": 3}, {"n": 2, "seeds": [70.0, 60.0], "s": 4}]
+    kept = {"command": "python benchmarks/a.py", "commit": first, "rows": rows}
+    second = commit(ifjax__x="2", result__a=json.dumps(kept))
+    again = {"command": "python benchmarks/a.py --few", "commit": second}
+    again["rows"] = [{"n": 2, "seeds": [70.5], "s": 9}]
+    (root / "again.json").write_text(json.dumps(again))
+    sample = sampling.Sample("--few", ["n"], ["seeds"])
+    sampling.noted(root / "result/a.json", root / "again.json", sample)
+    written = json.loads((root / "result/a.json").read_text())
+    assert written["rows"] == rows
+    assert written["commit"] == first
+    assert written["sampled"] == {
+        **{key: again[key] for key in ("command", "commit")},
+        **{"rows": 1, "largest differences": {"seeds": 0.5}},
+    }
+    found = age.age_of(root / "result/a.json", root)
+    assert found.is_old
+    assert found.is_sampled
+    assert str(found).endswith(f"; 1 rows again at {second[:8]} differ at most in seeds by 0.5")
+    commit(ifjax__x="3")
+    found = age.age_of(root / "result/a.json", root)
+    assert not found.is_sampled
+    assert str(found).endswith(", 1 files differ since")
+    lost = written | {"sampled": written["sampled"] | {"commit": "0" * 40}}
+    (root / "result/a.json").write_text(json.dumps(lost))
+    assert not age.age_of(root / "result/a.json", root).is_sampled
+
+
+@pytest.mark.parametrize(
+    ("new", "problem"),
+    [([], "got none"), ([{"n": 3, "x": 1.0}], r"got \{'n': 3\}"), ([{"n": 1, "x": None}], None)],
+)
+def test_rows_that_cannot_be_compared_are_no_sample(new, problem):
+    sample = sampling.Sample("", ["n"], ["x"])
+    if problem is None:
+        assert sampling.differences([{"n": 1, "x": 1.0}], new, sample) == {"x": float("inf")}
+        return
+    with pytest.raises(ValueError, match=problem):
+        sampling.differences([{"n": 1, "x": 1.0}], new, sample)
+
+
+def test_samples_tell_rows_apart_by_columns_that_results_have():
+    for study in STUDIES.values():
+        if study.sample is None:
+            continue
+        rows = json.loads((FOLDER / f"results/{study.files[0]}.json").read_text())["rows"]
+        keys = [tuple(row.get(name) for name in study.sample.by) for row in rows]
+        assert len(set(map(str, keys))) == len(keys), study.name
+        for name in (*study.sample.by, *study.sample.same):
+            assert any(name in row for row in rows), (study.name, name)
 
 
 def test_what_is_written_says_where_it_comes_from(tmp_path, monkeypatch):
