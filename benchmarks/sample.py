@@ -54,7 +54,7 @@ def differences(old: Sequence[Row], new: Sequence[Row], sample: Sample) -> dict[
             named = {name: row.get(name) for name in sample.by}
             raise ValueError(f"expected a row that the kept result has too, got {named}")
         for name in sample.same:
-            found[name] = max(found[name], _apart(kept[name], row[name]))
+            found[name] = max(found[name], _apart(kept.get(name), row.get(name)))
     return found
 
 

@@ -25,6 +25,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -111,14 +112,20 @@ def main() -> None:
             command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}
         )
         if done.returncode:
-            print(f"{name}: {done.stderr.splitlines()[-1:]}", file=sys.stderr)
-            rows.append({"case": name, "error": done.stderr.splitlines()[-1:]})
+            print(f"{name}: {_reason(done.stderr)}", file=sys.stderr)
+            rows.append({"case": name, "error": _reason(done.stderr)})
             continue
         rows.append({"case": name, **json.loads(done.stdout.splitlines()[-1])})
         print(rows[-1], file=sys.stderr, flush=True)
     print(record.markdown([row for row in rows if "error" not in row]))
     rows = record.with_earlier("tpu", rows, ["case"])
     print("written:", record.write("tpu", rows).name)
+
+
+def _reason(text: str) -> str:
+    """What a compiler that gave up says of memory, or the last line."""
+    short = re.search(r"Ran out of memory[^\n]*?[\d.]+G[^\n]*?[\d.]+G", text)
+    return short.group() if short else text.splitlines()[-1]
 
 
 def measured(name: str, folder: str | None = None) -> dict[str, Any]:
@@ -277,7 +284,7 @@ def lying(path: str) -> tuple[Any, ...]:
     """How a leaf lies: its stream over the first axis, its heads or neurons over the second."""
     name = path.split("/")[-1]
     if name in ("o", "down"):
-        return (None, "model") if name == "o" else (None, "model", "data")
+        return (None, "model", *([None] * 2 if name == "o" else []), "data")
     if name in ("q", "k", "v", "gate", "up"):
         return (None, "data", "model")
     return {"table": ("model", "data"), "head": ("data", "model")}.get(name, ())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from ifjax.jaxprs import compat
@@ -40,7 +41,7 @@ def jitted(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> T:
         leaves, structure = jax.tree.flatten((arguments, keywords))
-        if any(isinstance(x, jax.core.Tracer) for x in leaves):
+        if any(isinstance(x, Tracer) for x in leaves):
             return plain(*arguments, **keywords)
         form = structure, tuple(map(jax.typeof, leaves))
         if form not in compiled:

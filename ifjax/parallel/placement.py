@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -100,14 +101,15 @@ def _moved(tree: PyTree, source: Mesh, target: Mesh) -> PyTree:
 
 
 def names_over(size: int) -> tuple[str, ...]:
-    """The mesh axes to spread an axis over: all, or the last ones that have no more devices."""
+    """The mesh axes to spread an axis over: of those with no more devices the most, at best all."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not _working.get():
         return ()
     names = [n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Auto]
-    while math.prod(mesh.shape[n] for n in names) > max(size, 1):
-        names = names[1:]
-    return tuple(names) if math.prod(mesh.shape[n] for n in names) > 1 else ()
+    # Where two are alike, the later axes: devices along them are mostly nearer to each other.
+    subsets = (s for k in range(1, len(names) + 1) for s in itertools.combinations(names[::-1], k))
+    best = max((s for s in subsets if devices_over(s) <= size), key=devices_over, default=())
+    return best[::-1] if devices_over(best) > 1 else ()
 
 
 def active() -> bool:

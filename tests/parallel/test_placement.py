@@ -110,14 +110,17 @@ def test_rows_are_spread_and_go_round_the_devices(shape):
 
 
 def test_axes_are_spread_over_as_many_devices_as_they_have_entries():
-    on = devices((2, 4), ("x", "y"))
-    for shape, axis, wanted in (
-        ((16, 2), 0, P(("x", "y"))),
-        ((13, 2), 0, P(("x", "y"))),
-        ((5, 3), 0, P("y")),
-        ((3, 2), 0, P()),
-        ((2, 8), 1, P(None, ("x", "y"))),
+    for sizes, shape, axis, wanted in (
+        ((2, 4), (16, 2), 0, P(("x", "y"))),
+        ((2, 4), (13, 2), 0, P(("x", "y"))),
+        ((2, 4), (5, 3), 0, P("y")),
+        ((2, 4), (3, 2), 0, P("x")),
+        ((2, 4), (1, 3), 0, P()),
+        ((2, 4), (2, 8), 1, P(None, ("x", "y"))),
+        ((4, 2), (5, 3), 0, P("x")),
+        ((2, 2, 2), (4, 3), 0, P(("y", "z"))),
     ):
+        on = devices(sizes, ("x", "y", "z")[: len(sizes)])
         found = []
 
         def f(x, axis=axis, found=found):
