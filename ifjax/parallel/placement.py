@@ -9,6 +9,8 @@ is no mesh:
 * A cost needs the rows of all targets: these go round the devices (`ifjax.parallel.ring`), a block
   of m / k at a time; so do blocks of the map, or of the result, when a leaf is multiplied. No
   device holds all rows of a group, nor a whole leaf or map.
+* The entries of a batch, such as the layers of a stack, go over the mesh axes for which a group has
+  too few neurons (`over_batch`).
 * Rows are picked (`take`) where the axis is whole and another one is spread: no row moves but in
   the all-to-alls before and after.
 
@@ -21,9 +23,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.core import Tracer
@@ -35,6 +37,8 @@ from ifjax.namespace import AnyArray, pick
 
 # Whether the ambient mesh is that of `on_mesh`: a user's own says nothing of where parameters lie.
 _working = contextvars.ContextVar("working", default=False)
+# Mesh axes that the entries of a batch are spread over.
+_taken: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("taken", default=())
 
 
 def on_mesh(
@@ -101,15 +105,46 @@ def _moved(tree: PyTree, source: Mesh, target: Mesh) -> PyTree:
 
 
 def names_over(size: int) -> tuple[str, ...]:
-    """The mesh axes to spread an axis over: of those with no more devices the most, at best all."""
+    """The mesh axes to spread an axis over: all, or the last ones that have no more devices."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not _working.get():
         return ()
     names = [n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Auto]
-    # Where two are alike, the later axes: devices along them are mostly nearer to each other.
-    subsets = (s for k in range(1, len(names) + 1) for s in itertools.combinations(names[::-1], k))
-    best = max((s for s in subsets if devices_over(s) <= size), key=devices_over, default=())
-    return best[::-1] if devices_over(best) > 1 else ()
+    names = [n for n in names if n not in _taken.get()]
+    while math.prod(mesh.shape[n] for n in names) > max(size, 1):
+        names = names[1:]
+    return tuple(names) if math.prod(mesh.shape[n] for n in names) > 1 else ()
+
+
+def over_batch(function: Callable[..., PyTree], size: int, count: int) -> Callable[..., PyTree]:
+    """`jax.vmap` of what is done with an axis, the entries of the batch spread as well.
+
+    They go over the mesh axes for which the axis is too short, where these divide them evenly:
+    otherwise devices along these would all hold and do the same.
+
+    Args:
+      function: of one entry.
+      size: of the axis that the work is spread over.
+      count: of entries.
+
+    >>> over_batch(lambda x: 2 * x, 4, 3)(jax.numpy.ones(3)).tolist()
+    [2.0, 2.0, 2.0]
+    """
+    rest = [name for name in names_over(2**62) if name not in names_over(size)]
+    while rest and count % devices_over(tuple(rest)):
+        rest = rest[1:]
+    names = tuple(rest)
+    if devices_over(names) == 1:
+        return jax.vmap(function)
+
+    def over(*given: PyTree) -> PyTree:
+        token = _taken.set((*_taken.get(), *names))
+        try:
+            return jax.vmap(function, spmd_axis_name=names)(*given)
+        finally:
+            _taken.reset(token)
+
+    return over
 
 
 def active() -> bool:
@@ -123,10 +158,16 @@ def devices_over(names: tuple[str, ...]) -> int:
 
 
 def _laid(x: Array, axis: int | None) -> Array:
-    spec: list[tuple[str, ...] | None] = [None] * x.ndim
-    if axis is not None:
-        spec[axis] = names_over(x.shape[axis]) or None
-    return jax.lax.with_sharding_constraint(x, P(*spec))
+    names = () if axis is None else names_over(x.shape[axis])
+
+    def spec(others: Any) -> P:
+        return P(*(names or None if i == axis else others for i in range(x.ndim)))
+
+    if names and names != names_over(2**62):
+        # The axis moves first, what the other mesh axes hold comes to it then: the other way round
+        # XLA would hold all of it, before and after.
+        x = jax.lax.with_sharding_constraint(x, spec(P.UNCONSTRAINED))
+    return jax.lax.with_sharding_constraint(x, spec(None))
 
 
 def split_along(x: AnyArray, axis: int) -> AnyArray:

@@ -110,17 +110,14 @@ def test_rows_are_spread_and_go_round_the_devices(shape):
 
 
 def test_axes_are_spread_over_as_many_devices_as_they_have_entries():
-    for sizes, shape, axis, wanted in (
-        ((2, 4), (16, 2), 0, P(("x", "y"))),
-        ((2, 4), (13, 2), 0, P(("x", "y"))),
-        ((2, 4), (5, 3), 0, P("y")),
-        ((2, 4), (3, 2), 0, P("x")),
-        ((2, 4), (1, 3), 0, P()),
-        ((2, 4), (2, 8), 1, P(None, ("x", "y"))),
-        ((4, 2), (5, 3), 0, P("x")),
-        ((2, 2, 2), (4, 3), 0, P(("y", "z"))),
+    on = devices((2, 4), ("x", "y"))
+    for shape, axis, wanted in (
+        ((16, 2), 0, P(("x", "y"))),
+        ((13, 2), 0, P(("x", "y"))),
+        ((5, 3), 0, P("y")),
+        ((3, 2), 0, P()),
+        ((2, 8), 1, P(None, ("x", "y"))),
     ):
-        on = devices(sizes, ("x", "y", "z")[: len(sizes)])
         found = []
 
         def f(x, axis=axis, found=found):
@@ -130,6 +127,24 @@ def test_axes_are_spread_over_as_many_devices_as_they_have_entries():
         x = jax.device_put(jnp.ones(shape), NamedSharding(on, P()))
         jax.jit(lambda x, f=f: mesh.on_mesh(f, x, outputs=P))(x)
         assert found[0].is_equivalent_to(NamedSharding(on, wanted), 2), (shape, found)
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(6, P("x")), (5, P())])
+def test_entries_of_a_batch_go_over_what_their_axis_is_too_short_for(count, wanted):
+    """Where they divide evenly a device computes the costs of its own entries alone."""
+    on = devices((2, 4), ("x", "y"))
+    given = [normal(count, k, 7) for k in (5, 4)]
+    x, y = (jax.device_put(z, NamedSharding(on, P())) for z in given)
+
+    def spread(x, y):
+        return mesh.over_batch(cost, 4, count)(x, y)
+
+    run = jax.jit(lambda x, y: mesh.on_mesh(spread, x, y, outputs=P)).lower(x, y).compile()
+    found = run(x, y)
+    np.testing.assert_allclose(found, jax.vmap(cost)(*given), rtol=2e-6)
+    assert found.sharding.is_equivalent_to(NamedSharding(on, wanted), 3)
+    own = count // 2 if wanted else count
+    assert f"f32[{own},2,4]" in run.as_text()  # rows of the ring
 
 
 def test_without_a_mesh_nothing_changes():

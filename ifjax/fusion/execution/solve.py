@@ -240,7 +240,8 @@ def _over(
 ) -> PyTree:
     """A function of every entry; of a group without batch axes without vmap."""
     if p.batch:
-        return jax.vmap(function)(entry, scored, given, keys)
+        each = placement.over_batch(function, min(p.extent), p.count)
+        return each(entry, scored, given, keys)
     given, key = (x if x is None else x[0] for x in (given, keys))
     return jax.tree.map(lambda x: x[None], function(entry, scored, given, key))
 
