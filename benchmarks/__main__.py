@@ -7,7 +7,8 @@
     python -m benchmarks --stale              # results that are older than the code
 
 Quick forms write to ``benchmarks/results/quick``, which is not kept, and leave the results alone. A
-sample measures a few rows of the full form again and notes in the kept result how far they are off.
+sample measures a few rows of the full form again, and notes in ``benchmarks/samples.json`` how far
+they are off.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from benchmarks import age
 from benchmarks import sample as sampling
-from benchmarks.registry import FOLDER, STUDIES, Study
+from benchmarks.registry import FOLDER, SAMPLES, STUDIES, Study
 
 QUICK = FOLDER / "results/quick"
 
@@ -71,19 +72,22 @@ def _used() -> float:
     return found.ru_utime + found.ru_stime
 
 
+def run_aside(study: Study, results: Path, limit: float | None, again: bool = False) -> str:
+    """Runs the quick form, or the sample, with results in a folder of their own."""
+    if study.missing():
+        return f"left out: needs {', '.join(study.missing())}"
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    arguments = study.arguments(results, again=again)
+    return run(study, arguments, {"IFJAX_RESULTS": str(results)}, limit)
+
+
 def quick(names: Sequence[str], limit: float) -> int:
     """Runs quick forms one after another; the exit status says whether all went well."""
     ended: dict[str, str] = {}
     for number, name in enumerate(names, 1):
-        study, results = STUDIES[name], QUICK / name
-        print(f"[{number}/{len(names)}] {name}: {study.question}", flush=True)
-        if study.missing():
-            ended[name] = f"left out: needs {', '.join(study.missing())}"
-        else:
-            shutil.rmtree(results, ignore_errors=True)
-            results.mkdir(parents=True)
-            env = {"IFJAX_RESULTS": str(results)}
-            ended[name] = run(study, study.arguments(results), env, limit)
+        print(f"[{number}/{len(names)}] {name}: {STUDIES[name].question}", flush=True)
+        ended[name] = run_aside(STUDIES[name], QUICK / name, limit)
         print(f"[{number}/{len(names)}] {name}: {ended[name]}", flush=True)
     print("\n" + "\n".join(f"{name:20} {how}" for name, how in ended.items()))
     QUICK.mkdir(parents=True, exist_ok=True)
@@ -96,18 +100,18 @@ def sample(names: Sequence[str]) -> int:
     failed = 0
     for number, name in enumerate(names, 1):
         study, again = STUDIES[name], QUICK / f"{name}-sample"
-        if study.sample is None:
-            sys.exit(f"{name} has no sample in benchmarks/studies.toml")
-        shutil.rmtree(again, ignore_errors=True)
-        again.mkdir(parents=True)
-        arguments = study.arguments(again, again=True)
-        how = run(study, arguments, {"IFJAX_RESULTS": str(again)}, None)
-        try:
+        assert study.sample is not None
+        how = run_aside(study, again, None, again=True)
+        if how.startswith("ok"):
             file = f"{study.files[0]}.json"
-            found = sampling.noted(FOLDER / "results" / file, again / file, study.sample)
-            how += f", {found['rows']} rows, largest differences {found['largest differences']}"
-        except (OSError, ValueError) as error:
-            failed, how = 1, f"{how}, not compared: {error}"
+            try:
+                found = sampling.noted(
+                    FOLDER / "results" / file, again / file, study.sample, SAMPLES
+                )
+                how += f", {found['rows']} rows, largest differences {found['largest differences']}"
+            except (OSError, ValueError) as error:
+                failed, how = 1, f"{how}, not compared: {error}"
+        failed |= how.startswith("failed")
         print(f"[{number}/{len(names)}] {name}: {how}", flush=True)
     return failed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,9 +60,10 @@ class Age(NamedTuple):
         if self.sampled is None:
             return ""
         apart = self.sampled["largest differences"].items()
-        most = ", ".join(f"{name} by {value:g}" for name, value in apart)
+        most = ", ".join(f"{name} by {value:g}" for name, value in apart if value is not None)
         rows, commit = self.sampled["rows"], self.sampled["commit"]
         text = f"; {rows} rows again at {commit[:8]} differ at most in {most}"
+        text += ", from uncommitted code" if "uncommitted" in self.sampled else ""
         return text + (f", {len(self.since)} files differ since" if self.since else "")
 
 
@@ -75,7 +76,9 @@ def git(root: Path, *arguments: str) -> str | None:
         return None
 
 
-def age_of(file: Path, root: Path = ROOT) -> Age:
+def age_of(
+    file: Path, root: Path = ROOT, samples: Mapping[str, dict[str, Any]] | None = None
+) -> Age:
     """The age of one result.
 
     A result that does not say what it depends on depends on the scripts that its command names, and
@@ -89,8 +92,8 @@ def age_of(file: Path, root: Path = ROOT) -> Age:
         return Age(file.stem, None, False, False, (), 0)
     depends = found.get("depends") or [*scripts_of(found), "ifjax"]
     commits = git(root, "rev-list", "--count", f"{commit}..HEAD", "--", *depends) or "0"
-    sampled = found.get("sampled")
-    since = _differing(root, sampled["commit"], depends) if sampled else ()
+    sampled = (samples or {}).get(file.stem)
+    since = _differing(root, sampled["commit"], sampled["depends"]) if sampled else ()
     files = _differing(root, commit, depends)
     return Age(file.stem, commit, sure, "uncommitted" in found, files, int(commits), sampled, since)
 
@@ -110,5 +113,7 @@ def scripts_of(result: dict) -> list[str]:
 
 def ages(folder: Path = ROOT / "benchmarks/results", root: Path = ROOT) -> list[Age]:
     """The age of every result, those first that differ most from today's code."""
-    found = [age_of(file, root) for file in sorted(folder.glob("*.json"))]
+    notes = root / "benchmarks/samples.json"
+    samples = json.loads(notes.read_text()) if notes.exists() else {}
+    found = [age_of(file, root, samples) for file in sorted(folder.glob("*.json"))]
     return sorted(found, key=lambda age: (age.commit is not None, -len(age.files)))

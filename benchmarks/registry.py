@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.sample import Sample
 
 FOLDER = Path(__file__).resolve().parent
+SAMPLES = FOLDER / "samples.json"
 # Beside the scripts: what they share, and what they compare with.
 HELPERS = {
     *("__main__", "age", "record", "registry", "sample"),

@@ -124,8 +124,8 @@ def main() -> None:
 
 def _reason(text: str) -> str:
     """What a compiler that gave up says of memory, or the last line."""
-    short = re.search(r"Ran out of memory[^\n]*?[\d.]+G[^\n]*?[\d.]+G", text)
-    return short.group() if short else text.splitlines()[-1]
+    short = re.search(r"Ran out of memory[^\n]*?[\d.]+[MGT][^\n]*?[\d.]+[MGT]", text)
+    return short.group() if short else (text.splitlines() or ["no message"])[-1]
 
 
 def measured(name: str, folder: str | None = None) -> dict[str, Any]:

@@ -116,44 +116,55 @@ def test_a_sample_says_how_far_rows_are_off_until_the_code_changes(repository):
     root, commit = repository
     first = commit(benchmarks__a="1", ifjax__x="1")
     rows = [{"n": 1, "seeds": [90.0, 80.0], "s": 3}, {"n": 2, "seeds": [70.0, 60.0], "s": 4}]
-    kept = {"command": "python benchmarks/a.py", "commit": first, "rows": rows}
-    second = commit(ifjax__x="2", result__a=json.dumps(kept))
-    again = {"command": "python benchmarks/a.py --few", "commit": second}
+    kept = {"command": "python benchmarks/a.py", "rows": rows}
+    second = commit(ifjax__y="1", result__a=json.dumps(kept))
+    third = commit(ifjax__x="2")
+    again = {"command": "python benchmarks/a.py --few", "commit": third, "depends": ["ifjax"]}
     again["rows"] = [{"n": 2, "seeds": [70.5], "s": 9}]
-    (root / "again.json").write_text(json.dumps(again))
-    sample = sampling.Sample("--few", ["n"], ["seeds"])
-    sampling.noted(root / "result/a.json", root / "again.json", sample)
-    written = json.loads((root / "result/a.json").read_text())
-    assert written["rows"] == rows
-    assert written["commit"] == first
-    assert written["sampled"] == {
-        **{key: again[key] for key in ("command", "commit")},
-        **{"rows": 1, "largest differences": {"seeds": 0.5}},
+    (root / "again").write_text(json.dumps(again))
+    notes = root / "benchmarks/samples.json"
+    sample = sampling.Sample("--few", ["n"], ["seeds", "gone"])
+    sampling.noted(root / "result/a.json", root / "again", sample, notes)
+    assert json.loads(notes.read_text()) == {
+        "a": {
+            **{"arguments": "--few", "commit": third, "depends": ["ifjax"]},
+            **{"rows": 1, "largest differences": {"seeds": 0.5, "gone": None}},
+        }
     }
-    found = age.age_of(root / "result/a.json", root)
+    assert json.loads((root / "result/a.json").read_text()) == kept
+    commit(benchmarks__b="1")  # with the note
+    [found] = age.ages(root / "result", root)
+    assert (found.commit, found.sure, found.files) == (second, False, ("ifjax/x.py",))
     assert found.is_old
     assert found.is_sampled
-    assert str(found).endswith(f"; 1 rows again at {second[:8]} differ at most in seeds by 0.5")
+    assert str(found).endswith(f"; 1 rows again at {third[:8]} differ at most in seeds by 0.5")
     commit(ifjax__x="3")
-    found = age.age_of(root / "result/a.json", root)
+    [found] = age.ages(root / "result", root)
     assert not found.is_sampled
     assert str(found).endswith(", 1 files differ since")
-    lost = written | {"sampled": written["sampled"] | {"commit": "0" * 40}}
-    (root / "result/a.json").write_text(json.dumps(lost))
-    assert not age.age_of(root / "result/a.json", root).is_sampled
+    every = json.loads(notes.read_text())
+    lost = {"a": every["a"] | {"commit": "0" * 40, "uncommitted": ["ifjax/x.py"]}}
+    found = age.age_of(root / "result/a.json", root, lost)
+    assert not found.is_sampled
+    assert ", from uncommitted code" in str(found)
+    assert first != second
 
 
 @pytest.mark.parametrize(
     ("new", "problem"),
-    [([], "got none"), ([{"n": 3, "x": 1.0}], r"got \{'n': 3\}"), ([{"n": 1, "x": None}], None)],
+    [([], "got none"), ([{"n": 3, "x": 1.0}], r"got \{'n': 3\}")],
 )
 def test_rows_that_cannot_be_compared_are_no_sample(new, problem):
-    sample = sampling.Sample("", ["n"], ["x"])
-    if problem is None:
-        assert sampling.differences([{"n": 1, "x": 1.0}], new, sample) == {"x": float("inf")}
-        return
     with pytest.raises(ValueError, match=problem):
-        sampling.differences([{"n": 1, "x": 1.0}], new, sample)
+        sampling.differences([{"n": 1, "x": 1.0}], new, sampling.Sample("", ["n"], ["x"]))
+
+
+@pytest.mark.parametrize("x", [None, float("nan")])
+def test_what_is_no_number_is_infinitely_far_from_one(x):
+    sample = sampling.Sample("", ["n"], ["x"])
+    rows = [{"n": 1, "x": 1.0}, {"n": 2, "x": x}]
+    assert sampling.differences(rows, [{"n": 1, "x": x}], sample) == {"x": float("inf")}
+    assert sampling.differences(rows, [{"n": 2, "x": x}], sample) == {"x": None}
 
 
 def test_samples_tell_rows_apart_by_columns_that_results_have():

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from ifjax.activations.batches import read_inputs
 from ifjax.activations.norm_inputs import NormInputs, Sample, find_norm_inputs
 from ifjax.jaxprs.arguments import Arguments, check_order
-from ifjax.jaxprs.compiling import jitted
+from ifjax.jaxprs.compiling import jitted_with_options
 from ifjax.jaxprs.evaluate import Seen, evaluate
 from ifjax.namespace import AnyArray
 from ifjax.promotion import with_promotion
@@ -92,7 +92,7 @@ def reset_where_any(
 ) -> PyTree:
     """`reset_statistics`; the parameters themselves where there is no batch norm."""
 
-    @jitted
+    @jitted_with_options
     def measure(params: PyTree, inputs: PyTree) -> Samples:
         return _measured(apply_fn, params, inputs)
 

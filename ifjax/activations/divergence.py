@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from ifjax.activations.batches import read_inputs
 from ifjax.activations.layer_names import layer_names
 from ifjax.jaxprs.arguments import Arguments
-from ifjax.jaxprs.compiling import jitted
+from ifjax.jaxprs.compiling import jitted_with_options
 from ifjax.jaxprs.evaluate import Seen, evaluate
 from ifjax.jaxprs.program import flatten
 from ifjax.promotion import with_promotion
@@ -124,7 +124,7 @@ def output_divergence(
         {'b': (0.25, 1.0)}
     """
 
-    @jitted
+    @jitted_with_options
     def products(
         params: PyTree, small: PyTree, inputs: tuple[PyTree, ...]
     ) -> OrderedDict[str, tuple[Array, ...]]:

@@ -22,7 +22,7 @@ from ifjax.activations.layer_inputs import vary, varying
 from ifjax.activations.moments import NormalForm, normal_form, parts_of, rows
 from ifjax.jaxprs.arguments import Arguments, check_order, struct
 from ifjax.jaxprs.compat import Values, shape_of
-from ifjax.jaxprs.compiling import jitted
+from ifjax.jaxprs.compiling import jitted_with_options
 from ifjax.jaxprs.evaluate import Seen, bind, evaluate
 from ifjax.jaxprs.program import Program, Step, flatten
 from ifjax.jaxprs.traits import traits_of
@@ -128,7 +128,7 @@ def collect_moments(
         arguments = Arguments.split(inputs)
         form = arguments.tree, tuple((i, _key(x)) for i, x in arguments.static)
         if form not in steps:
-            steps[form] = jitted(functools.partial(_measured, apply_fn, arguments))
+            steps[form] = jitted_with_options(functools.partial(_measured, apply_fn, arguments))
         found = {
             name: jax.tree.map(
                 lambda x: np.asarray(x, np.result_type(x.dtype, np.float64)), moments

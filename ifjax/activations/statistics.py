@@ -23,7 +23,7 @@ from ifjax.graph.trace import DependencyGraph
 from ifjax.importance import GroupMetric, statistic_of
 from ifjax.importance.independence import independence
 from ifjax.jaxprs.arguments import Arguments, check_order
-from ifjax.jaxprs.compiling import jitted
+from ifjax.jaxprs.compiling import jitted_with_options
 from ifjax.namespace import AnyArray, as_reals
 from ifjax.promotion import with_promotion
 from ifjax.spec.spec import FusionSpec
@@ -172,7 +172,7 @@ def collect_stats(
     _checked_metrics(metrics, graph, loss_fn)
     checked_leaves(params, graph.structure)
 
-    @jitted
+    @jitted_with_options
     def step(params: PyTree, batch: PyTree) -> Stats:
         return batch_stats(
             apply_fn, params, graph, batch, loss_fn=loss_fn, metrics=metrics, chunk=chunk

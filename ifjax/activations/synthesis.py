@@ -22,7 +22,7 @@ from ifjax.activations.norm_inputs import NormInputs, find_norm_inputs
 from ifjax.activations.progress import shown_progress
 from ifjax.activations.window_axes import window_axes
 from ifjax.jaxprs.arguments import Arguments, check_order
-from ifjax.jaxprs.compiling import jitted
+from ifjax.jaxprs.compiling import jitted_with_options
 from ifjax.jaxprs.evaluate import Seen, evaluate
 from ifjax.promotion import with_promotion
 from ifjax.tree import promoted, wide_dtype
@@ -108,7 +108,7 @@ def synthesize(
     weights = label_weight, variation_weight
     optimizer = optax.adam(learning_rate)
 
-    @jitted
+    @jitted_with_options
     def step(leaves: list[Any], labels: Array, state: _State) -> _State:
         gradients = jax.grad(_objective)(state.arrays, leaves, labels, found, arguments, weights)
         updates, moments = optimizer.update(gradients, state.moments)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
-from jax.core import Tracer
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from ifjax.jaxprs import compat
@@ -18,36 +18,42 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def jitted(function: Callable[P, T]) -> Callable[P, T]:
-    """`jax.jit` of a function of arrays, compiled with the `compiler_options` of its program.
+def jitted_with_options(function: Callable[P, T]) -> Callable[P, T]:
+    """`jax.jit`, with the `compiler_options` that a program asks for.
 
-    Options are for the outermost jit alone: where an argument is traced there are none.
+    XLA takes options for the outermost jit alone: inside of another one there are none.
 
     Args:
-      function: of pytrees of arrays, with positional arguments.
+      function: of pytrees of arrays.
 
     Returns:
       The function.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> jitted(lambda x: 2 * x)(jnp.ones(2)).tolist()
+      >>> jitted_with_options(lambda x: 2 * x)(jnp.ones(2)).tolist()
       [2.0, 2.0]
     """
     plain = jax.jit(function)
     unsimplified = jax.jit(function, compiler_options=UNSIMPLIFIED)
-    compiled: dict[Hashable, Any] = {}
+    chosen: dict[Hashable, bool] = {}
 
     @functools.wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> T:
-        leaves, structure = jax.tree.flatten((arguments, keywords))
-        if any(isinstance(x, Tracer) for x in leaves):
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return plain(*arguments, **keywords)
-        form = structure, tuple(map(jax.typeof, leaves))
-        if form not in compiled:
+        leaves, structure = jax.tree.flatten((arguments, keywords))
+        form = structure, tuple((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves)
+        if form not in chosen:
             program = plain.trace(*arguments, **keywords).jaxpr
-            compiled[form] = plain if compiler_options(program.eqns) is None else unsimplified
-        return compiled[form](*arguments, **keywords)
+            chosen[form] = compiler_options(program.eqns) is not None
+        if chosen[form]:
+            try:
+                return unsimplified(*arguments, **keywords)
+            except ValueError as error:
+                if "top-level" not in str(error):
+                    raise
+        return plain(*arguments, **keywords)
 
     return call
 

@@ -130,10 +130,10 @@ def over_batch(function: Callable[..., PyTree], size: int, count: int) -> Callab
     >>> over_batch(lambda x: 2 * x, 4, 3)(jax.numpy.ones(3)).tolist()
     [2.0, 2.0, 2.0]
     """
-    rest = [name for name in names_over(2**62) if name not in names_over(size)]
-    while rest and count % devices_over(tuple(rest)):
-        rest = rest[1:]
-    names = tuple(rest)
+    own, names = names_over(size), ()
+    for name in reversed([name for name in names_over(2**62) if name not in own]):
+        if count % devices_over((name, *names)) == 0:
+            names = name, *names
     if devices_over(names) == 1:
         return jax.vmap(function)
 
@@ -165,7 +165,7 @@ def _laid(x: Array, axis: int | None) -> Array:
 
     if names and names != names_over(2**62):
         # The axis moves first, what the other mesh axes hold comes to it then: the other way round
-        # XLA would hold all of it, before and after.
+        # XLA for TPUs would hold all of it, before and after (benchmarks/tpu.py, the 70B decoder).
         x = jax.lax.with_sharding_constraint(x, spec(P.UNCONSTRAINED))
     return jax.lax.with_sharding_constraint(x, spec(None))
 

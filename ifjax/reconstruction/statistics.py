@@ -14,7 +14,7 @@ from ifjax.activations.batch_statistics import pool_samples
 from ifjax.activations.norm_inputs import NormInputs, Sample, find_norm_inputs
 from ifjax.graph.facts.norms import Norm
 from ifjax.jaxprs.arguments import Arguments
-from ifjax.jaxprs.compiling import jitted
+from ifjax.jaxprs.compiling import jitted_with_options
 from ifjax.jaxprs.evaluate import evaluate
 from ifjax.tree import leaves_by_path, with_leaves
 
@@ -61,7 +61,7 @@ def refit_statistics(
     if not norms:
         return params
 
-    @jitted
+    @jitted_with_options
     def measure(leaves: Sequence[Any], arrays: Sequence[Any]) -> dict[str, Sample]:
         program = found.program
         values = dict(zip(program.inputs, [*leaves, *arrays], strict=True))

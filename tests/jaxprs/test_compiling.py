@@ -10,7 +10,7 @@ import pytest
 import ifjax
 from ifjax.activations import divergence, synthesis
 from ifjax.jaxprs import compiling
-from ifjax.jaxprs.compiling import UNSIMPLIFIED, compiler_options, jitted
+from ifjax.jaxprs.compiling import UNSIMPLIFIED, compiler_options, jitted_with_options
 from ifjax.reconstruction import segments, statistics
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA does on a CPU")
@@ -64,23 +64,53 @@ def test_such_a_kernel_is_found_in_calls_branches_and_loops():
 
 
 @on_cpu
-def test_jitted_chooses_per_shape_and_works_inside_of_jit(monkeypatch):
+def test_jit_chooses_per_shape_and_works_inside_of_jit(monkeypatch):
     traced, given = [], noted(monkeypatch, compiling)
 
     def counted(x, w):
         traced.append(x.shape)
         return convolution(x, w)
 
-    function = jitted(counted)
+    function = jitted_with_options(counted)
     for n in (2, 3, 2):
         x, w = operands(n)
         np.testing.assert_allclose(function(x, w), convolution(x, w), rtol=1e-4, atol=1e-4)
     assert given == [UNSIMPLIFIED, None]
     assert traced == [(32, 2, 2, 16), (32, 3, 3, 16)]
+
+
+@on_cpu
+def test_inside_of_other_transformations_there_are_no_options():
     x, w = operands(2)
-    inside = jax.jit(lambda x: 2 * function(x, w))(x)
-    np.testing.assert_allclose(inside, 2 * convolution(x, w), rtol=1e-4, atol=1e-4)
-    assert len(given) == 2
+    wanted = convolution(x, w)
+    function = jitted_with_options(convolution)
+
+    def close(found, by=1.0):
+        np.testing.assert_allclose(found, by * wanted, rtol=1e-4, atol=1e-3)
+
+    def closed_over(s):
+        return jitted_with_options(lambda x: convolution(x * s, w))(x)
+
+    close(jax.jit(lambda x: 2 * function(x, w))(x), 2)
+    close(jax.jit(lambda s: s * function(x, w))(2.0), 2)
+    close(jax.jit(closed_over)(2.0), 2)
+    close(jax.vmap(closed_over)(jnp.array([2.0]))[0], 2)
+    close(jax.jvp(closed_over, (2.0,), (1.0,))[1])
+    assert jax.eval_shape(closed_over, 2.0).shape == wanted.shape
+    slope = jax.grad(lambda s: closed_over(s).sum())(2.0)
+    np.testing.assert_allclose(slope, wanted.sum(), rtol=1e-4)
+    with jax.disable_jit():
+        close(jitted_with_options(lambda x: convolution(x, w) if x.sum() else x)(x))
+    close(function(x, w=w))
+
+
+@on_cpu
+def test_errors_of_the_function_stay():
+    def failing(x, w):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        jitted_with_options(failing)(*operands(2))
 
 
 def noted(monkeypatch, *modules):

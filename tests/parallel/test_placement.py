@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,28 @@ def test_entries_of_a_batch_go_over_what_their_axis_is_too_short_for(count, want
     assert found.sharding.is_equivalent_to(NamedSharding(on, wanted), 3)
     own = count // 2 if wanted else count
     assert f"f32[{own},2,4]" in run.as_text()  # rows of the ring
+
+
+def test_layers_are_spread_where_a_group_has_few_neurons():
+    """Four layers of four neurons on 4 x 2 devices: each holds the features of one layer."""
+    on = devices((4, 2), ("x", "y"))
+    params = {"up": normal(4, 256, 4), "down": normal(4, 4, 256)}
+    layout = {"up": P(None, "x", "y"), "down": P(None, "y", "x")}
+    given = jax.device_put(params, {k: NamedSharding(on, p) for k, p in layout.items()})
+
+    def apply(p, x):
+        def block(h, p):
+            return h + jax.nn.relu(h @ p["up"]) @ p["down"], None
+
+        return jax.lax.scan(block, x, p)[0]
+
+    spec = ifjax.trace(apply, params, jnp.ones((1, 256))).spec(0.5, solver="sinkhorn_kernel")
+    run = jax.jit(lambda p: ifjax.fuse_params(p, spec)).lower(given).compile()
+    # Of 4 layers, 512 features, 4 neurons; on the axis of two devices are two of the four.
+    assert set(re.findall(r"f32\[(\d),512,\d\]", run.as_text())) == {"1"}
+    wanted = jax.jit(lambda p: ifjax.fuse_params(p, spec))(params)
+    for name, value in run(given).items():
+        np.testing.assert_allclose(value, wanted[name], rtol=0, atol=3e-5, err_msg=name)
 
 
 def test_without_a_mesh_nothing_changes():

@@ -240,6 +240,8 @@ def _over(
 ) -> PyTree:
     """A function of every entry; of a group without batch axes without vmap."""
     if p.batch:
+        if isinstance(p.solver, HostSolver):  # all entries go to the host at once
+            return jax.vmap(function)(entry, scored, given, keys)
         each = placement.over_batch(function, min(p.extent), p.count)
         return each(entry, scored, given, keys)
     given, key = (x if x is None else x[0] for x in (given, keys))
