@@ -14,7 +14,7 @@ over the first, tensor-parallel over the second.
 * compile s: of XLA, on the machine that the JSON names.
 
     pip install -e '.[test,tpu]'
-    python benchmarks/tpu.py                              # all rows, an hour on 2 cores
+    python benchmarks/tpu.py                              # all rows, 20 minutes on 2 cores
     python benchmarks/tpu.py --cases "ResNet-18" "feed-forward"     # these anew, the others stay
 """
 
