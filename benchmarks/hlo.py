@@ -207,3 +207,9 @@ def _operands(line: Instruction, parts: dict[str, list[Instruction]]) -> str:
     known = {x.name: x.shape for lines in parts.values() for x in lines}
     shapes = [line.shape, *(known.get(name, "") for name in names)]
     return " ".join(re.sub(r"\{[^}]*\}", "", shape) for shape in shapes)
+
+
+def reason(text: str) -> str:
+    """What a compiler that gave up says of memory, or the last line."""
+    short = re.search(r"Ran out of memory[^\n]*?[\d.]+[MGT][^\n]*?[\d.]+[MGT]", text)
+    return short.group() if short else (text.splitlines() or ["no message"])[-1]

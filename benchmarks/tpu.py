@@ -25,7 +25,6 @@ import dataclasses
 import functools
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -100,6 +99,7 @@ def main() -> None:
     if args.child:
         print(json.dumps(measured(args.child, args.text)))
         return
+    import hlo
     import record
 
     rows = []
@@ -112,20 +112,14 @@ def main() -> None:
             command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}
         )
         if done.returncode:
-            print(f"{name}: {_reason(done.stderr)}", file=sys.stderr)
-            rows.append({"case": name, "error": _reason(done.stderr)})
+            print(f"{name}: {hlo.reason(done.stderr)}", file=sys.stderr)
+            rows.append({"case": name, "error": hlo.reason(done.stderr)})
             continue
         rows.append({"case": name, **json.loads(done.stdout.splitlines()[-1])})
         print(rows[-1], file=sys.stderr, flush=True)
     print(record.markdown([row for row in rows if "error" not in row]))
     rows = record.with_earlier("tpu", rows, ["case"])
     print("written:", record.write("tpu", rows).name)
-
-
-def _reason(text: str) -> str:
-    """What a compiler that gave up says of memory, or the last line."""
-    short = re.search(r"Ran out of memory[^\n]*?[\d.]+[MGT][^\n]*?[\d.]+[MGT]", text)
-    return short.group() if short else (text.splitlines() or ["no message"])[-1]
 
 
 def measured(name: str, folder: str | None = None) -> dict[str, Any]:

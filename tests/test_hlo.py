@@ -65,3 +65,20 @@ def test_a_program_of_this_backend():
     assert found.loops == 1
     assert found.kernels >= 1
     assert not found.traffic
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "Error: Ran out of memory in memory space hbm. Used 16.91G of 15.75G hbm. Exceeded\nby",
+            "Ran out of memory in memory space hbm. Used 16.91G of 15.75G",
+        ),
+        ("E: Ran out of memory on HBM, temporaries (1.2T) exceed (15.75G).", None),
+        ("Traceback\nValueError: no", "ValueError: no"),
+        ("", "no message"),
+    ],
+)
+def test_a_compiler_that_gave_up_says_what_of_memory(text, reason):
+    found = hlo.reason(text)
+    assert found == (reason or "Ran out of memory on HBM, temporaries (1.2T) exceed (15.75G")
