@@ -231,7 +231,10 @@ def features(
     if index is not None:
         parts = [(placement.take(x, index, at), at) for x, at in parts]
         factors = pick(factors, index, 0)
-    return _columns(parts) * factors
+    found = _columns(parts)
+    return (
+        np.multiply(found, factors, out=found) if isinstance(found, np.ndarray) else found * factors
+    )
 
 
 def _columns(parts: list[Part]) -> Float[AnyArray, "d k"]:

@@ -85,10 +85,10 @@ def factors(parts: Sequence[tuple[Float[AnyArray, "..."], int]]) -> Float[AnyArr
 
 def _norms(x: Float[AnyArray, "..."], axis: int) -> Float[AnyArray, " n"]:
     """The 2-norm of what lies at each position of an axis."""
-    rest = others(x, axis)
     if isinstance(x, np.ndarray) and x.dtype == np.float32:  # in double nothing vanishes
-        return np.sqrt(np.sum(np.square(x, dtype=np.float64), rest)).astype(x.dtype)
-    xp = namespace(x)
+        axes = list(range(x.ndim))
+        return np.sqrt(np.einsum(x, axes, x, axes, [axis], dtype=np.float64)).astype(x.dtype)
+    xp, rest = namespace(x), others(x, axis)
     # The result does not depend on the scale, so neither does the gradient; squares of tiny or huge
     # weights then neither vanish nor overflow. The sum is what importance l1 reads too.
     tiny = xp.finfo(x.dtype).tiny

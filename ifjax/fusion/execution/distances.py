@@ -1,20 +1,25 @@
 """Distances between neurons for parameters on the host: one program of fixed size on the device.
 
 `ifjax.transport.costs.cost_matrix` is compiled for every shape, which takes longer than all else
-that is done with a network once. Here a tile of fixed size is compiled, once per kind of norm, and
-called for every block of sources, targets and features; small problems are left to SciPy.
+that is done with a network once. Here a few tiles of fixed size are compiled, once per kind of
+norm, and called for all blocks of sources, targets and features; small problems are left to SciPy.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ifjax.jaxprs.compiling import default_platform
 from ifjax.namespace import AnyArray
 
 # Differences |x - y| that SciPy takes in the time that a tile takes to be begun.
@@ -22,6 +27,8 @@ _SMALL = 2**23
 # Pairs whose squared distance, relative to their squared norms, is below this lose digits in a
 # product of matrices, and are computed again.
 _NEAR = 1 / 32
+# Calls that run, or wait to, while the blocks of the next one are laid out.
+_AHEAD = 4
 
 
 def distances(
@@ -80,55 +87,82 @@ def _euclidean(x: np.ndarray, y: np.ndarray, p: float | int | str) -> np.ndarray
 
 def _tiled(x: np.ndarray, y: np.ndarray, p: float, by: np.ndarray | None = None) -> np.ndarray:
     """Folds |x_ik - y_jk| over the features k: the sum of powers, or the largest."""
-    n, m, side = x.shape[1], y.shape[1], _side()
-    rows, columns = _blocks(x, side), _blocks(y, side)
-    scales = None if by is None else _blocks(by, side)
-    totals: dict[tuple[int, int], AnyArray] = {}
-    for k in range(rows.shape[0]):  # feature after feature, so that tiles run side by side
-        for i in range(rows.shape[1]):
-            for j in range(columns.shape[1]):
-                total = totals.get((i, j), np.zeros((side, side), x.dtype))
-                scale = None if scales is None else scales[i, j]
-                totals[i, j] = _tile(total, rows[k, i], columns[k, j], scale, p=p, chunk=_chunk())
-    found = np.empty((rows.shape[1] * side, columns.shape[1] * side), x.dtype)
-    for (i, j), total in totals.items():
-        found[i * side : (i + 1) * side, j * side : (j + 1) * side] = total
-    return found[:n, :m]
+    form = _form()
+    tile = _tile(form, p)
+    rows, columns = (_blocks(z, form.depth, form.side) for z in (x, y))
+    scales = None if by is None else _blocks(by, form.side, form.side)
+    found = np.zeros((rows.shape[1], columns.shape[1], form.side, form.side), x.dtype)
+    fold = np.maximum if math.isinf(p) else np.add
+    begun: deque[tuple[np.ndarray, Array]] = deque()
+
+    def finish() -> None:
+        places, tiles = begun.popleft()
+        for (_, i, j), more in zip(places, np.asarray(tiles), strict=False):
+            fold(found[i, j], more, out=found[i, j])
+
+    # Blocks of features one after another, so that small problems fill the lanes with them.
+    jobs = iter(np.ndindex(rows.shape[0], *found.shape[:2]))
+    while some := list(itertools.islice(jobs, form.lanes)):
+        places = np.array(some)
+        k, i, j = places[np.arange(form.lanes) % len(some)].T  # what is left over is not read
+        scale = None if scales is None else scales[i, j]
+        begun.append((places, tile(rows[k, i], columns[k, j], scale)))
+        if len(begun) > _AHEAD:
+            finish()
+    while begun:
+        finish()
+    size = rows.shape[1] * form.side, columns.shape[1] * form.side
+    return found.swapaxes(1, 2).reshape(size)[: x.shape[1], : y.shape[1]]
 
 
-def _side() -> int:
-    return 256 if jax.default_backend() == "cpu" else 512
+class _Form(NamedTuple):
+    """Of a call: every lane takes a block of sources and one of targets, ``[depth, side]`` both."""
+
+    lanes: int
+    depth: int  # features
+    side: int  # neurons
+    chunk: int  # features a step: XLA fuses so many into one loop over the block
+    options: tuple[tuple[str, int], ...] = ()  # of the compiler
 
 
-def _chunk() -> int:
-    """Features a step: XLA fuses so many into one loop over the tile. Accelerators start fewer."""
-    return 16 if jax.default_backend() == "cpu" else 64
+def _form() -> _Form:
+    """Accelerators start few and large tiles, in long steps.
+
+    Of the 512 bits of a wide CPU's vectors XLA uses 256 unless it is asked; others do not mind.
+    """
+    if default_platform() == "cpu":
+        return _Form(8, 256, 128, 16, (("xla_cpu_prefer_vector_width", 512),))
+    return _Form(1, 512, 512, 64)
 
 
-def _blocks(x: np.ndarray, side: int) -> np.ndarray:
-    """A matrix as ``[i, j, side, side]``, filled up with zeros."""
-    rows, columns = (-(-size // side) for size in x.shape)
-    whole = np.zeros((rows * side, columns * side), x.dtype)
+def _blocks(x: np.ndarray, depth: int, side: int) -> np.ndarray:
+    """A matrix as ``[i, j, depth, side]``, filled up with zeros."""
+    rows, columns = -(-x.shape[0] // depth), -(-x.shape[1] // side)
+    whole = np.zeros((rows * depth, columns * side), x.dtype)
     whole[: x.shape[0], : x.shape[1]] = x
-    return np.ascontiguousarray(whole.reshape(rows, side, columns, side).swapaxes(1, 2))
+    return whole.reshape(rows, depth, columns, side).swapaxes(1, 2)
 
 
-@functools.partial(jax.jit, static_argnames=("p", "chunk"))
-def _tile(total: Array, x: Array, y: Array, by: Array | None, p: float, chunk: int) -> Array:
-    """One block of features ``[d, n]`` and ``[d, m]`` more.
+@functools.cache
+def _tile(form: _Form, p: float) -> Callable[[AnyArray, AnyArray, AnyArray | None], Array]:
+    """Folds the features of blocks ``[lanes, depth, side]`` each: ``[lanes, side, side]``.
 
-    A sum over an axis of ``|x[:, :, None] - y[:, None]|`` says the same, but XLA for GPUs tunes it
-    for a minute.
+    A sum over an axis of ``|x[:, :, :, None] - y[:, :, None]|`` says the same, but XLA for GPUs
+    tunes it for a minute.
     """
 
-    def step(i: Array, total: Array) -> Array:
-        u, v = (jax.lax.dynamic_slice_in_dim(z, i * chunk, chunk) for z in (x, y))
-        for k in range(chunk):
-            t = jnp.abs(u[k, :, None] - v[k])
-            if math.isinf(p):
-                total = jnp.maximum(total, t)
-            else:
-                total = total + (t if p == 1 or by is None else (t * by) ** p)
-        return total
+    def tile(x: Array, y: Array, by: Array | None) -> Array:
+        def step(i: Array, total: Array) -> Array:
+            u, v = (jax.lax.dynamic_slice_in_dim(z, i * form.chunk, form.chunk, 1) for z in (x, y))
+            for k in range(form.chunk):
+                t = jnp.abs(u[:, k, :, None] - v[:, k, None])
+                if math.isinf(p):
+                    total = jnp.maximum(total, t)
+                else:
+                    total = total + (t if p == 1 or by is None else (t * by) ** p)
+            return total
 
-    return jax.lax.fori_loop(0, x.shape[0] // chunk, step, total)
+        nothing = jnp.zeros((form.lanes, form.side, form.side), x.dtype)
+        return jax.lax.fori_loop(0, form.depth // form.chunk, step, nothing)
+
+    return jax.jit(tile, compiler_options=dict(form.options) or None)

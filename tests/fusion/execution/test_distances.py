@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist
 
 from ifjax.fusion.execution import distances as module
 from ifjax.fusion.execution.distances import distances
+from ifjax.fusion.execution.place import in_numpy
 
 pytestmark = pytest.mark.promotes(
     ranks="within public functions",
@@ -89,13 +90,39 @@ def test_one_program_serves_every_size(monkeypatch):
     assert len(COMPILED) == count
 
 
-def test_an_accelerator_has_larger_tiles_and_longer_steps(monkeypatch):
+@pytest.mark.parametrize("p", [1, 3.0, math.inf])
+@pytest.mark.parametrize("lanes", [1, 4])  # that do not divide, or are more than, all blocks
+@pytest.mark.parametrize("shape", [(40, 37, 33), (70, 5, 6), (33, 100, 70), (9, 3, 4)])
+def test_blocks_of_any_form_are_put_together(p, lanes, shape, monkeypatch):
     monkeypatch.setattr(module, "_SMALL", 1)
-    monkeypatch.setattr(module, "_side", lambda: 32)
-    monkeypatch.setattr(module, "_chunk", lambda: 32)
-    x, y = points(40, 37, 33)
-    for p in (1, 3.0, math.inf):
-        np.testing.assert_allclose(distances(x, y, p), expected(x, y, p), rtol=3e-6)
-    monkeypatch.undo()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert (module._side(), module._chunk()) == (512, 64)
+    monkeypatch.setattr(module, "_form", lambda: module._Form(lanes, 16, 32, 8))
+    x, y = points(*shape)
+    want = expected(x, y, p)
+    np.testing.assert_allclose(distances(x, y, p), want, rtol=3e-6, atol=2e-6 * want.max())
+
+
+def test_more_calls_than_may_wait_are_finished_in_order(monkeypatch):
+    monkeypatch.setattr(module, "_SMALL", 1)
+    monkeypatch.setattr(module, "_form", lambda: module._Form(2, 8, 8, 8))
+    x, y = points(30, 33, 17)
+    np.testing.assert_allclose(distances(x, y, 1), expected(x, y, 1), rtol=3e-6, atol=1e-5)
+
+
+def test_an_accelerator_has_larger_tiles_and_longer_steps(monkeypatch):
+    monkeypatch.setattr(module, "default_platform", lambda: "gpu")
+    form = module._form()
+    assert (form.side, form.chunk, form.options) == (512, 64, ())
+    assert form.depth % form.chunk == 0
+
+
+def test_constants_of_an_outer_program_are_told_apart_as_well(monkeypatch):
+    """A function under `jax.jit` that closes over parameters fuses them while it is traced."""
+    monkeypatch.setattr(module, "_SMALL", 1)
+    x, y = points(5, 7, 4)
+
+    @jax.jit
+    def outer(z):
+        with in_numpy():
+            return z + distances(x, y, 1)
+
+    np.testing.assert_allclose(outer(np.float32(0)), expected(x, y, 1), rtol=2e-6, atol=1e-6)
