@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 
 import ifjax
 from ifjax.fusion import fuse, transport_maps
@@ -63,6 +65,34 @@ def cost_alone(spec: Any, repeats: int) -> float:
         x, y = (rng.standard_normal((d, n), np.float32) for n in (k, m))
         total += b * fastest(distances, x, y, 1, repeats=repeats)
     return 1e3 * total
+
+
+def floor(
+    params: Any, spec: Any, differences: float, ceilings: Mapping[str, float]
+) -> dict[str, float]:
+    """Milliseconds that no program could go below which does the same with the same parts.
+
+    The differences (10^9) at their ceiling, SciPy's assignments one after another, as if they were
+    spread over all processors without loss, and every weight once through memory, in and out.
+    Scores, norms, features, and what waits on what, are not in it.
+    """
+    problems: list[np.ndarray] = []
+    solve = scipy.optimize.linear_sum_assignment
+
+    def recorded(cost: np.ndarray) -> Any:
+        problems.append(cost)
+        return solve(cost)
+
+    with mock.patch.object(scipy.optimize, "linear_sum_assignment", recorded):
+        small = ifjax.fuse_params(params, spec)
+    assigning = 1e3 * sum(fastest(solve, cost, repeats=3) for cost in problems)
+    size = sum(x.nbytes for x in jax.tree.leaves((params, small)))
+    parts = (
+        1e3 * differences / ceilings["differences G/s, at most"],
+        assigning / (os.cpu_count() or 1),
+        1e3 * size / 1e9 / ceilings["memory GB/s"],
+    )
+    return {"assignments alone": assigning, "floor": sum(parts)}
 
 
 def _shapes(spec: Any) -> Iterator[tuple[int, int, int, int]]:
