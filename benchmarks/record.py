@@ -80,17 +80,27 @@ def origin() -> dict[str, Any]:
 def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
     """Writes ``results/NAME.json`` and returns its path.
 
-    Where rows are among those that `read` gave, the result is as old as they are.
+    Where rows are among those that `read` gave, the result is as old as they are, and its commands
+    are theirs and this one.
     """
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command: str | list[str] = shlex.join(
+        ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    )
     born = origin()
     old = _earlier.get(name, {"rows": []})
     if {id(row) for row in rows} & {id(row) for row in old["rows"]}:
         born = {key: old[key] for key in ("commit", "depends", "uncommitted") if key in old}
+        command = [*dict.fromkeys([*commands(old), command])]
     record = {"command": command, **born, "machine": machine(), **extra, "rows": list(rows)}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def commands(result: Mapping[str, Any]) -> list[str]:
+    """Those that made a result, the oldest first."""
+    found = result.get("command", [])
+    return [found] if isinstance(found, str) else list(found)
 
 
 def read(name: str) -> dict[str, Any]:

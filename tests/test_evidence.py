@@ -192,10 +192,21 @@ def test_what_is_written_says_where_it_comes_from(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps(written | {"commit": "old"}))
     rows = record.with_earlier("a", [{"n": 2}], ["n"])
     assert rows == [new, {"n": 2}]
+    monkeypatch.setattr(sys, "argv", ["/x/benchmarks/cost.py", "--networks", "a b"])
     record.write("a", rows)
-    assert record.read("a")["commit"] == "old"
+    second = "python benchmarks/cost.py --networks 'a b'"
+    for _ in range(2):  # however often it is written
+        record.write("a", rows)
+    mixed = record.read("a")
+    assert mixed["commit"] == "old"
+    assert mixed["command"] == [written["command"], second]
+    monkeypatch.setattr(sys, "argv", ["/x/benchmarks/cost.py"])
+    record.write("a", mixed["rows"])
+    third = "python benchmarks/cost.py"
+    assert record.read("a")["command"] == [written["command"], second, third]
     record.write("a", [{"n": 1}, {"n": 2}])
     assert record.read("a")["commit"] == written["commit"]
+    assert record.read("a")["command"] == third
 
 
 def test_what_a_result_depends_on_are_scripts_and_packages():
