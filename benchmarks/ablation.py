@@ -8,6 +8,8 @@ less than 1.2 everywhere has to go. Plain pruning solves nothing, so that there 
 * products of one thread: BLAS on one core while groups go side by side, instead of on all for each.
 * levels: groups that do not wait on each other together, instead of group after group.
 * tiles: costs by one program of fixed size, instead of SciPy's cdist for all.
+* lanes: eight small tiles a call, of whatever blocks there are, instead of one large one.
+* whole vectors: XLA is asked for the 512 bits of a wide CPU in tiles, of which it uses 256.
 * SciPy for small ones: instead of tiles for all.
 * lists of sources: merging by gathers where a target has few sources, instead of products.
 * mass stays: targets that stay in their places are left out of the problem, instead of the whole.
@@ -18,7 +20,7 @@ less than 1.2 everywhere has to go. Plain pruning solves nothing, so that there 
 
 Inside of `jax.jit` the first call is mostly XLA's; there threads, tiles and sizes are not used.
 
-    python benchmarks/ablation.py                   # 40 minutes on 2 quiet cores
+    python benchmarks/ablation.py                   # 45 minutes on 2 quiet cores
     python benchmarks/ablation.py --networks vgg11 --processes 1
 """
 
@@ -214,11 +216,24 @@ def _one_by_one() -> None:
     program.levels_of = lambda structure, order: [[group] for group in structure.in_order()]
 
 
+def _tiles(**changes: Any) -> Callable[[], None]:
+    """Tiles of another form."""
+
+    def put() -> None:
+        module = importlib.import_module("ifjax.fusion.execution.distances")
+        form = module._form()._replace(**changes)
+        module._form = lambda: form
+
+    return put
+
+
 WITHOUT: dict[str, Callable[[], None]] = {
     "threads": _set("ifjax.parallel.threads", "_THREADS", 1),
     "products of one thread": _set("ifjax.parallel.threads", "_PRODUCT", None),
     "levels": _one_by_one,
     "tiles": _set("ifjax.fusion.execution.distances", "_SMALL", 2**62),
+    "lanes": _tiles(lanes=1, side=256),
+    "whole vectors": _tiles(options=()),
     "SciPy for small ones": _set("ifjax.fusion.execution.distances", "_SMALL", 0),
     "lists of sources": _set("ifjax.fusion.merge", "_NEURONS", 2**62),
     "mass stays": _whole_problems,
@@ -236,7 +251,7 @@ def _concerns(device: str, case: str) -> bool:
     return {
         **dict.fromkeys(("threads", "products of one thread", "kept program"), not jitted),
         "levels": CASES[case][1].get("order") != "simultaneous",
-        "tiles": not pruned and not jitted,
+        **dict.fromkeys(("tiles", "lanes", "whole vectors"), not pruned and not jitted),
         "SciPy for small ones": not pruned and not jitted,
         "lists of sources": exact,
         "mass stays": exact,

@@ -13,6 +13,7 @@ PLACES = (
     (threads, "_THREADS"),
     (threads, "_PRODUCT"),
     (distances, "_SMALL"),
+    (distances, "_form"),
     (merge, "_NEURONS"),
     (padding, "_COMPILED"),
     (program, "_keeps_mass"),
