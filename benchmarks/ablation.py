@@ -216,15 +216,17 @@ def _one_by_one() -> None:
     program.levels_of = lambda structure, order: [[group] for group in structure.in_order()]
 
 
-def _tiles(**changes: Any) -> Callable[[], None]:
-    """Tiles of another form."""
+def _large_tiles() -> None:
+    """One of 256 neurons and features each a call, instead of eight of half the neurons."""
+    module = importlib.import_module("ifjax.fusion.execution.distances")
+    form = module._form(0)._replace(lanes=1, side=256)
+    module._form = lambda differences: form
 
-    def put() -> None:
-        module = importlib.import_module("ifjax.fusion.execution.distances")
-        form = module._form()._replace(**changes)
-        module._form = lambda: form
 
-    return put
+def _narrow_vectors() -> None:
+    """As XLA has them."""
+    module = importlib.import_module("ifjax.fusion.execution.distances")
+    module._wide_tiles = module._tiles
 
 
 WITHOUT: dict[str, Callable[[], None]] = {
@@ -232,8 +234,8 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "products of one thread": _set("ifjax.parallel.threads", "_PRODUCT", None),
     "levels": _one_by_one,
     "tiles": _set("ifjax.fusion.execution.distances", "_SMALL", 2**62),
-    "lanes": _tiles(lanes=1, side=256),
-    "whole vectors": _tiles(options=()),
+    "lanes": _large_tiles,
+    "whole vectors": _narrow_vectors,
     "SciPy for small ones": _set("ifjax.fusion.execution.distances", "_SMALL", 0),
     "lists of sources": _set("ifjax.fusion.merge", "_NEURONS", 2**62),
     "mass stays": _whole_problems,

@@ -81,7 +81,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
     """Writes ``results/NAME.json`` and returns its path.
 
     Where rows are among those that `read` gave, the result is as old as they are, and its commands
-    are theirs and this one.
+    are all that made it and this one, also those of which no row is left.
     """
     command: str | list[str] = shlex.join(
         ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]

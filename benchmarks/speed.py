@@ -10,12 +10,14 @@ plans must be our fused weights, and our targets those of its highest scores.
 * cold: a process per side that reads the weights and the spec and fuses once. "start": from the
   start of the process, imports included; "first call": the fusion alone, compilation included.
   Tracing the network and making the spec is stated beside it. Neither side imports the other's
-  framework (POT does, where it can). "compiling" is contained in the first call, and so is
-  "importing": of ott-jax, by a process of its own, where the solver is one of its.
+  framework (POT does, where it can). Contained in our first call, where threads may overlap:
+  "XLA", "tracing" and lowering, "collecting" (Python's garbage, of what imports have made), and
+  "importing" ott-jax where the solver is one of its, timed by a process of its own.
 * transport cost: of the worst group, relative to the exact one of the same problem.
 * profile: of the warm call by part, beside the machine's ceilings, measured in the same process:
-  products, differences |x - y| (a sixth of them) and memory. "floor": the differences at their
-  ceiling, the assignments of SciPy alone, on all processors, and every weight once through memory.
+  products, differences |x - y| and memory. "at ceilings" is an estimate of what is left at them:
+  the differences, the assignments of SciPy alone, on both threads, and every weight once through
+  memory.
 
     pip install -e '.[test,torch]'
     python benchmarks/speed.py                      # minutes on 2 quiet cores
@@ -25,6 +27,7 @@ plans must be our fused weights, and our targets those of its highest scores.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -224,8 +227,8 @@ def parts(leaves: Leaves, spec: Any, ceilings: Mapping[str, float]) -> dict[str,
     found = profile_fusion.parts(params, spec)
     count = profile_fusion.differences(spec)
     found |= {"G differences": count, "G/s": 1e3 * count / found["cost alone"]}
-    if spec.method.solver == "auto":
-        found |= profile_fusion.floor(params, spec, count, ceilings)
+    if spec.method.solver in ("auto", "exact"):
+        found |= profile_fusion.at_ceilings(params, spec, count, ceilings)
     return found
 
 
@@ -262,8 +265,10 @@ def cold(leaves: Leaves, spec: Any, processes: int) -> dict[str, Any]:
         row[f"cold, {part}: ifjax s / torch s"] = f"{ours:.2f} / {theirs:.2f}"
         row[f"cold, {part}: times torch"] = ours / theirs
     row["wanted, at most"] = COLD_SINKHORN if solver == "sinkhorn" else COLD
-    row["wanted from start"] = COLD_START
-    row["cold, compiling, s"] = statistics.median(x["compiling"] for x in found["ifjax"])
+    if solver != "sinkhorn":
+        row["wanted from start"] = COLD_START
+    for part in ("XLA", "tracing", "collecting"):
+        row[f"cold, {part}, s"] = statistics.median(x[part] for x in found["ifjax"])
     if "importing" in found:
         each = [x["first call"] for x in found["importing"]]
         row["cold, importing, s"] = statistics.median(each)
@@ -287,17 +292,23 @@ def child(side: str, folder: str, order: str, start: str) -> dict[str, float]:
 
     if side == "importing":
         return {"first call": seconds(importlib.import_module, "ott.solvers.linear.sinkhorn")}
-    compiled: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, duration, **_: compiled.append(duration) if "backend_compile" in name else None
-    )
+    spent = dict.fromkeys(("XLA", "tracing", "collecting"), 0.0)
+
+    def compiled(event: str, duration: float, **_: Any) -> None:
+        known = {"backend_compile": "XLA", "jaxpr_trace": "tracing", "jaxpr_to_mlir": "tracing"}
+        for name, part in known.items():
+            spent[part] += duration * (name in event)
+
+    def collected(phase: str, _: dict[str, int]) -> None:
+        spent["collecting"] += time.perf_counter() * (-1 if phase == "start" else 1)
+
     leaves = np.load(Path(folder) / "leaves.npz")
     params = tree({path: jax.numpy.asarray(leaves[path]) for path in leaves})
     spec = ifjax.FusionSpec.from_json((Path(folder) / "spec.json").read_text())
-    compiled.clear()
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    gc.callbacks.append(collected)
     first = seconds(lambda: jax.block_until_ready(ifjax.fuse_params(params, spec)))
-    now = time.time() - float(start)
-    return {"start": now, "first call": first, "compiling": sum(compiled)}
+    return {"start": time.time() - float(start), "first call": first, **spent}
 
 
 if __name__ == "__main__":

@@ -232,9 +232,8 @@ def features(
         parts = [(placement.take(x, index, at), at) for x, at in parts]
         factors = pick(factors, index, 0)
     found = _columns(parts)
-    return (
-        np.multiply(found, factors, out=found) if isinstance(found, np.ndarray) else found * factors
-    )
+    found *= factors  # where it lies, in numpy
+    return found
 
 
 def _columns(parts: list[Part]) -> Float[AnyArray, "d k"]:

@@ -14,6 +14,7 @@ PLACES = (
     (threads, "_PRODUCT"),
     (distances, "_SMALL"),
     (distances, "_form"),
+    (distances, "_wide_tiles"),
     (merge, "_NEURONS"),
     (padding, "_COMPILED"),
     (program, "_keeps_mass"),

@@ -7,11 +7,9 @@ norm, and called for all blocks of sources, targets and features; small problems
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,13 +18,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ifjax.jaxprs.compiling import default_platform
-from ifjax.namespace import AnyArray
 
 # Differences |x - y| that SciPy takes in the time that a tile takes to be begun.
 _SMALL = 2**23
 # Pairs whose squared distance, relative to their squared norms, is below this lose digits in a
 # product of matrices, and are computed again.
 _NEAR = 1 / 32
+# Differences from which a second form of tile is compiled, in a tenth of the time that they take.
+_LARGE = 2**33
 # Calls that run, or wait to, while the blocks of the next one are laid out.
 _AHEAD = 4
 
@@ -39,6 +38,7 @@ def distances(
     >>> distances(np.array([[0.0, 3.0], [2.0, 4.0]]), np.array([[0.0], [1.0]]), 1).tolist()
     [[1.0], [6.0]]
     """
+    x, y = (z.astype(np.result_type(x, y), copy=False) for z in (x, y))
     if isinstance(p, str) or p == 2:
         return _euclidean(x, y, p)
     if x.shape[0] * x.shape[1] * y.shape[1] <= _SMALL:
@@ -87,8 +87,7 @@ def _euclidean(x: np.ndarray, y: np.ndarray, p: float | int | str) -> np.ndarray
 
 def _tiled(x: np.ndarray, y: np.ndarray, p: float, by: np.ndarray | None = None) -> np.ndarray:
     """Folds |x_ik - y_jk| over the features k: the sum of powers, or the largest."""
-    form = _form()
-    tile = _tile(form, p)
+    form = _form(x.shape[0] * x.shape[1] * y.shape[1])
     rows, columns = (_blocks(z, form.depth, form.side) for z in (x, y))
     scales = None if by is None else _blocks(by, form.side, form.side)
     found = np.zeros((rows.shape[1], columns.shape[1], form.side, form.side), x.dtype)
@@ -97,8 +96,8 @@ def _tiled(x: np.ndarray, y: np.ndarray, p: float, by: np.ndarray | None = None)
 
     def finish() -> None:
         places, tiles = begun.popleft()
-        for (_, i, j), more in zip(places, np.asarray(tiles), strict=False):
-            fold(found[i, j], more, out=found[i, j])
+        for (_, i, j), tile in zip(places, np.asarray(tiles), strict=False):
+            fold(found[i, j], tile, out=found[i, j])
 
     # Blocks of features one after another, so that small problems fill the lanes with them.
     jobs = iter(np.ndindex(rows.shape[0], *found.shape[:2]))
@@ -106,7 +105,9 @@ def _tiled(x: np.ndarray, y: np.ndarray, p: float, by: np.ndarray | None = None)
         places = np.array(some)
         k, i, j = places[np.arange(form.lanes) % len(some)].T  # what is left over is not read
         scale = None if scales is None else scales[i, j]
-        begun.append((places, tile(rows[k, i], columns[k, j], scale)))
+        tiles = (_wide_tiles if form.wide else _tiles)(rows[k, i], columns[k, j], scale, form, p)
+        tiles.copy_to_host_async()
+        begun.append((places, tiles))
         if len(begun) > _AHEAD:
             finish()
     while begun:
@@ -122,17 +123,16 @@ class _Form(NamedTuple):
     depth: int  # features
     side: int  # neurons
     chunk: int  # features a step: XLA fuses so many into one loop over the block
-    options: tuple[tuple[str, int], ...] = ()  # of the compiler
+    wide: bool = False  # all of the processor's vectors
 
 
-def _form() -> _Form:
-    """Accelerators start few and large tiles, in long steps.
-
-    Of the 512 bits of a wide CPU's vectors XLA uses 256 unless it is asked; others do not mind.
-    """
-    if default_platform() == "cpu":
-        return _Form(8, 256, 128, 16, (("xla_cpu_prefer_vector_width", 512),))
-    return _Form(1, 512, 512, 64)
+def _form(differences: int) -> _Form:
+    """Few and large tiles where there is much to do; accelerators start few steps."""
+    if default_platform() != "cpu":
+        return _Form(1, 512, 512, 64)
+    if differences < _LARGE:
+        return _Form(8, 256, 128, 16, wide=True)
+    return _Form(1, 512, 512, 16, wide=True)
 
 
 def _blocks(x: np.ndarray, depth: int, side: int) -> np.ndarray:
@@ -143,26 +143,31 @@ def _blocks(x: np.ndarray, depth: int, side: int) -> np.ndarray:
     return whole.reshape(rows, depth, columns, side).swapaxes(1, 2)
 
 
-@functools.cache
-def _tile(form: _Form, p: float) -> Callable[[AnyArray, AnyArray, AnyArray | None], Array]:
+def _folded(x: Array, y: Array, by: Array | None, form: _Form, p: float) -> Array:
     """Folds the features of blocks ``[lanes, depth, side]`` each: ``[lanes, side, side]``.
 
     A sum over an axis of ``|x[:, :, :, None] - y[:, :, None]|`` says the same, but XLA for GPUs
     tunes it for a minute.
     """
 
-    def tile(x: Array, y: Array, by: Array | None) -> Array:
-        def step(i: Array, total: Array) -> Array:
-            u, v = (jax.lax.dynamic_slice_in_dim(z, i * form.chunk, form.chunk, 1) for z in (x, y))
-            for k in range(form.chunk):
-                t = jnp.abs(u[:, k, :, None] - v[:, k, None])
-                if math.isinf(p):
-                    total = jnp.maximum(total, t)
-                else:
-                    total = total + (t if p == 1 or by is None else (t * by) ** p)
-            return total
+    def step(i: Array, total: Array) -> Array:
+        u, v = (jax.lax.dynamic_slice_in_dim(z, i * form.chunk, form.chunk, 1) for z in (x, y))
+        for k in range(form.chunk):
+            t = jnp.abs(u[:, k, :, None] - v[:, k, None])
+            if math.isinf(p):
+                total = jnp.maximum(total, t)
+            else:
+                total = total + (t if p == 1 or by is None else (t * by) ** p)
+        return total
 
-        nothing = jnp.zeros((form.lanes, form.side, form.side), x.dtype)
-        return jax.lax.fori_loop(0, form.depth // form.chunk, step, nothing)
+    nothing = jnp.zeros((form.lanes, form.side, form.side), x.dtype)
+    return jax.lax.fori_loop(0, form.depth // form.chunk, step, nothing)
 
-    return jax.jit(tile, compiler_options=dict(form.options) or None)
+
+_tiles = jax.jit(_folded, static_argnames=("form", "p"))
+# Of vectors of 512 bits XLA uses 256 unless it is asked; CPUs with narrower ones do not mind.
+_wide_tiles = jax.jit(
+    _folded,
+    static_argnames=("form", "p"),
+    compiler_options={"xla_cpu_prefer_vector_width": 512},
+)

@@ -90,29 +90,64 @@ def test_one_program_serves_every_size(monkeypatch):
     assert len(COMPILED) == count
 
 
-@pytest.mark.parametrize("p", [1, 3.0, math.inf])
-@pytest.mark.parametrize("lanes", [1, 4])  # that do not divide, or are more than, all blocks
-@pytest.mark.parametrize("shape", [(40, 37, 33), (70, 5, 6), (33, 100, 70), (9, 3, 4)])
-def test_blocks_of_any_form_are_put_together(p, lanes, shape, monkeypatch):
+@pytest.fixture
+def form(monkeypatch):
+    """Sets the form of tiles, and leaves small problems to them, too."""
     monkeypatch.setattr(module, "_SMALL", 1)
-    monkeypatch.setattr(module, "_form", lambda: module._Form(lanes, 16, 32, 8))
+
+    def chosen(*sizes, **more):
+        monkeypatch.setattr(module, "_form", lambda _: module._Form(*sizes, **more))
+
+    return chosen
+
+
+@pytest.mark.parametrize("p", [1, 3.0, math.inf])
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("shape", [(40, 37, 33), (70, 5, 6), (33, 100, 70), (9, 3, 4)])
+def test_blocks_of_any_form_are_put_together(p, lanes, shape, form):
+    """More lanes than blocks, as many, and some that are left over in the last call."""
+    form(lanes, 16, 32, 8)
     x, y = points(*shape)
     want = expected(x, y, p)
     np.testing.assert_allclose(distances(x, y, p), want, rtol=3e-6, atol=2e-6 * want.max())
 
 
-def test_more_calls_than_may_wait_are_finished_in_order(monkeypatch):
-    monkeypatch.setattr(module, "_SMALL", 1)
-    monkeypatch.setattr(module, "_form", lambda: module._Form(2, 8, 8, 8))
+def test_more_calls_than_may_wait_are_finished_in_order(form):
+    form(2, 8, 8, 8, wide=True)
     x, y = points(30, 33, 17)
     np.testing.assert_allclose(distances(x, y, 1), expected(x, y, 1), rtol=3e-6, atol=1e-5)
 
 
-def test_an_accelerator_has_larger_tiles_and_longer_steps(monkeypatch):
-    monkeypatch.setattr(module, "default_platform", lambda: "gpu")
-    form = module._form()
-    assert (form.side, form.chunk, form.options) == (512, 64, ())
-    assert form.depth % form.chunk == 0
+@pytest.mark.parametrize(("differences", "platform"), [(2**40, "cpu"), (0, "gpu"), (2**40, "gpu")])
+def test_large_problems_and_accelerators_have_larger_tiles(
+    differences, platform, form, monkeypatch
+):
+    monkeypatch.setattr(module, "default_platform", lambda: platform)
+    small, large = module._Form(8, 256, 128, 16, wide=True), module._form(differences)
+    assert large.side * large.side * large.depth > small.side * small.side * small.depth
+    assert large.wide == (platform == "cpu")
+    form(*large)
+    x, y = points(40, 37, 33)
+    for p in (1, 3.0):
+        np.testing.assert_allclose(distances(x, y, p), expected(x, y, p), rtol=3e-6)
+
+
+def test_the_form_is_that_of_the_device_on_which_arrays_are_made(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not module._form(0).wide
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert module._form(0).wide
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_of_two_precisions_the_wider_one_is_computed_in(p):
+    x, y = points(9, 7, 4)
+    for u, v in ((x, np.float64(y)), (np.float64(x), y)):
+        with jax.enable_x64(True):
+            found = distances(u, v, p)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, expected(x, y, p), rtol=1e-13, atol=1e-13)
 
 
 def test_constants_of_an_outer_program_are_told_apart_as_well(monkeypatch):
