@@ -1,13 +1,14 @@
 """How far the outputs of a small network lie from the dense one's, layer by layer, over sparsity.
 
-ResNet-20, all groups inside the blocks, 10 to 90 % of the neurons gone: plain pruning, Intra-Fusion
-(exact transport) and reconstruction (`ifjax.compress`, 512 training images). For every layer that
-keeps its width, and for the logits: the relative distance of its output from the dense network's
-and the cosine with it (`ifjax.activations.divergence`), each network on its own activations. Of the
-logits also how often both name the same class, and the accuracy.
+ResNet-20 and ResNet-18, the groups inside their blocks, and VGG11-BN, all groups; 10 to 90 % of the
+neurons gone: plain pruning, Intra-Fusion (exact transport) and reconstruction (`ifjax.compress`,
+512 training images). For every layer that keeps its width, and for the logits: the relative
+distance of its output from the dense network's and the cosine with it
+(`ifjax.activations.divergence`), each network on its own activations. Of the logits also how often
+both name the same class, and the accuracy.
 
-    python benchmarks/divergence.py                       # about 6 minutes on 2 cores
-    python benchmarks/divergence.py --images 250 --sparsities 0.5
+    python benchmarks/divergence.py                       # about half an hour on 2 cores
+    python benchmarks/divergence.py --images 250 --networks resnet20 --sparsities 0.5
     python benchmarks/divergence.py --redraw              # from results/divergence.json
 """
 
@@ -27,6 +28,8 @@ from ifjax.report import canvas
 METHODS = ("plain pruning", "Intra-Fusion", "reconstruction")
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
 LOGITS = "logits"
+NETWORKS = ("resnet20", "vgg11", "resnet18")
+KEYS = ("network", "layer", "sparsity", "method")
 
 
 def small_of(network: CutNetwork, method: str) -> Any:
@@ -37,14 +40,14 @@ def small_of(network: CutNetwork, method: str) -> Any:
     return ifjax.fuse_params(network.params, network.changed(method=way))
 
 
-def measure(network: CutNetwork, sparsity: float, method: str) -> list[dict[str, Any]]:
+def measure(name: str, network: CutNetwork, sparsity: float, method: str) -> list[dict[str, Any]]:
     """A row for every layer that is as wide in both, and one for the logits."""
     small = small_of(network, method)
     images, labels = network.test
     batches = [(images[i : i + 250],) for i in range(0, len(images), 250)]
     given = network.apply_fn, network.params, network.apply_small, small
     found = output_divergence(*given, batches)
-    common = {"sparsity": sparsity, "method": method}
+    common = {"network": name, "sparsity": sparsity, "method": method}
     rows: list[dict[str, Any]] = [
         {"layer": layer, **common, **value._asdict()} for layer, value in found.items()
     ]
@@ -92,18 +95,23 @@ def main() -> None:
     """Measures, prints, writes and draws."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=1000, help="of the test set")
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
     parser.add_argument("--redraw", action="store_true", help="measure nothing")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = record.read("divergence")["rows"] if args.redraw else []
-    for sparsity in () if args.redraw else args.sparsities:
-        network = CutNetwork("resnet20", sparsity, args.images)
+    rows: list[Any] = list(record.read("divergence")["rows"]) if args.redraw else []
+    cases = [] if args.redraw else [(n, s) for n in args.networks for s in args.sparsities]
+    for name, sparsity in cases:
+        network = CutNetwork(name, sparsity, args.images)
         for method in METHODS:
-            rows += measure(network, sparsity, method)
+            rows += measure(name, network, sparsity, method)
             print(rows[-1], flush=True)
-        record.write("divergence", rows, images=args.images)
+        kept = record.with_earlier("divergence", rows, KEYS)
+        record.write("divergence", kept, images=args.images)
     print(record.markdown([row for row in rows if row["layer"] == LOGITS]))
-    draw(rows, record.RESULTS / "divergence.png")
+    for name in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == name]
+        draw(own, record.RESULTS / f"divergence-{name}.png")
 
 
 if __name__ == "__main__":

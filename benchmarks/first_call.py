@@ -1,9 +1,9 @@
 """What the first call costs: compression is called once per network, so this is the whole wait.
 
 Every row is a process of its own: imports, tracing the network, the first `ifjax.fuse_params` (or
-another function), and a later call on other weights of the same shapes. What jax says of itself
-stands beside it: how many programs were compiled, and the seconds of Python's tracing, of lowering
-and of XLA.
+another function), and a later call on other weights of the same shapes. What the first call
+consists of stands beside it, see `call_parts`: seconds of imports, of Python's tracing, of
+lowering, of XLA, and the rest, "run"; how many programs were compiled, and their kernels.
 
 * ``prune``: plain pruning. ``default``: Intra-Fusion with the default solver (ott-jax's Sinkhorn).
   ``simultaneous``: the same, all groups at once. ``exact``: the exact solver. ``jitted``: the
@@ -11,6 +11,7 @@ and of XLA.
 * ``take``, ``transport_maps``, ``shrink``, ``fuse_models`` (two networks), ``collect_stats``
   (fisher over one batch), ``reset_statistics``, ``cut_nnx``: the other functions that wait on the
   first call; ``cut_nnx refuses``: a module that has its number of heads in its code.
+* ``torch``: what `exact` does, by `torch_fusion` on the same weights, where torch is installed.
 
     pip install -e '.[test]'
     python benchmarks/first_call.py                                   # all, about half an hour
@@ -26,7 +27,6 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +49,7 @@ WAYS = (
     "reset_statistics",
     "cut_nnx",
     "cut_nnx refuses",
+    "torch",
 )
 NORMED = ("resnet18", "vgg11", "resnet50")
 # Where not all networks have what a function needs.
@@ -56,11 +57,7 @@ OF_SOME = {
     "reset_statistics": NORMED,
     "cut_nnx": ("transformer",),
     "cut_nnx refuses": ("transformer",),
-}
-EVENTS = {
-    "/jax/core/compile/jaxpr_trace_duration": "trace s",
-    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower s",
-    "/jax/core/compile/backend_compile_duration": "compile s",
+    "torch": NORMED,
 }
 
 
@@ -106,13 +103,6 @@ def measured(name: str, way: str) -> dict[str, float]:
     import ifjax
 
     imported = clock.lap()
-    seen: Counter[str] = Counter()
-
-    def listen(event: str, seconds: float, **_: Any) -> None:
-        if event in EVENTS:
-            seen[EVENTS[event]] += seconds
-            seen["programs"] += event.endswith("backend_compile_duration")
-
     apply_fn, struct, inputs = network(name)
     graph = ifjax.trace(apply_fn, struct, *inputs)
     options = FUSED.get(way, {"solver": "exact"})
@@ -120,15 +110,17 @@ def measured(name: str, way: str) -> dict[str, float]:
         options = {**options, "exclude": lambda group: group.size < 192}
     spec = graph.spec(0.5, **options)
     traced = clock.lap()
+    import call_parts
+
     weights = [drawn(spec, struct, seed) for seed in (0, 1)]
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    call = function(way, apply_fn, spec, weights, inputs)
+    call, before = function(way, apply_fn, spec, weights, inputs), call_parts.kernels()
+    cpu = time.process_time()
     clock.lap()
-    cpu = time.process_time()
-    jax.block_until_ready(call(weights[0]))
+    with call_parts.Parts() as parts:
+        jax.block_until_ready(call(weights[0]))
     first, first_cpu = clock.lap(), time.process_time() - cpu
-    before = dict(seen)
-    cpu = time.process_time()
+    kernels, cpu = call_parts.kernels() - before, time.process_time()
+    clock.lap()
     jax.block_until_ready(call(weights[1]))
     return {
         "import s": imported,
@@ -137,8 +129,9 @@ def measured(name: str, way: str) -> dict[str, float]:
         "later call s": clock.lap(),
         "first call, CPU s": first_cpu,
         "later call, CPU s": time.process_time() - cpu,
-        "programs": before.get("programs", 0),
-        **{label: before.get(label, 0.0) for label in EVENTS.values()},
+        "programs": parts.programs,
+        "kernels": kernels,
+        **parts.seconds(),
     }
 
 
@@ -169,6 +162,8 @@ def function(
 
     if way.startswith("jitted"):
         return functools.partial(jax.jit(ifjax.fuse_params, static_argnames="spec"), spec=spec)
+    if way == "torch":
+        return in_torch(spec)
     if way == "take":
         kept = {g.name: np.arange(g.kept) for g in spec.groups if g.kept != g.size and not g.batch}
         return lambda params: ifjax.take(params, spec, kept)
@@ -182,6 +177,23 @@ def function(
     return _on_data(way, apply_fn, spec, weights, inputs) or (
         lambda params: ifjax.fuse_params(params, spec)
     )
+
+
+def in_torch(spec: Any) -> Callable[[Any], Any]:
+    """The torch program of `speed`, given parameters in its layouts; nothing to wait for."""
+    import speed
+    import torch
+    import torch_fusion
+
+    from ifjax.tree import leaves_by_path
+
+    torch.set_num_threads(2)
+    todo = speed.work(spec)
+
+    def call(params: Any) -> None:
+        torch_fusion.fuse(torch_fusion.to_torch(leaves_by_path(params)), todo, spec.method.order)
+
+    return call
 
 
 def _on_data(

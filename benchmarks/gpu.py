@@ -8,6 +8,12 @@ then is written. In this order:
   `benchmarks/first_call.py` measures them: plain pruning, the default solver, the exact one, and
   jitted, exact and `sinkhorn_kernel`.
 * huge group: the feed-forward block of a Llama-3-8B, `benchmarks/huge_group.py --full`.
+* layer: the feed-forward neurons of one layer of a Llama-2-7B through `ifjax.compress`,
+  `benchmarks/decoder_layer.py`.
+* images per second: training on split data, `benchmarks/split_data.py --speed`. What such training
+  reaches takes nine minutes of its own: `benchmarks/split_data.py`.
+
+The last three write results of their own too.
 
     python benchmarks/gpu.py
     JAX_PLATFORMS=cpu python benchmarks/gpu.py --small          # that it runs, on any machine
@@ -59,11 +65,15 @@ def parts(small: bool) -> dict[str, list[str]]:
     first, group = str(HERE / "first_call.py"), str(HERE / "huge_group.py")
     networks = ("cnn",) if small else ("resnet18", "resnet50")
     size = "--small" if small else "--full"
+    layer = ["--small"] if small else ["--networks", "Llama-2-7B"]
+    split = ["--small"] if small else ["--networks", "vgg11", "resnet18"]
     return {
         "products": [str(HERE / "gpu.py"), "--products"],
         **{f"{n}, {w}": [first, "--child", n, w] for n in networks for w in WAYS[:3]},
         "huge group": [group, size, "--solvers", "sinkhorn_kernel"],
         **{f"{n}, {w}": [first, "--child", n, w] for n in networks for w in WAYS[3:]},
+        "layer": [str(HERE / "decoder_layer.py"), *layer, "--parts", "ffn", "--windows", "32"],
+        "images per second": [str(HERE / "split_data.py"), *split, "--speed"],
     }
 
 
@@ -80,11 +90,20 @@ def ran(command: list[str], seconds: float) -> dict[str, Any]:
     if done.returncode:
         return {"error": done.stderr.splitlines()[-1:], **passed}
     found = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if found and not command[0].endswith("huge_group.py"):
+    if "--child" in command or "--products" in command:
         return {**json.loads(found[-1]), **passed}
     # Tables go to files of their own: the rows stand among the messages.
-    lines = [line for line in done.stderr.splitlines() if line.startswith("{")]
-    return {"rows": [ast.literal_eval(line) for line in lines], **passed}
+    if not found:
+        found = [line for line in done.stderr.splitlines() if line.startswith("{")]
+    return {"rows": [_row(line) for line in found], **passed}
+
+
+def _row(line: str) -> Any:
+    """A row, printed as JSON or by Python."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return ast.literal_eval(line)
 
 
 def _text(printed: str | bytes | None) -> str:

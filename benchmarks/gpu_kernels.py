@@ -1,13 +1,14 @@
 """Kernels of jitted fusion on an H100, compiled for one on a machine without.
 
-What `jax.jit` makes of `ifjax.fuse_params` for one GPU, half of the neurons of all groups, images
-of 32 x 32. A kernel takes about 25 ms to be compiled and a few microseconds to be begun, a distinct
-matrix product about a second to be tuned, which no compiler does without the device.
+What `jax.jit` makes of `ifjax.fuse_params` for one GPU, of the networks of `first_call`, half of
+the neurons of all groups, images of 32 x 32. A kernel takes about 25 ms to be compiled and a few
+microseconds to be begun, a distinct matrix product about a second to be tuned, which no compiler
+does without the device.
 
 * exact maps, merging: the maps come from the host and are assignments; what is left is to fold,
   merge and refit.
 * exact: the whole of it. What the host solves comes as an argument in the place of the call to it.
-* sinkhorn: `sinkhorn_kernel`, all groups at once, and one after another.
+* sinkhorn: `sinkhorn_kernel`, all groups at once; and one after another, where ``--ways`` asks.
 * prune: the highest scores.
 
 Packages beside ``.[test]``: those that ``tools/gpu_target.py`` of the shared files names.
@@ -28,7 +29,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-NETWORKS = ("cnn", "resnet18", "resnet50")
+from first_call import NETWORKS, network
+
 WAYS: dict[str, dict[str, Any]] = {
     "exact maps, merging": {"solver": "exact"},
     "exact": {"solver": "exact"},
@@ -36,13 +38,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "sinkhorn, sequential": {"solver": "sinkhorn_kernel"},
     "prune": {"method": "prune"},
 }
+FAST = [way for way in WAYS if "sequential" not in way]
 
 
 def main() -> None:
     """Makes the table, a process per row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
-    parser.add_argument("--ways", nargs="+", default=[""], help="parts of their names")
+    parser.add_argument("--ways", nargs="+", default=FAST, help="parts of their names")
     parser.add_argument("--text", help="a folder for the programs' text")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -88,7 +91,6 @@ def measured(name: str, way: str, folder: str | None = None) -> dict[str, Any]:
     device = target().device()
     import hlo
     import jax
-    from first_call import network
 
     import ifjax
 

@@ -67,7 +67,7 @@ class Work(NamedTuple):
       collectives: how many, by kind.
       traffic: bytes that a device holds of their results, by kind; of a loop of known length as
         often as it runs.
-      largest_gather: bytes of the largest all-gather.
+      largest: bytes of the largest result of a collective, by kind.
     """
 
     kernels: int
@@ -76,7 +76,7 @@ class Work(NamedTuple):
     products: int
     collectives: Counter[str]
     traffic: Counter[str]
-    largest_gather: int
+    largest: dict[str, int]
 
 
 def work(text: str) -> Work:
@@ -99,7 +99,8 @@ def work(text: str) -> Work:
     parts = computations(text)
     times = _times(parts)
     executed = set(_executed(text, parts))
-    kernels = fusions = loops = largest = 0
+    kernels = fusions = loops = 0
+    largest: dict[str, int] = {}
     products: set[str] = set()
     collectives: Counter[str] = Counter()
     traffic: Counter[str] = Counter()
@@ -115,7 +116,7 @@ def work(text: str) -> Work:
                 size = _result(line)
                 collectives[kind] += 1
                 traffic[kind] += size * times.get(name, 1)
-                largest = max(largest, size) if kind == "all-gather" else largest
+                largest[kind] = max(largest.get(kind, 0), size)
             if line.kind in _FREE or line.kind in _CONTROL or line.kind.endswith("-done"):
                 continue
             kernels += 1

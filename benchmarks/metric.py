@@ -7,12 +7,14 @@ stated; upside down takes the reciprocal. Each choice
 * plain: cut, nothing else,
 * fused: the others merged into the chosen ones by Intra-Fusion (exact transport),
 * solved, and fused and solved: the consumers of either reconstructed on 512 training images by
-  `ifjax.compress`; this takes longest, so that only some choices are, and with one seed.
+  `ifjax.compress`; this takes longest, so that only some choices are, and with one seed: merged
+  ones for l1 and by chance.
 
-"alike" is the share of the kept neurons that the metric itself keeps. Taylor reads labels of the
-same 512 images. Means over seeds where there is chance in it. No fine-tuning.
+"alike" is the share of the kept neurons that the metric itself keeps. Taylor, fisher and chip
+read the same 512 images, the first two their labels. Means over seeds where there is chance in it.
+No fine-tuning.
 
-    python benchmarks/metric.py                          # about 10 minutes on 2 cores
+    python benchmarks/metric.py                          # about 15 minutes on 2 cores
     python benchmarks/metric.py --metrics l1 --ways plain fused     # other rows stay
 """
 
@@ -32,17 +34,17 @@ from tqdm import tqdm
 import ifjax
 
 SPARSITY = 0.5
-METRICS = ("l1", "l2", "bn_scale", "taylor")
+METRICS = ("l1", "l2", "linf", "lamp", "bn_scale", "taylor", "fisher", "chip")
 NOISES = (0.25, 1.0)
 WAYS = ("plain", "fused", "solved", "fused and solved")
-SOLVED = ("as it is", "upside down", "random")
+SOLVED = ("as it is", "noise 1", "upside down", "random")
 Scores = dict[str, np.ndarray]
 
 
 def scores_of(network: CutNetwork, metric: str) -> Scores:
     """Of the dense network."""
     spec, stats = network.changed(importance=metric), None
-    if metric == "taylor":
+    if metric in ("taylor", "fisher", "chip"):
         images, labels = network.images, network.labels
         parts = [slice(i, i + BATCH) for i in range(0, len(images), BATCH)]
         batches = [((images[part],), labels[part]) for part in parts]
@@ -120,7 +122,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for way in args.ways:
         for metric, change, seed, scores in tqdm(list(choices(metrics, args.seeds)), desc=way):
-            solved = change in SOLVED and metric in ("l1", "none") and not seed
+            solved = change in SOLVED and not seed
+            solved = solved and (metric in ("l1", "none") or "fused" not in way)
             if ("solved" in way and not solved) or not any(c in change for c in args.changes):
                 continue
             row = {"metric": metric, "change": change, "seed": seed, "way": way}

@@ -17,7 +17,7 @@ SAMPLES = FOLDER / "samples.json"
 # Beside the scripts: what they share, and what they compare with.
 HELPERS = {
     *("__main__", "age", "record", "registry", "sample"),
-    *("corruptions", "cut_network", "hlo", "least_squares", "profile_fusion"),
+    *("call_parts", "corruptions", "cut_network", "hlo", "least_squares", "profile_fusion"),
     *("torch_architectures", "torch_fusion"),
     *("distilled", "language_baselines", "sampled_text"),  # of language_model
     *("solver_pictures", "solver_variants"),  # of solvers

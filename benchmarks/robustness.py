@@ -1,7 +1,7 @@
 """What a small network loses beside its accuracy: calibration, robustness, single classes.
 
-ResNet-20, groups inside the blocks: dense, plain pruning, Intra-Fusion (exact transport), and
-reconstruction (`ifjax.compress`, 512 training images). No fine-tuning.
+ResNet-20 (groups inside the blocks), and VGG11-BN (all groups): dense, plain pruning, Intra-Fusion
+(exact transport), and reconstruction (`ifjax.compress`, 512 training images). No fine-tuning.
 
 * network: accuracy; expected calibration error (15 bins of equal width) and mean confidence; the
   accuracy of the best and the worst class, and the class that lost most.
@@ -9,15 +9,15 @@ reconstruction (`ifjax.compress`, 512 training images). No fine-tuning.
 * calibration inputs: reconstruction on 512 inputs of another kind: one class alone, corrupted
   images, handwritten digits in gray, noise; the accuracy on clean test images.
 
-    python benchmarks/robustness.py                     # about 10 minutes on 2 cores
-    python benchmarks/robustness.py --images 250 --parts network --cases "plain pruning, 30%"
+    python benchmarks/robustness.py                     # about 20 minutes on 2 cores
+    python benchmarks/robustness.py --images 250 --networks resnet20 --parts network inputs
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from divergence import small_of
 
 from ifjax import data
 
+NETWORKS = ("resnet20", "vgg11")
 PARTS = ("network", "corruption", "inputs")
 CASES = {
     "dense": (0.3, None),
@@ -71,9 +72,11 @@ def by_class(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.array([100 * (predicted[labels == c] == c).mean() for c in range(len(CLASSES))])
 
 
-def networks(cases: list[str], images: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def networks(
+    name: str, cases: list[str], images: int
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Logits of normalised images, by case."""
-    cut = {s: CutNetwork("resnet20", s, images) for s in dict.fromkeys(CASES[c][0] for c in cases)}
+    cut = {s: CutNetwork(name, s, images) for s in dict.fromkeys(CASES[c][0] for c in cases)}
     found: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     for case in cases:
         sparsity, method = CASES[case]
@@ -126,35 +129,41 @@ def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=2000, help="of the test set")
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     args = parser.parse_args()
-    images, labels = raw(f"test[:{args.images}]")
     rows: list[dict[str, Any]] = []
-    keep = functools.partial(record.write, "robustness", rows, images=args.images)
+    for name in args.networks:
+        for found in measure(name, args):
+            rows += [{"network": name, **row} for row in found]
+            record.write("robustness", rows, images=args.images)
+
+
+def measure(name: str, args: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one network, as they come."""
+    images, labels = raw(f"test[:{args.images}]")
     if {"network", "corruption"} & set(args.parts):
-        apply = networks(args.cases, args.images)
+        apply = networks(name, args.cases, args.images)
         clean = {case: run(normalised(images)) for case, run in apply.items()}
         if "network" in args.parts:
             dense = clean.get("dense", next(iter(clean.values())))
-            rows += [measure_network(case, x, dense, labels) for case, x in clean.items()]
+            rows = [measure_network(case, x, dense, labels) for case, x in clean.items()]
             shown = [{k: v for k, v in row.items() if k not in ("part", "classes")} for row in rows]
             print(record.markdown(shown), flush=True)
-            keep()
+            yield rows
         if "corruption" in args.parts:
-            table = measure_corruptions(apply, images, labels)
-            rows += table
-            print(record.markdown([_shown(row) for row in table]), flush=True)
-            keep()
+            rows = measure_corruptions(apply, images, labels)
+            print(record.markdown([_shown(row) for row in rows]), flush=True)
+            yield rows
     if "inputs" in args.parts:
-        network = CutNetwork("resnet20", SPARSITY, args.images)
-        for name, inputs in other_inputs().items():
+        network = CutNetwork(name, SPARSITY, args.images)
+        for kind, inputs in other_inputs().items():
             network.images = normalised(inputs)
             small = network.compressed(network.changed(importance="reconstruction"))
-            row = {"part": "inputs", "calibration inputs": name, "count": len(inputs)}
-            rows.append(row | {"accuracy": round(network.accuracy(small), 2)})
-            print(rows[-1], flush=True)
-            keep()
+            row = {"part": "inputs", "calibration inputs": kind, "count": len(inputs)}
+            yield [row | {"accuracy": round(network.accuracy(small), 2)}]
+            print(row, flush=True)
 
 
 def measure_corruptions(

@@ -42,6 +42,7 @@ ENVIRONMENT = {
 MIB = 2**20
 KERNEL = {"solver": "sinkhorn_kernel"}
 TOGETHER = {**KERNEL, "order": "simultaneous"}
+EXACT = {"solver": "exact"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +163,7 @@ def measured(name: str, folder: str | None = None) -> dict[str, Any]:
         "products": work.products,
         "collectives MiB": {k: round(v / MIB, 2) for k, v in sorted(work.traffic.items())},
         "collectives": dict(sorted(work.collectives.items())),
-        "largest gather MiB": work.largest_gather / MIB,
+        "largest MiB": {k: round(v / MIB, 2) for k, v in sorted(work.largest.items())},
     }
 
 
@@ -197,18 +198,29 @@ def fused(spec: Any, params: Any, **options: Any) -> tuple[Callable[..., Any], t
     return function, (params,)
 
 
-def resnet(mesh: Any, method: dict[str, Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A ResNet-18 for images of 32 x 32, whole on its chip."""
+def whole(
+    mesh: Any, name: str, method: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A network of `first_call`, whole on its chip; images are of 32 x 32.
+
+    With the exact solver, which the host runs, what is compiled is the way from given maps on.
+    """
     import jax
     from first_call import network
+    from gpu_kernels import merging
 
     import ifjax
 
-    apply_fn, struct, inputs = network("resnet18")
+    apply_fn, struct, inputs = network(name)
     spec = ifjax.trace(apply_fn, struct, *inputs).spec(0.5, **method)
     one = jax.sharding.SingleDeviceSharding(mesh.devices.reshape(-1)[0])
-    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), struct)
-    return lambda params: ifjax.fuse_params(params, spec), (given,)
+    if method["solver"] == "exact":
+        function, given = merging(spec, struct)
+    else:
+        function, given = (lambda params: ifjax.fuse_params(params, spec)), (struct,)
+    return function, jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), given
+    )
 
 
 def feed_forward(mesh: Any, method: dict[str, Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -333,9 +345,23 @@ def _decoder(billions: int, topology: str, *mesh: int) -> Case:
     return Case(topology, mesh, make)
 
 
+def _whole(name: str, method: dict[str, Any]) -> Case:
+    return Case("v5e:2x4", (1,), functools.partial(whole, name=name, method=method))
+
+
+NETWORKS = {
+    "digits CNN": "cnn",
+    "ResNet-18": "resnet18",
+    "VGG11": "vgg11",
+    "ResNet-50": "resnet50",
+    "DenseNet": "densenet",
+    "nnx transformer": "transformer",
+    "scanned decoder": "decoder",
+}
 CASES = {
-    "ResNet-18, simultaneous": Case("v5e:2x4", (1,), functools.partial(resnet, method=TOGETHER)),
-    "ResNet-18, sequential": Case("v5e:2x4", (1,), functools.partial(resnet, method=KERNEL)),
+    **{f"{label}, simultaneous": _whole(name, TOGETHER) for label, name in NETWORKS.items()},
+    **{f"{label}, exact maps": _whole(name, EXACT) for label, name in NETWORKS.items()},
+    "ResNet-18, sequential": _whole("resnet18", KERNEL),
     "Llama-3-8B feed-forward": Case(
         "v5e:2x4", (2, 4), functools.partial(feed_forward, method=TOGETHER)
     ),
@@ -343,6 +369,8 @@ CASES = {
         "v5e:2x4", (2, 4), functools.partial(training, sizes=SMALL)
     ),
     "7B decoder": _decoder(7, "v5e:2x4", 2, 4),
+    "7B decoder on 256": _decoder(7, "v5e:16x16", 32, 8),
+    "7B decoder on v5p": _decoder(7, "v5p:4x4x4", 8, 8),
     "70B decoder": _decoder(70, "v5e:16x16", 32, 8),
     "70B decoder on v5p": _decoder(70, "v5p:4x4x4", 8, 8),
 }

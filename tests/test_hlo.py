@@ -46,7 +46,7 @@ def test_kernels_loops_products_and_collectives_of_a_program():
     assert (found.kernels, found.fusions, found.loops, found.products) == (4, 1, 1, 1)
     assert found.collectives == {"collective-permute": 1, "all-gather": 1}
     assert found.traffic == {"collective-permute": 3 * 16, "all-gather": 16}
-    assert found.largest_gather == 16
+    assert found.largest["all-gather"] == 16
 
 
 @pytest.mark.parametrize(
