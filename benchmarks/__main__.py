@@ -5,6 +5,7 @@
     python -m benchmarks NAME [ARGUMENT ...]  # one in full: its script, with further arguments
     python -m benchmarks --sample [NAME ...]  # rows of all, or some, again: do they still hold?
     python -m benchmarks --stale              # results that are older than the code
+    python -m benchmarks --tables             # pages of all results anew, from their JSON
 
 Quick forms write to ``benchmarks/results/quick``, which is not kept, and leave the results alone. A
 sample measures a few rows of the full form again, and notes in ``benchmarks/samples.json`` how far
@@ -24,7 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import age
+from benchmarks import age, result_page
 from benchmarks import sample as sampling
 from benchmarks.registry import FOLDER, SAMPLES, STUDIES, Study
 
@@ -147,7 +148,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--sample", nargs="*", choices=sampled, metavar="NAME")
     parser.add_argument("--stale", action="store_true", help="how old the results are")
     parser.add_argument("--table", action="store_true", help="the questions as a markdown table")
+    parser.add_argument("--tables", action="store_true", help="pages of all results, from JSON")
     args = parser.parse_args(arguments)
+    if args.tables:
+        for file in (FOLDER / "results").glob("*.json"):
+            result_page.write(file)
+        return 0
     if args.quick is not None:
         return quick(args.quick or list(STUDIES), args.limit)
     if args.sample is not None:

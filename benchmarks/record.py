@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import result_page
 from age import git
+from result_page import markdown as markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(os.environ.get("IFJAX_RESULTS") or ROOT / "benchmarks/results")
@@ -23,7 +25,7 @@ if not sys.stderr.isatty():
 # As it was when the process began: a checkout may move on while it runs.
 COMMIT = git(ROOT, "rev-parse", "HEAD")
 CHANGED = (git(ROOT, "status", "--porcelain", "-uall") or "").splitlines()
-PACKAGES = ("jax", "flax", "ott-jax", "POT", "numpy")
+PACKAGES = ("jax", "flax", "ott-jax", "POT", "numpy", "torch", "torch-pruning", "transformers")
 # What was read of earlier results, by name.
 _earlier: dict[str, dict[str, Any]] = {}
 
@@ -65,7 +67,9 @@ def depends(modules: Iterable[Any], root: Path = ROOT) -> list[str]:
         if path != root and path.is_relative_to(root):
             parts = path.relative_to(root).parts
             found.add("/".join(parts[:2]) if parts[0] == "ifjax" else "/".join(parts))
-    found -= {"benchmarks/record.py", "benchmarks/age.py"}  # what is written, not what is measured
+    found -= {
+        f"benchmarks/{name}.py" for name in ("record", "age", "result_page")
+    }  # what is written, not what is measured
     inside = {path for path in found if path.split("/")[0] in ("ifjax", "benchmarks", "tests")}
     return sorted(inside if any(p.startswith("ifjax/") for p in inside) else {*inside, "ifjax"})
 
@@ -78,7 +82,7 @@ def origin() -> dict[str, Any]:
 
 
 def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
-    """Writes ``results/NAME.json`` and returns its path.
+    """Writes ``results/NAME.json`` and its page, ``NAME.md``, and returns the path of the former.
 
     Where rows are among those that `read` gave, the result is as old as they are, and its commands
     are all that made it and this one, also those of which no row is left.
@@ -94,6 +98,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
     record = {"command": command, **born, "machine": machine(), **extra, "rows": list(rows)}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
+    result_page.write(path)
     return path
 
 
@@ -131,18 +136,3 @@ def pivoted(
     for row in rows:
         table.setdefault(row[by], {by: row[by]})[column(row)] = cell(row)
     return list(table.values())
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a markdown table."""
-    head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([_cell(r.get(k, "")) for k in head] for r in rows)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 1
-        else (f"{value:.2f}" if isinstance(value, float) else str(value))
-    )

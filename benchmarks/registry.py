@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parent
 SAMPLES = FOLDER / "samples.json"
 # Beside the scripts: what they share, and what they compare with.
 HELPERS = {
-    *("__main__", "age", "record", "registry", "sample"),
+    *("__main__", "age", "record", "registry", "result_page", "sample"),
     *("call_parts", "corruptions", "cut_network", "hlo", "least_squares", "profile_fusion"),
     *("torch_architectures", "torch_fusion"),
     *("distilled", "language_baselines", "sampled_text"),  # of language_model

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as evidence
-from benchmarks import age
+from benchmarks import age, result_page
 from benchmarks import sample as sampling
 from benchmarks.registry import FOLDER, HELPERS, STUDIES, Study
 from tests.benchmark_module import loaded
@@ -33,6 +33,12 @@ def test_every_result_is_registered_and_names_a_command_that_is_there(file):
     scripts = age.scripts_of(json.loads(file.read_text()))
     assert scripts
     assert all((ROOT / script).is_file() for script in scripts)
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_every_result_has_its_page(file):
+    page = result_page.page(file.stem, json.loads(file.read_text()))
+    assert file.with_suffix(".md").read_text() == page, "python -m benchmarks --tables"
 
 
 def test_the_page_of_the_evidence_has_the_questions_and_results_of_today():
