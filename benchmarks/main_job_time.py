@@ -3,8 +3,9 @@
 Both checkouts are worktrees of this repository, both run in this environment without a cache of
 compiled programs, each in a folder of its own. Seconds of the processor, of all threads: machines
 that others use too make the clock's seconds say little. Later commits also reconstruct: they are
-asked for what the earlier one does.
+asked for what the earlier one does. Both need their packages here: that of the default wants tyro.
 
+    pip install -e '.[train]' && pip install tyro
     python benchmarks/main_job_time.py           # 3 minutes on 2 cores
     python benchmarks/main_job_time.py --before COMMIT --rounds 3
 """
@@ -65,7 +66,9 @@ def ran(checkout: Path, options: tuple[str, ...]) -> dict[str, float]:
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "train.py", *options]
-    subprocess.run(command, cwd=checkout, env=environment, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{checkout.name}: train.py ended with {done.stderr.splitlines()[-1:]}")
     after, passed = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"seconds": passed, "CPU s": spent}
