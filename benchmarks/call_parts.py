@@ -52,11 +52,12 @@ class Parts:
         """Stops listening."""
         self._ended = time.perf_counter()
         builtins.__import__ = self._import
+        jax.monitoring.unregister_event_duration_listener(self._heard)
 
     def _heard(self, event: str, seconds: float, **_: Any) -> None:
         now = time.perf_counter()
         for part, name in EVENTS.items():
-            if event == name and not self._ended:
+            if event == name:
                 self.intervals[part].append((now - seconds, now))
                 self.programs += part == "compile s"
 
@@ -74,7 +75,7 @@ class Parts:
         """Of every part what none before it has, and of the rest, ``run s``."""
         found, known, so_far = {}, 0.0, []
         for part, intervals in self.intervals.items():
-            so_far += [(max(start, self._began), end) for start, end in intervals]
+            so_far += [(max(a, self._began), min(b, self._ended)) for a, b in intervals]
             found[part], known = covered(so_far) - known, covered(so_far)
         return {**found, "run s": self._ended - self._began - known}
 
@@ -93,6 +94,6 @@ def covered(intervals: Sequence[Interval]) -> float:
 
 
 def kernels() -> int:
-    """Of all programs that this process holds."""
+    """Of all programs that this process holds; those of functions that are gone are not."""
     held = jax.devices()[0].client.live_executables()
     return sum(hlo.work(m.to_string()).kernels for x in held for m in x.hlo_modules())

@@ -58,6 +58,7 @@ def main() -> None:
             print(json.dumps(row), flush=True)
     print(record.markdown(rows))
     if not args.small:
+        rows = record.with_earlier("decoder_layer", rows, ("network", "cut"))
         print("written:", record.write("decoder_layer", rows).name)
 
 

@@ -163,7 +163,7 @@ def function(
     if way.startswith("jitted"):
         return functools.partial(jax.jit(ifjax.fuse_params, static_argnames="spec"), spec=spec)
     if way == "torch":
-        return in_torch(spec)
+        return in_torch(spec, weights)
     if way == "take":
         kept = {g.name: np.arange(g.kept) for g in spec.groups if g.kept != g.size and not g.batch}
         return lambda params: ifjax.take(params, spec, kept)
@@ -179,8 +179,9 @@ def function(
     )
 
 
-def in_torch(spec: Any) -> Callable[[Any], Any]:
-    """The torch program of `speed`, given parameters in its layouts; nothing to wait for."""
+def in_torch(spec: Any, weights: list[Any]) -> Callable[[Any], Any]:
+    """The torch program of `speed`, which has its weights by now; nothing of jax is waited for."""
+    import numpy as np
     import speed
     import torch
     import torch_fusion
@@ -188,10 +189,13 @@ def in_torch(spec: Any) -> Callable[[Any], Any]:
     from ifjax.tree import leaves_by_path
 
     torch.set_num_threads(2)
-    todo = speed.work(spec)
+    todo, given = speed.work(spec), {}
+    for params in weights:
+        leaves = {path: np.asarray(x) for path, x in leaves_by_path(params).items()}
+        given[id(params)] = torch_fusion.to_torch(leaves)
 
     def call(params: Any) -> None:
-        torch_fusion.fuse(torch_fusion.to_torch(leaves_by_path(params)), todo, spec.method.order)
+        torch_fusion.fuse(given[id(params)], todo, spec.method.order)
 
     return call
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,16 @@ def main() -> None:
     args, rows = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as folder:
         sides = {"before": (args.before, ()), "now": ("HEAD", NOW)}
-        for side, (commit, _) in sides.items():
-            git("worktree", "add", "--detach", str(Path(folder) / side), commit)
         try:
-            for _ in range(args.rounds):
+            for side, (commit, _) in sides.items():
+                git("worktree", "add", "--detach", str(Path(folder) / side), commit)
+            for turn in range(args.rounds):
                 for side, (commit, options) in sides.items():
-                    found = ran(Path(folder) / side, options)
+                    found = ran(Path(folder) / side, [*options, "--out", f"{folder}/{side}-{turn}"])
                     rows.append({"side": side, "of": commit, **found})
                     print(rows[-1], file=sys.stderr, flush=True)
         finally:
-            for side in sides:
+            for side in filter(lambda name: (Path(folder) / name).exists(), sides):
                 git("worktree", "remove", "--force", str(Path(folder) / side))
     table = [medians(side, rows) for side in sides]
     table[1]["times"] = table[1]["CPU s"] / table[0]["CPU s"]
@@ -60,7 +61,7 @@ def git(*arguments: str) -> None:
     subprocess.run(["git", "-C", str(record.ROOT), *arguments], check=True, capture_output=True)
 
 
-def ran(checkout: Path, options: tuple[str, ...]) -> dict[str, float]:
+def ran(checkout: Path, options: Sequence[str]) -> dict[str, float]:
     """Seconds of one run, of the clock and of the processor."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)

@@ -38,6 +38,21 @@ def test_the_parts_of_a_call_are_the_call(tmp_path, monkeypatch):
     assert found["run s"] >= 0.05
     assert all(seconds >= 0 for seconds in found.values())
     assert __import__ is parts._import
+    before = {part: len(found) for part, found in parts.intervals.items()}
+    jax.jit(lambda x: x + 1)(np.ones(2))
+    assert {part: len(found) for part, found in parts.intervals.items()} == before
+
+
+def test_what_belongs_to_two_parts_counts_for_the_first_and_the_rest_runs():
+    parts = call_parts.Parts()
+    parts._began, parts._ended = 1.0, 11.0
+    # A trace within a trace, an import within both, and two threads that compile at once.
+    parts.intervals["trace s"] += [(2.0, 4.0), (0.5, 5.0)]
+    parts.intervals["importing s"] += [(3.0, 3.5)]
+    parts.intervals["compile s"] += [(5.0, 8.0), (6.0, 9.0), (10.5, 12.0)]
+    found = parts.seconds()
+    wanted = {"importing s": 0.5, "trace s": 3.5, "lower s": 0, "compile s": 4.5, "run s": 1.5}
+    assert found == pytest.approx(wanted)
 
 
 def test_moments_count_once():
