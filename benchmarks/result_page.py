@@ -31,7 +31,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_cell(x)}" for key, x in value.items())
+        return ", ".join(f"{_cell(key)}: {_cell(x)}" for key, x in value.items())
     if isinstance(value, list | tuple):
         return "; ".join(map(_cell, value))
     return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,5 +1,6 @@
 """Every result is registered, quoted, of known age and made by a command that is there."""
 
+import doctest
 import json
 import re
 import subprocess
@@ -39,6 +40,16 @@ def test_every_result_is_registered_and_names_a_command_that_is_there(file):
 def test_every_result_has_its_page(file):
     page = result_page.page(file.stem, json.loads(file.read_text()))
     assert file.with_suffix(".md").read_text() == page, "python -m benchmarks --tables"
+
+
+def test_a_page_has_all_columns_and_no_cell_that_breaks_its_table():
+    rows = [{"n": 1, "of": {"a|b": 0.5}}, {"n": 2.5, "each": [1, 2.25]}]
+    found = result_page.page("x", {"command": ["python a.py", "python b.py"], "rows": rows})
+    assert found.splitlines()[2:5] == ["`python a.py`", "", "`python b.py`"]
+    assert "| n | of | each |" in found
+    assert "| 1 | a\\|b: 0.5 |  |" in found
+    assert "| 2.50 |  | 1; 2.25 |" in found
+    assert doctest.testmod(result_page).failed == 0
 
 
 def test_the_page_of_the_evidence_has_the_questions_and_results_of_today():
